@@ -1,0 +1,1 @@
+//! The bench: drives any vhost-user-blk back end and compares what comes back.

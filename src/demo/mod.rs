@@ -1,0 +1,1 @@
+//! The demo: two guests that swap into one daemon.

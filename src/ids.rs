@@ -1,0 +1,154 @@
+//! The words that name things, as types: which slot, which VM, how many bytes. They carry no behaviour
+//! beyond reading and printing themselves.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The index of a page on a VM's device; the device offset divided by the page size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(pub u32);
+
+impl Slot {
+    /// The slot as an index into a table.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A VM's durable number. It is on disk before its first use and is never given to another VM, so a page
+/// that carries it can't be taken for somebody else's. Zero is no VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VmId(pub u32);
+
+impl fmt::Display for VmId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A number of bytes, read and printed in IEC units: `4096`, `"512MiB"`, `"1.5GiB"`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Bytes(pub u64);
+
+const UNITS: [(&str, u64); 5] =
+    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+/// Why a text is not a size.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{given:?} is not a size: write a number and an IEC unit (B, KiB, MiB, GiB or TiB), for example \"512MiB\""
+)]
+pub struct ParseBytesError {
+    given: String,
+}
+
+impl FromStr for Bytes {
+    type Err = ParseBytesError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let err = || ParseBytesError { given: text.to_owned() };
+        let text = text.trim();
+        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let unit = match unit.trim() {
+            "" => 1,
+            unit => {
+                UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).map(|u| u.1).ok_or_else(err)?
+            }
+        };
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        let whole: u64 = whole.parse().map_err(|_| err())?;
+        // Nine decimal places are more than any size is written with, and keep the sum inside u128.
+        if fraction.len() > 9 || number.ends_with('.') {
+            return Err(err());
+        }
+        let part: u128 = if fraction.is_empty() { 0 } else { fraction.parse().map_err(|_| err())? };
+        let scale = 10u128.pow(u32::try_from(fraction.len()).map_err(|_| err())?);
+        let bytes = u128::from(whole) * u128::from(unit) + part * u128::from(unit) / scale;
+        u64::try_from(bytes).map(Bytes).map_err(|_| err())
+    }
+}
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, unit) = UNITS.iter().find(|(_, unit)| self.0 >= *unit).copied().unwrap_or(("B", 1));
+        let (whole, rest) = (self.0 / unit, self.0 % unit);
+        let text = if rest == 0 {
+            format!("{whole}{name}")
+        } else {
+            // Hundredths, rounded down: a size is never shown as more than it is.
+            format!("{whole}.{:02}{name}", u128::from(rest) * 100 / u128::from(unit))
+        };
+        f.pad(&text)
+    }
+}
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct BytesVisitor;
+        impl Visitor<'_> for BytesVisitor {
+            type Value = Bytes;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a size such as \"512MiB\" or a number of bytes")
+            }
+
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Bytes, E> {
+                Ok(Bytes(value))
+            }
+
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Bytes, E> {
+                u64::try_from(value).map(Bytes).map_err(|_| E::custom("a size can't be negative"))
+            }
+
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<Bytes, E> {
+                value.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(BytesVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_in_iec_units() {
+        for (text, bytes) in
+            [("0", 0), ("4096", 4096), ("4KiB", 4096), ("1.5 GiB", 3 << 29), ("2tib", 2 << 40), ("7B", 7)]
+        {
+            assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_size_is_refused() {
+        for text in ["", "GiB", "1GB", "-1", "1..5KiB", "1.", "99999999TiB", "1.0000000001GiB", "0x10"] {
+            assert!(text.parse::<Bytes>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_printed_in_iec_units() {
+        for (bytes, text) in [(0, "0B"), (4096, "4KiB"), (3 << 29, "1.50GiB"), (1023, "1023B")] {
+            assert_eq!(Bytes(bytes).to_string(), text);
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Store, load and invalidate pages; knows no virtio, no sockets, no serde.
