@@ -1,0 +1,171 @@
+//! A state file, mapped shared: what is written here outlives the process, whatever ends it. The store's only
+//! unsafe code. Every access is checked against the mapping's length; that the bytes are *backed* (a hole in a full
+//! tmpfs would be SIGBUS) is the caller's part: [`Mapping::back`] first, touch then.
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use rustix::fs::FallocateFlags;
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// A whole file, mapped readable and writable.
+#[derive(Debug)]
+pub struct Mapping {
+    base: NonNull<u8>,
+    length: usize,
+    file: File,
+}
+
+// SAFETY: the mapping is shared memory with no thread affinity; `base` and `length` never change. Who may touch
+// which bytes when is the callers' protocol, stated at each method.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps the first `length` bytes of `file`, extending it with a hole if it is shorter.
+    ///
+    /// # Errors
+    /// Those of ftruncate and mmap; `InvalidInput` when `length` doesn't fit the address space.
+    pub fn new(file: File, length: u64) -> io::Result<Self> {
+        if file.metadata()?.len() < length {
+            file.set_len(length)?;
+        }
+        let length = usize::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: a fresh mapping at an address of the kernel's choice touches no memory that exists.
+        let base = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                length,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::NORESERVE,
+                &file,
+                0,
+            )?
+        };
+        let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Self { base, length, file })
+    }
+
+    /// Backs a range with memory, zeroed where it was a hole. After this it may be touched.
+    ///
+    /// # Errors
+    /// Those of fallocate: `StorageFull` when the file system has no room left.
+    pub fn back(&self, offset: u64, length: u64) -> io::Result<()> {
+        Ok(rustix::fs::fallocate(&self.file, FallocateFlags::empty(), offset, length)?)
+    }
+
+    /// Gives a range back to the host. Nobody may touch it until it is backed again.
+    ///
+    /// # Errors
+    /// Those of fallocate.
+    pub fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(&self.file, flags, offset, length)?)
+    }
+
+    /// The file behind the mapping.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn at(&self, offset: u64, length: usize) -> NonNull<u8> {
+        let offset = usize::try_from(offset).expect("offsets are within the mapping");
+        assert!(length <= self.length && offset <= self.length - length, "access outside a state file");
+        // SAFETY: the assertion keeps base + offset inside the mapping.
+        unsafe { self.base.add(offset) }
+    }
+
+    /// Copies a range out. The range must be backed. Bytes that another thread writes meanwhile arrive torn, which
+    /// the checksum of an object finds.
+    pub fn read(&self, offset: u64, target: &mut [u8]) {
+        let length = target.len();
+        let source = self.at(offset, length);
+        // SAFETY: `at` checked the source range; the target is a distinct, exclusive borrow in ordinary memory. The
+        // caller holds the lock of the VM whose object this is, and objects are freed under that lock, so nobody
+        // writes here.
+        unsafe { source.copy_to_nonoverlapping(NonNull::from(target).cast(), length) };
+    }
+
+    /// Copies `source` in. The range must be backed and, by the arena's allocation, nobody else's.
+    pub fn write(&self, offset: u64, source: &[u8]) {
+        let target = self.at(offset, source.len());
+        // SAFETY: `at` checked the target range; the arena hands a range out once until it is freed, so no other
+        // thread reads or writes it; the source is ordinary memory.
+        unsafe { target.copy_from_nonoverlapping(NonNull::from(source).cast(), source.len()) };
+    }
+
+    /// The aligned word at `offset`, which must be backed while the reference lives.
+    ///
+    /// # Panics
+    /// When `offset` is outside the mapping or not a multiple of eight.
+    #[must_use]
+    pub fn word(&self, offset: u64) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8), "words are aligned");
+        // SAFETY: in bounds by `at`, aligned by the assertion (mappings are page-aligned), valid for any bit
+        // pattern, and only ever accessed as an atomic.
+        unsafe { self.at(offset, 8).cast::<AtomicU64>().as_ref() }
+    }
+
+    /// The aligned half-word at `offset`, which must be backed while the reference lives.
+    ///
+    /// # Panics
+    /// When `offset` is outside the mapping or not a multiple of four.
+    #[must_use]
+    pub fn half_word(&self, offset: u64) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4), "half-words are aligned");
+        // SAFETY: as for `word`.
+        unsafe { self.at(offset, 4).cast::<AtomicU32>().as_ref() }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is the one that `new` mapped, and every reference into it borrowed `self`.
+        let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.length) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::Ordering;
+
+    fn mapping(length: u64) -> Mapping {
+        Mapping::new(tempfile::tempfile().unwrap(), length).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_in_the_file() {
+        let mapping = mapping(1 << 20);
+        mapping.back(8192, 4096).unwrap();
+        mapping.write(8200, b"stays");
+        mapping.word(8192).store(7, Ordering::Release);
+        let again = Mapping::new(mapping.file().try_clone().unwrap(), 1 << 20).unwrap();
+        let mut found = [0; 5];
+        again.read(8200, &mut found);
+        assert_eq!((&found, again.word(8192).load(Ordering::Acquire)), (b"stays", 7));
+    }
+
+    #[test]
+    fn a_punched_range_reads_as_zeros_when_backed_again() {
+        let mapping = mapping(1 << 16);
+        mapping.back(0, 4096).unwrap();
+        mapping.half_word(12).store(9, Ordering::Relaxed);
+        mapping.punch(0, 4096).unwrap();
+        mapping.back(0, 4096).unwrap();
+        assert_eq!(mapping.half_word(12).load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "outside a state file")]
+    fn access_outside_is_refused() {
+        mapping(4096).write(4090, &[0; 7]);
+    }
+}

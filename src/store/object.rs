@@ -1,0 +1,136 @@
+//! The object: one compressed page in the arena, behind a header that says whose it is. Header and payload are
+//! written once and never changed; a checksum covers both, and every load verifies it before the guest sees a byte.
+//!
+//! ```text
+//!  0          4       8       12              14           16
+//! ┌──────────┬───────┬───────┬───────────────┬────────────┬─────────┐
+//! │ crc32c   │ VM    │ slot  │ codec, length │ dictionary │ payload │   little-endian
+//! └──────────┴───────┴───────┴───────────────┴────────────┴─────────┘
+//!  of all that follows        3 bits, 13 bits   0 = none
+//! ```
+
+use super::codec::CodecId;
+use crate::ids::{Slot, VmId};
+use crate::page::PAGE_SIZE;
+
+/// Bytes of an object's header.
+pub const HEADER_BYTES: usize = 16;
+/// The longest payload: a page that is kept raw.
+pub const PAYLOAD_MAX: usize = PAGE_SIZE;
+/// The longest object.
+pub const OBJECT_BYTES_MAX: usize = HEADER_BYTES + PAYLOAD_MAX;
+
+const LENGTH_BITS: u32 = 13;
+
+/// Whose page an object is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The VM that stored it.
+    pub vm: VmId,
+    /// The slot that it was stored to.
+    pub slot: Slot,
+}
+
+/// Why an object was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadObject {
+    /// Header or payload changed since they were written.
+    #[error("the checksum of the stored page does not match")]
+    Checksum,
+    /// The object is intact but somebody else's.
+    #[error("the stored page belongs to VM {vm}, slot {slot}")]
+    Owner {
+        /// The VM that the header names.
+        vm: VmId,
+        /// The slot that the header names.
+        slot: Slot,
+    },
+    /// The header can't have been written by this version.
+    #[error("the stored page has an unknown codec or a wrong length")]
+    Header,
+}
+
+/// Completes the object in `object`, whose payload is in place behind the header's room.
+///
+/// # Panics
+/// When `object` is shorter than a header or longer than [`OBJECT_BYTES_MAX`].
+pub fn seal(object: &mut [u8], owner: Owner, codec: CodecId) {
+    let payload_bytes = object.len() - HEADER_BYTES;
+    assert!((1..=PAYLOAD_MAX).contains(&payload_bytes));
+    let length = u16::try_from(payload_bytes).expect("a payload is at most a page");
+    object[4..8].copy_from_slice(&owner.vm.0.to_le_bytes());
+    object[8..12].copy_from_slice(&owner.slot.0.to_le_bytes());
+    object[12..14].copy_from_slice(&((codec as u16) << LENGTH_BITS | length).to_le_bytes());
+    object[14..16].copy_from_slice(&0u16.to_le_bytes());
+    let checksum = crc32c::crc32c(&object[4..]);
+    object[..4].copy_from_slice(&checksum.to_le_bytes());
+}
+
+/// Verifies a copied-out object and returns its codec and payload.
+///
+/// # Errors
+/// When the checksum fails, the object is not `owner`'s, or the header makes no sense.
+pub fn open(object: &[u8], owner: Owner) -> Result<(CodecId, &[u8]), BadObject> {
+    let (header, payload) = object.split_at_checked(HEADER_BYTES).ok_or(BadObject::Header)?;
+    let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    if word(0) != crc32c::crc32c(&object[4..]) {
+        return Err(BadObject::Checksum);
+    }
+    let found = Owner { vm: VmId(word(4)), slot: Slot(word(8)) };
+    if found != owner {
+        return Err(BadObject::Owner { vm: found.vm, slot: found.slot });
+    }
+    let described = u16::from_le_bytes([header[12], header[13]]);
+    let codec = CodecId::from_bits(described >> LENGTH_BITS).ok_or(BadObject::Header)?;
+    if usize::from(described & ((1 << LENGTH_BITS) - 1)) != payload.len() || header[14..16] != [0, 0] {
+        return Err(BadObject::Header);
+    }
+    Ok((codec, payload))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWNER: Owner = Owner { vm: VmId(3), slot: Slot(77) };
+
+    fn sealed(payload: &[u8]) -> Vec<u8> {
+        let mut object = vec![0; HEADER_BYTES];
+        object.extend_from_slice(payload);
+        seal(&mut object, OWNER, CodecId::Lz4);
+        object
+    }
+
+    #[test]
+    fn a_sealed_object_opens_for_its_owner_only() {
+        let object = sealed(b"payload");
+        assert_eq!(open(&object, OWNER), Ok((CodecId::Lz4, &b"payload"[..])));
+        let other = Owner { vm: VmId(4), ..OWNER };
+        assert_eq!(open(&object, other), Err(BadObject::Owner { vm: VmId(3), slot: Slot(77) }));
+        let other = Owner { slot: Slot(78), ..OWNER };
+        assert_eq!(open(&object, other), Err(BadObject::Owner { vm: VmId(3), slot: Slot(77) }));
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_noticed() {
+        let object = sealed(&[5; 100]);
+        for bit in 0..object.len() * 8 {
+            let mut damaged = object.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(open(&damaged, OWNER), Err(BadObject::Checksum), "bit {bit}");
+        }
+        for length in 0..object.len() {
+            assert!(open(&object[..length], OWNER).is_err(), "length {length}");
+        }
+    }
+
+    #[test]
+    fn a_whole_raw_page_fits() {
+        let mut object = vec![9; OBJECT_BYTES_MAX];
+        seal(&mut object, OWNER, CodecId::Raw);
+        assert_eq!(
+            open(&object, OWNER).map(|(codec, payload)| (codec, payload.len())),
+            Ok((CodecId::Raw, 4096))
+        );
+    }
+}

@@ -1,0 +1,280 @@
+//! The page table of one VM: an entry and an age for every slot, in a sparse file of the state directory. Chunks of
+//! it are backed when their first slot is used; an unbacked chunk is a chunk of empty slots and is never touched.
+//! Generations live beside it in ordinary memory: they only have to tell apart what one process sees.
+//!
+//! ```text
+//! 0      header page, little-endian: 0 magic "BALLTBL\0"  8 version u32  12 VM number u32
+//!          16 slots u32  20 length of the name u32  24 name  88 crc32c of all before u32
+//!          96 u32: 1 once the VM's first pages (its swap header) are in place
+//! 4096   chunk 0: 4096 entries of 8 bytes, then 4096 ages of 4 bytes
+//! 53248  chunk 1, and so on
+//! ```
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use rustix::fs::SeekFrom;
+
+use super::mapping::Mapping;
+use super::state::STATE_VERSION;
+use crate::ids::{Slot, VmId};
+use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
+
+const MAGIC: &[u8; 8] = b"BALLTBL\0";
+const HEADER_BYTES: u64 = PAGE_SIZE_U64;
+const INITIALISED_AT: u64 = 96;
+const CHECKSUM_AT: usize = 88;
+/// The longest name of a VM, in bytes.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// Slots per chunk.
+pub const CHUNK_SLOTS: usize = 4096;
+const ENTRIES_BYTES: u64 = CHUNK_SLOTS as u64 * 8;
+const CHUNK_BYTES: u64 = ENTRIES_BYTES + CHUNK_SLOTS as u64 * 4;
+
+/// One VM's page table.
+#[derive(Debug)]
+pub struct Table {
+    mapping: Mapping,
+    vm: VmId,
+    slots: u32,
+    /// The generations of each backed chunk; unset for a chunk that is not backed.
+    chunks: Vec<OnceLock<Box<[AtomicU32]>>>,
+}
+
+/// Why a page table can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    /// The header is not one that this version wrote for this VM.
+    #[error("the page table's header is damaged")]
+    Header,
+    /// It is for a device of another size.
+    #[error("the VM was created with {} of swap and is configured with {}", crate::ids::Bytes(u64::from(*found) * PAGE_SIZE_U64), crate::ids::Bytes(u64::from(*wanted) * PAGE_SIZE_U64))]
+    Size {
+        /// Slots in the table.
+        found: u32,
+        /// Slots in the configuration.
+        wanted: u32,
+    },
+    /// The file can't be created, read or mapped.
+    #[error("the page table can't be opened")]
+    Io(#[from] io::Error),
+}
+
+impl Table {
+    /// Makes an empty table at `path`; the file appears complete or not at all.
+    ///
+    /// # Errors
+    /// Those of creating, writing and renaming the file.
+    pub fn create(path: &Path, vm: VmId, name: &str, slots: u32) -> Result<Self, TableError> {
+        let mut header = [0; PAGE_SIZE];
+        header[..8].copy_from_slice(MAGIC);
+        header[8..12].copy_from_slice(&STATE_VERSION.to_le_bytes());
+        header[12..16].copy_from_slice(&vm.0.to_le_bytes());
+        header[16..20].copy_from_slice(&slots.to_le_bytes());
+        let length = u32::try_from(name.len()).map_err(|_| TableError::Header)?;
+        header[20..24].copy_from_slice(&length.to_le_bytes());
+        header[24..24 + NAME_BYTES_MAX]
+            .get_mut(..name.len())
+            .ok_or(TableError::Header)?
+            .copy_from_slice(name.as_bytes());
+        let checksum = crc32c::crc32c(&header[..CHECKSUM_AT]);
+        header[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
+        let new = path.with_extension("new");
+        fs::write(&new, header)?;
+        fs::rename(&new, path)?;
+        Self::open(path, name)
+    }
+
+    /// Opens the table at `path` and backs what holds data, without reading any entry.
+    ///
+    /// # Errors
+    /// When the header is damaged or another VM's, or the file can't be mapped.
+    pub fn open(path: &Path, name: &str) -> Result<Self, TableError> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let mut header = [0; PAGE_SIZE];
+        file.read_exact_at(&mut header, 0).map_err(|err| match err.kind() {
+            io::ErrorKind::UnexpectedEof => TableError::Header,
+            _ => TableError::Io(err),
+        })?;
+        let half_word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
+        let named = &header[24..24 + NAME_BYTES_MAX];
+        let sound = &header[..8] == MAGIC
+            && half_word(CHECKSUM_AT) == crc32c::crc32c(&header[..CHECKSUM_AT])
+            && half_word(8) == STATE_VERSION
+            && usize::try_from(half_word(20)).ok().and_then(|length| named.get(..length)) == Some(name.as_bytes());
+        if !sound {
+            return Err(TableError::Header);
+        }
+        let slots = half_word(16);
+        let chunks = (slots as usize).div_ceil(CHUNK_SLOTS);
+        let length = HEADER_BYTES + chunks as u64 * CHUNK_BYTES;
+        let mapping = Mapping::new(file, length)?;
+        let table = Self {
+            mapping,
+            vm: VmId(half_word(12)),
+            slots,
+            chunks: std::iter::repeat_with(OnceLock::new).take(chunks).collect(),
+        };
+        table.back_chunks_with_data(length)?;
+        Ok(table)
+    }
+
+    fn back_chunks_with_data(&self, length: u64) -> io::Result<()> {
+        let mut at = HEADER_BYTES;
+        while at < length {
+            at = match rustix::fs::seek(self.mapping.file(), SeekFrom::Data(at)) {
+                Ok(data) => data,
+                // No data from here to the end.
+                Err(rustix::io::Errno::NXIO) => break,
+                Err(err) => return Err(err.into()),
+            };
+            let chunk = usize::try_from((at - HEADER_BYTES) / CHUNK_BYTES).unwrap_or(usize::MAX);
+            if chunk >= self.chunks.len() {
+                break;
+            }
+            self.back_chunk(chunk)?;
+            at = chunk_offset(chunk + 1);
+        }
+        Ok(())
+    }
+
+    fn back_chunk(&self, chunk: usize) -> io::Result<()> {
+        // Two threads may both back it: the second changes nothing.
+        self.mapping.back(chunk_offset(chunk), CHUNK_BYTES)?;
+        self.chunks[chunk].get_or_init(|| (0..CHUNK_SLOTS).map(|_| AtomicU32::new(0)).collect());
+        Ok(())
+    }
+
+    /// The VM's number.
+    #[must_use]
+    pub fn vm(&self) -> VmId {
+        self.vm
+    }
+
+    /// Slots on the VM's device.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// Whether the VM's first pages were put in place.
+    #[must_use]
+    pub fn initialised(&self) -> bool {
+        self.mapping.half_word(INITIALISED_AT).load(Ordering::Acquire) == 1
+    }
+
+    /// Notes that the VM's first pages are in place.
+    pub fn set_initialised(&self) {
+        self.mapping.half_word(INITIALISED_AT).store(1, Ordering::Release);
+    }
+
+    /// Makes sure that `slot` can be written.
+    ///
+    /// # Errors
+    /// `StorageFull` when the state directory has no room left.
+    pub fn back(&self, slot: Slot) -> io::Result<()> {
+        let chunk = slot.index() / CHUNK_SLOTS;
+        if self.chunks[chunk].get().is_none() {
+            self.back_chunk(chunk)?;
+        }
+        Ok(())
+    }
+
+    /// The record of a slot, or `None` when its chunk was never used and the slot is thus empty.
+    ///
+    /// # Panics
+    /// When the slot is beyond the device.
+    #[must_use]
+    pub fn record(&self, slot: Slot) -> Option<Record<'_>> {
+        assert!(slot.0 < self.slots, "slot {slot} is beyond the device");
+        let (chunk, within) = (slot.index() / CHUNK_SLOTS, slot.index() % CHUNK_SLOTS);
+        let generations = self.chunks[chunk].get()?;
+        let offset = chunk_offset(chunk);
+        Some(Record {
+            entry: self.mapping.word(offset + within as u64 * 8),
+            age: self.mapping.half_word(offset + ENTRIES_BYTES + within as u64 * 4),
+            generation: &generations[within],
+        })
+    }
+
+    /// The first slot from `slot` on whose chunk is backed, or `None` when the rest of the device was never used.
+    #[must_use]
+    pub fn next_backed(&self, slot: Slot) -> Option<Slot> {
+        let chunk = slot.index() / CHUNK_SLOTS;
+        if self.chunks.get(chunk)?.get().is_some() {
+            return (slot.0 < self.slots).then_some(slot);
+        }
+        let next = (chunk + 1..self.chunks.len()).find(|next| self.chunks[*next].get().is_some())?;
+        u32::try_from(next * CHUNK_SLOTS).ok().map(Slot)
+    }
+
+    /// All slots of backed chunks, in order.
+    pub fn backed_slots(&self) -> impl Iterator<Item = Slot> {
+        std::iter::successors(self.next_backed(Slot(0)), |slot| self.next_backed(Slot(slot.0.checked_add(1)?)))
+    }
+
+    /// Bytes of memory behind the table, generations included.
+    #[must_use]
+    pub fn metadata_bytes(&self) -> u64 {
+        let backed = self.chunks.iter().filter(|chunk| chunk.get().is_some()).count() as u64;
+        HEADER_BYTES + backed * (CHUNK_BYTES + CHUNK_SLOTS as u64 * 4)
+    }
+}
+
+fn chunk_offset(chunk: usize) -> u64 {
+    HEADER_BYTES + chunk as u64 * CHUNK_BYTES
+}
+
+/// One slot's part of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'table> {
+    /// The packed entry.
+    pub entry: &'table AtomicU64,
+    /// When the page was last used (see `lru`).
+    pub age: &'table AtomicU32,
+    /// Changes with every published entry.
+    pub generation: &'table AtomicU32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_used_chunks_are_backed_and_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web1.table");
+        let table = Table::create(&path, VmId(5), "web1", 1 << 20).unwrap();
+        assert!(table.record(Slot(70_000)).is_none());
+        table.back(Slot(70_000)).unwrap();
+        table.record(Slot(70_000)).unwrap().entry.store(77, Ordering::Release);
+        drop(table);
+
+        let table = Table::open(&path, "web1").unwrap();
+        assert_eq!((table.vm(), table.slots()), (VmId(5), 1 << 20));
+        assert_eq!(table.record(Slot(70_000)).unwrap().entry.load(Ordering::Acquire), 77);
+        assert!(table.record(Slot(0)).is_none());
+        let first = u32::try_from(70_000 / CHUNK_SLOTS * CHUNK_SLOTS).unwrap();
+        assert_eq!(table.backed_slots().next(), Some(Slot(first)));
+        assert_eq!(table.backed_slots().count(), CHUNK_SLOTS);
+    }
+
+    #[test]
+    fn a_damaged_header_and_a_foreign_table_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web1.table");
+        drop(Table::create(&path, VmId(5), "web1", 100).unwrap());
+        assert!(matches!(Table::open(&path, "web2"), Err(TableError::Header)));
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[16] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        assert!(matches!(Table::open(&path, "web1"), Err(TableError::Header)));
+        fs::write(&path, b"short").unwrap();
+        assert!(matches!(Table::open(&path, "web1"), Err(TableError::Header)));
+    }
+}
