@@ -1,1 +1,112 @@
-//! The only room that knows virtio and vhost-user from the back end's side.
+//! The device: the only room that knows virtio and vhost-user. Every VM has a socket; each connection to it is a
+//! [`session`], whose virtqueues ([`ring`]) run on a few shared [`worker`]s, which carry out [`blk`] requests on the
+//! VM's pages in the store.
+
+pub mod blk;
+pub mod inflight;
+pub mod ring;
+pub mod session;
+pub mod vm;
+pub mod worker;
+
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
+use vhost_user_backend::bitmap::BitmapMmapRegion;
+use vm_memory::GuestMemoryMmap;
+
+use crate::store::state::StateId;
+use session::Session;
+use vm::DeviceVm;
+use worker::Worker;
+
+/// A guest's memory: mapped, and ready to log which pages were written.
+pub type Memory = GuestMemoryMmap<BitmapMmapRegion>;
+
+/// What all VMs share: the workers, and the state that their pages are in.
+pub struct Device {
+    workers: Arc<Vec<Worker>>,
+    state_id: StateId,
+    sessions: AtomicU64,
+}
+
+impl Device {
+    /// Starts `workers` worker threads, which keep looking at their rings for `poll` after the last request.
+    ///
+    /// # Errors
+    /// When a thread can't be started.
+    pub fn start(workers: usize, poll: Duration, state_id: StateId) -> io::Result<Self> {
+        let workers =
+            (0..workers.max(1)).map(|index| Worker::start(index, poll)).collect::<io::Result<_>>()?;
+        Ok(Self { workers: Arc::new(workers), state_id, sessions: AtomicU64::new(0) })
+    }
+
+    /// Accepts VMMs on a VM's socket, on a thread of its own, until the process ends.
+    ///
+    /// # Errors
+    /// When the thread can't be started.
+    pub fn listen(self: &Arc<Self>, listener: UnixListener, vm: Arc<DeviceVm>) -> io::Result<()> {
+        let device = Arc::clone(self);
+        std::thread::Builder::new().name(format!("accept-{}", vm.name())).spawn(move || {
+            for stream in listener.incoming() {
+                let accepted = stream.and_then(|stream| device.attach(stream, &vm));
+                if let Err(err) = accepted {
+                    tracing::warn!(%err, vm = vm.name(), "a connection was refused");
+                    // Out of file descriptors or threads: that doesn't end by trying again at once.
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            }
+        })?;
+        Ok(())
+    }
+
+    fn attach(self: &Arc<Self>, stream: UnixStream, vm: &Arc<DeviceVm>) -> io::Result<()> {
+        if !vm.in_service() {
+            return Err(io::Error::other("the VM is out of service: see `ballast status`"));
+        }
+        let number = self.sessions.fetch_add(1, Ordering::Relaxed);
+        let session = Session::new(number, Arc::clone(vm), Arc::clone(&self.workers), self.state_id)
+            .map_err(io::Error::other)?;
+        vm.session_began();
+        let vm_of_thread = Arc::clone(vm);
+        let spawned = std::thread::Builder::new()
+            .name(format!("session-{}", vm.name()))
+            .spawn(move || serve(stream, session, &vm_of_thread));
+        if spawned.is_err() {
+            vm.session_ended();
+        }
+        spawned.map(|_| ())
+    }
+}
+
+/// Answers messages until the VMM hangs up or says something that can't be.
+fn serve(stream: UnixStream, session: Session, vm: &DeviceVm) {
+    tracing::info!(vm = vm.name(), "a VMM connected");
+    let session = Arc::new(Mutex::new(session));
+    let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&session));
+    let end = loop {
+        if let Err(err) = handler.handle_request() {
+            break err;
+        }
+    };
+    // The connection stays open until the rings have stopped: a VMM that sees it close may come back at once.
+    if let Ok(mut session) = session.lock() {
+        session.stop_all();
+    }
+    match end {
+        VhostError::Disconnected | VhostError::PartialMessage | VhostError::SocketBroken(_) => {
+            tracing::info!(vm = vm.name(), "the VMM disconnected");
+        }
+        VhostError::InvalidParam | VhostError::InvalidMessage => tracing::warn!(
+            vm = vm.name(),
+            "the VMM sent a message that can't be used; if its memory is not shared, share it: QEMU needs \
+             `-object memory-backend-memfd,…,share=on`, cloud-hypervisor `--memory …,shared=on`"
+        ),
+        err => tracing::warn!(%err, vm = vm.name(), "the connection was ended"),
+    }
+    vm.session_ended();
+}

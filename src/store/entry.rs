@@ -86,7 +86,7 @@ impl Entry {
                 assert!((1..=PAYLOAD_MAX).contains(&payload_bytes) && offset.is_multiple_of(OBJECT_ALIGN));
                 assert!(offset < ARENA_BYTES_MAX);
                 let length = (payload_bytes as u64 - 1) << OFFSET_BITS;
-                (length | offset / OBJECT_ALIGN) << KIND_BITS | KIND_ARENA
+                ((length | (offset / OBJECT_ALIGN)) << KIND_BITS) | KIND_ARENA
             }
             Self::Lost => KIND_LOST,
         };
@@ -137,7 +137,7 @@ fn same_filled_body(word: u64) -> Option<u64> {
 
 fn sign_extend(value: u64) -> u64 {
     let sign = 1 << (VALUE_BITS - 1);
-    ((value ^ sign).wrapping_sub(sign)) & u64::MAX
+    (value ^ sign).wrapping_sub(sign)
 }
 
 /// Eight bits over slot and body. A multiplicative hash is enough against stray writes; pages themselves carry a

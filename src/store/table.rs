@@ -106,7 +106,8 @@ impl Table {
         let sound = &header[..8] == MAGIC
             && half_word(CHECKSUM_AT) == crc32c::crc32c(&header[..CHECKSUM_AT])
             && half_word(8) == STATE_VERSION
-            && usize::try_from(half_word(20)).ok().and_then(|length| named.get(..length)) == Some(name.as_bytes());
+            && usize::try_from(half_word(20)).ok().and_then(|length| named.get(..length))
+                == Some(name.as_bytes());
         if !sound {
             return Err(TableError::Header);
         }
@@ -215,7 +216,9 @@ impl Table {
 
     /// All slots of backed chunks, in order.
     pub fn backed_slots(&self) -> impl Iterator<Item = Slot> {
-        std::iter::successors(self.next_backed(Slot(0)), |slot| self.next_backed(Slot(slot.0.checked_add(1)?)))
+        std::iter::successors(self.next_backed(Slot(0)), |slot| {
+            self.next_backed(Slot(slot.0.checked_add(1)?))
+        })
     }
 
     /// Bytes of memory behind the table, generations included.

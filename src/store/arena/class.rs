@@ -13,7 +13,9 @@ pub const SPAN_PAGES_MAX: usize = 16;
 /// Short spans matter: each class has one that is partly filled.
 const TAIL_PARTS: usize = 50;
 
-const GRAIN: usize = OBJECT_ALIGN as usize;
+/// [`OBJECT_ALIGN`] in the type of sizes.
+const GRAIN: usize = 16;
+const _: () = assert!(GRAIN as u64 == OBJECT_ALIGN);
 const SIZES: usize = OBJECT_BYTES_MAX.div_ceil(GRAIN);
 
 /// The number of a size class.

@@ -121,7 +121,7 @@ impl Arena {
     fn back_span(&self, offset: u64, span_bytes: u64) -> Result<(), AllocateError> {
         let max = self.max_bytes.load(Ordering::Relaxed);
         self.used_bytes
-            .try_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
                 used.checked_add(span_bytes).filter(|used| *used <= max)
             })
             .map_err(|_| AllocateError::PoolFull)?;

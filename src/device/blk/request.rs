@@ -1,0 +1,228 @@
+//! A request as a type: what a descriptor chain asks for, checked before anything is done. Pure parsing: it reads
+//! descriptors and the 16-byte header from guest memory, each byte once, and never trusts a length, an index or a
+//! flag. Data may be split over descriptors in any way (virtio 1.x, "Message Framing"), so only the sums count.
+
+use std::collections::VecDeque;
+
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+use super::config_space::{RANGES_MAX, SECTOR_BYTES};
+use crate::device::Memory;
+
+/// Descriptors in one chain, indirect ones included. The longest queue that the device accepts has this many places.
+const CHAIN_MAX: usize = 1024;
+const DESCRIPTOR_BYTES: u32 = 16;
+const REQUEST_HEADER_BYTES: usize = 16;
+const RANGE_BYTES: u64 = 16;
+
+const VIRTIO_BLK_T_IN: u32 = 0;
+const VIRTIO_BLK_T_OUT: u32 = 1;
+const VIRTIO_BLK_T_FLUSH: u32 = 4;
+const VIRTIO_BLK_T_GET_ID: u32 = 8;
+const VIRTIO_BLK_T_DISCARD: u32 = 11;
+const VIRTIO_BLK_T_WRITE_ZEROES: u32 = 13;
+
+/// What the driver is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// Done.
+    Ok = 0,
+    /// Not done.
+    IoErr = 1,
+    /// Not a request that this device knows.
+    Unsupported = 2,
+}
+
+/// A run of guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Where it starts.
+    pub address: GuestAddress,
+    /// How long it is, in bytes; never zero.
+    pub length: u32,
+}
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Read from the disk into the data segments.
+    Load,
+    /// Write the data segments to the disk.
+    Store,
+    /// Make everything written durable. It is already.
+    Flush,
+    /// The disk's serial number.
+    GetId,
+    /// Drop ranges of the disk; the data segments name them.
+    Discard,
+    /// Zero ranges of the disk; the data segments name them.
+    WriteZeroes,
+}
+
+/// A well-formed request.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What to do.
+    pub kind: Kind,
+    /// Where on the disk, in bytes from its start; a multiple of [`SECTOR_BYTES`].
+    pub position: u64,
+    /// How much data, in bytes: the sum of the segments.
+    pub length: u64,
+    /// The data: readable by us for a store, a discard and a write-zeroes, writable for the others.
+    pub data: VecDeque<Segment>,
+    /// Where the status byte goes.
+    pub status: GuestAddress,
+}
+
+/// A chain that is no request that can be carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// There is room for an answer: this one.
+    Answer(GuestAddress, Status),
+    /// There is none: the head goes back with nothing written.
+    NoAnswer,
+}
+
+/// Where the descriptors of a queue are.
+#[derive(Clone, Copy, Debug)]
+pub struct DescriptorTable {
+    /// The table's address.
+    pub address: GuestAddress,
+    /// Its length, in descriptors.
+    pub size: u16,
+}
+
+/// Reads the chain at `head` and says what it asks for. `capacity` is the disk's size in bytes.
+///
+/// # Errors
+/// When it is not a request that can be carried out; the error says how to answer.
+pub fn parse(
+    memory: &Memory,
+    table: DescriptorTable,
+    head: u16,
+    capacity: u64,
+) -> Result<Request, Malformed> {
+    let mut chain = walk(memory, table, head).ok_or(Malformed::NoAnswer)?;
+    let status = take_last_byte(&mut chain.writable).ok_or(Malformed::NoAnswer)?;
+    let refuse = |with: Status| Malformed::Answer(status, with);
+    let header = take_header(memory, &mut chain.readable).ok_or(refuse(Status::IoErr))?;
+    let half_word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
+    let sector = u64::from(half_word(8)) | u64::from(half_word(12)) << 32;
+    let (kind, data, unwanted) = match half_word(0) {
+        VIRTIO_BLK_T_IN => (Kind::Load, chain.writable, chain.readable),
+        VIRTIO_BLK_T_OUT => (Kind::Store, chain.readable, chain.writable),
+        VIRTIO_BLK_T_FLUSH => (Kind::Flush, VecDeque::new(), VecDeque::new()),
+        VIRTIO_BLK_T_GET_ID => (Kind::GetId, chain.writable, chain.readable),
+        VIRTIO_BLK_T_DISCARD => (Kind::Discard, chain.readable, chain.writable),
+        VIRTIO_BLK_T_WRITE_ZEROES => (Kind::WriteZeroes, chain.readable, chain.writable),
+        _ => return Err(refuse(Status::Unsupported)),
+    };
+    let length = data.iter().map(|segment| u64::from(segment.length)).sum::<u64>();
+    let position = sector.checked_mul(SECTOR_BYTES);
+    let possible = unwanted.is_empty()
+        && match kind {
+            Kind::Load | Kind::Store => {
+                let end = position.and_then(|position| position.checked_add(length));
+                length.is_multiple_of(SECTOR_BYTES) && end.is_some_and(|end| end <= capacity)
+            }
+            Kind::Discard | Kind::WriteZeroes => {
+                length.is_multiple_of(RANGE_BYTES)
+                    && (1..=u64::from(RANGES_MAX) * RANGE_BYTES).contains(&length)
+            }
+            Kind::GetId => length > 0,
+            Kind::Flush => true,
+        };
+    if !possible {
+        return Err(refuse(Status::IoErr));
+    }
+    Ok(Request { kind, position: position.unwrap_or(0), length, data, status })
+}
+
+#[derive(Debug, Default)]
+struct Chain {
+    readable: VecDeque<Segment>,
+    writable: VecDeque<Segment>,
+}
+
+/// Follows a chain. `None` when it loops, leaves its table, nests indirect tables, mixes directions or is too long.
+fn walk(memory: &Memory, mut table: DescriptorTable, head: u16) -> Option<Chain> {
+    let mut chain = Chain::default();
+    let mut indirect = false;
+    let mut next = head;
+    let mut left = CHAIN_MAX;
+    loop {
+        left = left.checked_sub(1)?;
+        if next >= table.size {
+            return None;
+        }
+        let at = u64::from(next).checked_mul(u64::from(DESCRIPTOR_BYTES))?;
+        let address = GuestAddress(table.address.0.checked_add(at)?);
+        let descriptor: Descriptor = memory.read_obj(address).ok()?;
+        if descriptor.refers_to_indirect_table() {
+            let whole = descriptor.len().is_multiple_of(DESCRIPTOR_BYTES);
+            // An indirect descriptor may be the last of a chain, but not the first of several tables.
+            if indirect || descriptor.has_next() || !whole {
+                return None;
+            }
+            let size = u16::try_from(descriptor.len() / DESCRIPTOR_BYTES).ok().filter(|size| *size > 0)?;
+            table = DescriptorTable { address: descriptor.addr(), size };
+            indirect = true;
+            next = 0;
+            continue;
+        }
+        let segment = Segment { address: descriptor.addr(), length: descriptor.len() };
+        let usable = segment.length > 0
+            && GuestMemoryBackend::check_range(memory, segment.address, segment.length as usize);
+        if !usable {
+            return None;
+        }
+        if descriptor.is_write_only() {
+            chain.writable.push_back(segment);
+        } else if chain.writable.is_empty() {
+            chain.readable.push_back(segment);
+        } else {
+            return None;
+        }
+        if !descriptor.has_next() {
+            return Some(chain);
+        }
+        next = descriptor.next();
+    }
+}
+
+fn take_last_byte(segments: &mut VecDeque<Segment>) -> Option<GuestAddress> {
+    let last = segments.back_mut()?;
+    last.length = last.length.checked_sub(1)?;
+    let address = GuestAddress(last.address.0.checked_add(u64::from(last.length))?);
+    if last.length == 0 {
+        segments.pop_back();
+    }
+    Some(address)
+}
+
+fn take_header(memory: &Memory, segments: &mut VecDeque<Segment>) -> Option<[u8; REQUEST_HEADER_BYTES]> {
+    let mut header = [0; REQUEST_HEADER_BYTES];
+    let mut rest = &mut header[..];
+    while !rest.is_empty() {
+        let (address, length) = take_front(segments, rest.len())?;
+        let (now, later) = rest.split_at_mut_checked(length)?;
+        memory.read_slice(now, address).ok()?;
+        rest = later;
+    }
+    Some(header)
+}
+
+/// Takes at most `length` bytes off the front of the first segment: where they are, and how many.
+pub fn take_front(segments: &mut VecDeque<Segment>, length: usize) -> Option<(GuestAddress, usize)> {
+    let front = segments.front_mut()?;
+    let taken = u32::try_from(length).unwrap_or(u32::MAX).min(front.length);
+    let address = front.address;
+    front.length = front.length.checked_sub(taken)?;
+    front.address = GuestAddress(address.0.checked_add(u64::from(taken))?);
+    if front.length == 0 {
+        segments.pop_front();
+    }
+    Some((address, taken as usize))
+}

@@ -1,0 +1,146 @@
+//! A VM as the device sees it: its name and serial number, its pages, and which of its sessions may run rings.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use event_manager::SubscriberId;
+use parking_lot::{Mutex, RwLock};
+
+use super::blk::execute::SERIAL_BYTES;
+use super::ring::Active;
+use crate::store::vm::VmStore;
+
+/// One VM of the device.
+pub struct DeviceVm {
+    name: String,
+    serial: [u8; SERIAL_BYTES],
+    queues: u16,
+    /// Replaced when the VM is cleared, which no session survives.
+    store: RwLock<Option<Arc<VmStore>>>,
+    errors: AtomicU64,
+    sessions: AtomicU32,
+    ownership: Mutex<Ownership>,
+}
+
+/// Which session's rings run. A second session may be set up meanwhile; its rings wait here.
+#[derive(Default)]
+struct Ownership {
+    owner: Option<u64>,
+    waiting: Vec<(SubscriberId, Active)>,
+}
+
+impl DeviceVm {
+    /// A VM with these pages and this many queues.
+    #[must_use]
+    pub fn new(name: &str, queues: u16, store: Option<Arc<VmStore>>) -> Self {
+        let mut serial = [0; SERIAL_BYTES];
+        for (target, byte) in serial.iter_mut().zip(b"ballast-".iter().chain(name.as_bytes())) {
+            *target = *byte;
+        }
+        Self {
+            name: name.to_owned(),
+            serial,
+            queues,
+            store: RwLock::new(store),
+            errors: AtomicU64::new(0),
+            sessions: AtomicU32::new(0),
+            ownership: Mutex::default(),
+        }
+    }
+
+    /// The VM's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What GET_ID answers: `ballast-NAME`, cut to 20 bytes.
+    #[must_use]
+    pub fn serial(&self) -> &[u8; SERIAL_BYTES] {
+        &self.serial
+    }
+
+    /// Queues that the device offers.
+    #[must_use]
+    pub fn queues(&self) -> u16 {
+        self.queues
+    }
+
+    /// The VM's pages.
+    ///
+    /// # Panics
+    /// When the VM is out of service; no session is let in then.
+    #[must_use]
+    pub fn store(&self) -> Arc<VmStore> {
+        Arc::clone(self.store.read().as_ref().expect("only a VM in service has sessions"))
+    }
+
+    /// Whether the VM's pages can be served.
+    #[must_use]
+    pub fn in_service(&self) -> bool {
+        self.store.read().is_some()
+    }
+
+    /// Replaces the VM's pages. No session may be attached.
+    pub fn set_store(&self, store: Option<Arc<VmStore>>) {
+        *self.store.write() = store;
+    }
+
+    /// Requests that were answered with an error.
+    #[must_use]
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request that was answered with an error.
+    pub fn count_error(&self) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether a VMM is connected.
+    #[must_use]
+    pub fn connected(&self) -> bool {
+        self.sessions.load(Ordering::Acquire) > 0
+    }
+
+    /// Notes a new session.
+    pub fn session_began(&self) {
+        self.sessions.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Notes the end of a session.
+    pub fn session_ended(&self) {
+        self.sessions.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Makes `session` the one whose rings run, unless another is; then the ring waits until that one has stopped.
+    pub fn claim(&self, session: u64, ring: Option<SubscriberId>, active: &Active) -> bool {
+        let mut ownership = self.ownership.lock();
+        if *ownership.owner.get_or_insert(session) == session {
+            return true;
+        }
+        ownership.waiting.extend(ring.map(|ring| (ring, Arc::clone(active))));
+        false
+    }
+
+    /// Notes that no ring of `session` runs any more, and lets the waiting ones try. True when workers have to be
+    /// woken for that.
+    #[must_use]
+    pub fn release(&self, session: u64) -> bool {
+        let mut ownership = self.ownership.lock();
+        if ownership.owner != Some(session) {
+            return false;
+        }
+        ownership.owner = None;
+        let waiting = std::mem::take(&mut ownership.waiting);
+        drop(ownership);
+        let any = !waiting.is_empty();
+        for (ring, active) in waiting {
+            let mut active = active.lock();
+            if !active.contains(&ring) {
+                active.push(ring);
+            }
+        }
+        any
+    }
+}
