@@ -1,5 +1,8 @@
 //! Sessions through a real front end: what a VMM may do to its connection while requests are under way.
 
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+#![allow(clippy::cast_possible_truncation, reason = "patterns made of numbers may wrap")]
+
 mod support;
 
 use std::collections::HashMap;

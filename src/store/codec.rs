@@ -4,7 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into};
+use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
 use zstd::bulk;
 use zstd::zstd_safe::CParameter;
 
@@ -87,10 +87,14 @@ impl fmt::Display for Compressor {
 /// less than the arena's own grain.
 const WORTHWHILE_BYTES_MAX: usize = PAGE_SIZE - PAGE_SIZE / 16;
 
+/// LZ4 wants room for the worst case before it starts, whatever the page.
+const BUFFER_BYTES: usize = HEADER_BYTES + get_maximum_output_size(PAGE_SIZE);
+const _: () = assert!(BUFFER_BYTES >= OBJECT_BYTES_MAX);
+
 /// One thread's buffers and codec contexts.
 pub struct Scratch {
     /// The object under construction, or the one that was copied out: header room, then payload.
-    object: Box<[u8; OBJECT_BYTES_MAX]>,
+    object: Box<[u8; BUFFER_BYTES]>,
     /// A page for the caller: copied out of guest memory, or on its way there.
     pub page: Box<Page>,
     lz4: CompressTable,
@@ -101,7 +105,7 @@ pub struct Scratch {
 impl Default for Scratch {
     fn default() -> Self {
         Self {
-            object: Box::new([0; OBJECT_BYTES_MAX]),
+            object: Box::new([0; BUFFER_BYTES]),
             page: Box::new([0; PAGE_SIZE]),
             lz4: CompressTable::small(),
             zstd: None,
@@ -131,8 +135,8 @@ impl Scratch {
                 (codec, &mut self.object[..HEADER_BYTES + length])
             }
             _ => {
-                self.object[HEADER_BYTES..].copy_from_slice(page);
-                (CodecId::Raw, &mut self.object[..])
+                self.object[HEADER_BYTES..OBJECT_BYTES_MAX].copy_from_slice(page);
+                (CodecId::Raw, &mut self.object[..OBJECT_BYTES_MAX])
             }
         }
     }
@@ -227,6 +231,8 @@ mod tests {
             for page in pages() {
                 let (codec, object) = scratch.compress(compressor, &page);
                 let length = object.len();
+                assert_eq!(codec == CodecId::Raw, page == pages()[1], "{compressor}");
+                assert!(codec == CodecId::Raw || length < 1400, "{compressor}: {length}");
                 let mut back = [0xff; PAGE_SIZE];
                 scratch.decompress(codec, length, &mut back).unwrap();
                 assert!(back == page, "{compressor}");

@@ -1,0 +1,316 @@
+//! The store against the simplest truth there is, a map from slot to page: every step of a random history is done to
+//! both, every number is recounted after each step, and restarts (the files as they are, nothing flushed or closed
+//! in order) must change nothing.
+
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
+mod support;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Duration;
+
+use ballast::ids::Slot;
+use ballast::page::{PAGE_SIZE, Page, ZERO_PAGE};
+use ballast::store::codec::{Compressor, Scratch};
+use ballast::store::lru::{Age, coldest};
+use ballast::store::vm::StoreError;
+use ballast::store::{Store, VmState};
+use proptest::prelude::*;
+use support::{SLOTS, open_store, page_of};
+
+const NAMES: [&str; 3] = ["db", "web1", "web2"];
+
+fn open(dir: &Path, compressor: Compressor) -> Store {
+    open_store(dir, &NAMES, compressor, 1 << 30, 1 << 30)
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Store { vm: usize, slot: u32, kind: u8, seed: u64 },
+    Update { vm: usize, slot: u32, at: usize, byte: u8 },
+    Load { vm: usize, slot: u32 },
+    Invalidate { vm: usize, from: u32, slots: u32 },
+    Clear { vm: usize },
+    Restart { compressor: Compressor },
+}
+
+/// Few slots, so that they are overwritten; around the border of two chunks and at both ends of the disk.
+fn slots() -> impl Strategy<Value = u32> {
+    prop_oneof![0..20u32, 4080..4120u32, SLOTS - 10..SLOTS]
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let vm = 0..NAMES.len();
+    let step = prop_oneof![
+        10 => (vm.clone(), slots(), any::<u8>(), 0..1000u64)
+            .prop_map(|(vm, slot, kind, seed)| Step::Store { vm, slot, kind, seed }),
+        3 => (vm.clone(), slots(), 0..PAGE_SIZE, any::<u8>())
+            .prop_map(|(vm, slot, at, byte)| Step::Update { vm, slot, at, byte }),
+        4 => (vm.clone(), slots()).prop_map(|(vm, slot)| Step::Load { vm, slot }),
+        3 => (vm.clone(), slots(), 1..6000u32)
+            .prop_map(|(vm, from, slots)| Step::Invalidate { vm, from, slots }),
+        1 => vm.prop_map(|vm| Step::Clear { vm }),
+        2 => prop_oneof![Just(Compressor::Lz4), Just(Compressor::Zstd(1)), Just(Compressor::Zstd(-3))]
+            .prop_map(|compressor| Step::Restart { compressor }),
+    ];
+    prop::collection::vec(step, 1..120)
+}
+
+struct Model {
+    store: Store,
+    truth: HashMap<(usize, u32), Page>,
+    scratch: Scratch,
+}
+
+impl Model {
+    fn step(&mut self, step: Step, dir: &Path) {
+        let vm_store = |store: &Store, vm: usize| store.ready(NAMES[vm]).expect("in service");
+        match step {
+            Step::Store { vm, slot, kind, seed } => {
+                let page = page_of(kind, seed);
+                vm_store(&self.store, vm).store(Slot(slot), &page, Age::now(), &mut self.scratch).unwrap();
+                self.truth.insert((vm, slot), page);
+            }
+            Step::Update { vm, slot, at, byte } => {
+                let mut page = ZERO_PAGE;
+                let change = |page: &mut Page| page[at] = byte;
+                let now = Age::now();
+                vm_store(&self.store, vm)
+                    .update(Slot(slot), &mut page, now, &mut self.scratch, change)
+                    .unwrap();
+                self.truth.entry((vm, slot)).or_insert(ZERO_PAGE)[at] = byte;
+            }
+            Step::Load { vm, slot } => self.check(vm, slot),
+            Step::Invalidate { vm, from, slots } => {
+                let end = (from + slots).min(SLOTS);
+                let vm_store = vm_store(&self.store, vm);
+                let mut next = Some(Slot(from));
+                while let Some(slot) = next {
+                    next = vm_store.invalidate_some(slot, Slot(end));
+                }
+                self.truth.retain(|(of, slot), _| *of != vm || !(from..end).contains(slot));
+            }
+            Step::Clear { vm } => {
+                let before = vm_store(&self.store, vm).id();
+                self.store.clear(NAMES[vm]).unwrap();
+                assert_ne!(vm_store(&self.store, vm).id(), before, "numbers are never reused");
+                self.truth.retain(|(of, _), _| *of != vm);
+            }
+            Step::Restart { compressor } => {
+                // Let go of the lock first; nothing else happens at the end of a store.
+                let elsewhere = tempfile::tempdir().unwrap();
+                self.store = open(elsewhere.path(), compressor);
+                self.store = open(dir, compressor);
+            }
+        }
+        self.store.validate();
+    }
+
+    fn check(&mut self, vm: usize, slot: u32) {
+        let mut page = [0xee; PAGE_SIZE];
+        self.store.ready(NAMES[vm]).unwrap().load(Slot(slot), &mut page, &mut self.scratch).unwrap();
+        let expected = self.truth.get(&(vm, slot)).unwrap_or(&ZERO_PAGE);
+        assert!(&page == expected, "{} slot {slot}", NAMES[vm]);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #[test]
+    fn the_store_is_a_map_from_slot_to_page(steps in steps()) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path(), Compressor::Lz4);
+        let mut model = Model { store, truth: HashMap::new(), scratch: Scratch::default() };
+        for step in steps {
+            model.step(step, dir.path());
+        }
+        for (vm, name) in NAMES.iter().enumerate() {
+            for slot in (0..20).chain(4080..4120).chain(SLOTS - 10..SLOTS) {
+                model.check(vm, slot);
+            }
+            let stored = model.truth.keys().filter(|(of, _)| *of == vm).count() as u64;
+            prop_assert_eq!(model.store.ready(name).unwrap().accounting().held.stored_pages, stored);
+        }
+    }
+}
+
+#[test]
+fn a_full_vm_or_pool_refuses_and_keeps_what_it_has() {
+    for (pool, limit) in [(2 << 20, 1 << 30), (1 << 30, 1 << 20)] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open_store(dir.path(), &["web1"], Compressor::Lz4, pool, limit);
+        let vm = store.ready("web1").unwrap();
+        let mut scratch = Scratch::default();
+        let mut stored = 0;
+        let refused = loop {
+            match vm.store(Slot(stored), &page_of(3, u64::from(stored)), Age::now(), &mut scratch) {
+                Ok(()) => stored += 1,
+                Err(err) => break err,
+            }
+        };
+        assert!(stored > 200, "{stored}");
+        assert_eq!(matches!(refused, StoreError::Limit), limit == 1 << 20, "{refused}");
+        assert!(vm.accounting().held.pool_bytes <= limit && store.arena().used_bytes() <= pool);
+        let events = vm.accounting().events;
+        assert_eq!(events.limit_hit + events.pool_limit_hit, 1);
+        store.validate();
+        let mut page = ZERO_PAGE;
+        for slot in 0..stored {
+            vm.load(Slot(slot), &mut page, &mut scratch).unwrap();
+            assert!(page == page_of(3, u64::from(slot)));
+        }
+        // Same-filled pages need no room, and dropped pages make some.
+        vm.store(Slot(stored), &[7; PAGE_SIZE], Age::now(), &mut scratch).unwrap();
+        assert!(vm.invalidate_some(Slot(0), Slot(100)).is_none());
+        vm.store(Slot(5), &page_of(3, 5), Age::now(), &mut scratch).unwrap();
+        store.validate();
+    }
+}
+
+#[test]
+fn the_coldest_pages_are_those_used_longest_ago() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), Compressor::Lz4);
+    let vm = store.ready("web1").unwrap();
+    let mut scratch = Scratch::default();
+    // Stored in an order that is not that of the slots, then some loaded and some stored again.
+    let order: Vec<u32> = (0..5000).map(|n| n * 7919 % 5000).collect();
+    let at = |seconds: u64| Age::stored(Duration::from_secs(seconds));
+    for (second, slot) in (0..).zip(&order) {
+        vm.store(Slot(*slot), &page_of(2, u64::from(*slot)), at(second), &mut scratch).unwrap();
+    }
+    let mut page = ZERO_PAGE;
+    for slot in [order[4000], order[10]] {
+        vm.load(Slot(slot), &mut page, &mut scratch).unwrap();
+    }
+    vm.store(Slot(order[0]), &page_of(2, 1), at(9000), &mut scratch).unwrap();
+    vm.invalidate(Slot(order[1]));
+    // The two that were loaded, oldest first; then the order of storing.
+    let expected: Vec<u32> =
+        [order[10], order[4000]].into_iter().chain(order[2..10].iter().copied()).collect();
+    let found = |store: &Store| -> Vec<u32> {
+        let vm = store.ready("web1").unwrap();
+        coldest(vm.table(), 10).into_iter().map(|(_, slot)| slot.0).collect()
+    };
+    assert_eq!(found(&store), expected);
+    drop((vm, store));
+    assert_eq!(found(&open(dir.path(), Compressor::Lz4)), expected, "after a restart");
+}
+
+#[test]
+fn a_damaged_table_takes_its_vm_out_of_service_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut scratch = Scratch::default();
+    let store = open(dir.path(), Compressor::Lz4);
+    for name in NAMES {
+        for slot in 0..100 {
+            let page = page_of(3, u64::from(slot));
+            store.ready(name).unwrap().store(Slot(slot), &page, Age::now(), &mut scratch).unwrap();
+        }
+    }
+    drop(store);
+    let path = dir.path().join("vms/web1.table");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[4096 + 8 * 50] ^= 0x10;
+    std::fs::write(&path, &bytes).unwrap();
+
+    let store = open(dir.path(), Compressor::Lz4);
+    let mut reasons = Vec::new();
+    store.for_each(|name, vm| {
+        if let VmState::Damaged(damaged) = vm {
+            reasons.push((name.to_owned(), damaged.reason.clone()));
+        }
+    });
+    assert_eq!(reasons.len(), 1);
+    assert!(reasons[0].0 == "web1" && reasons[0].1.contains("slot 50"), "{reasons:?}");
+    assert!(reasons[0].1.contains("vm clear web1"), "{reasons:?}");
+    assert!(store.ready("web1").is_none());
+    drop(store);
+
+    // Mended by hand, the VM has its pages again.
+    bytes[4096 + 8 * 50] ^= 0x10;
+    std::fs::write(&path, &bytes).unwrap();
+    let store = open(dir.path(), Compressor::Lz4);
+    let mut page = ZERO_PAGE;
+    store.ready("web1").unwrap().load(Slot(50), &mut page, &mut scratch).unwrap();
+    assert!(page == page_of(3, 50));
+    drop(store);
+
+    // What the others store does not land on what the damaged table still names.
+    bytes[4096 + 8 * 50] ^= 0x10;
+    std::fs::write(&path, &bytes).unwrap();
+    let store = open(dir.path(), Compressor::Lz4);
+    for slot in 100..400 {
+        let page = page_of(3, u64::from(slot));
+        store.ready("db").unwrap().store(Slot(slot), &page, Age::now(), &mut scratch).unwrap();
+    }
+    store.validate();
+    assert_eq!(std::fs::read(&path).unwrap(), bytes, "the damaged table is left alone");
+    store.ready("web2").unwrap().load(Slot(50), &mut page, &mut scratch).unwrap();
+    assert!(page == page_of(3, 50));
+
+    // Cleared, the VM starts afresh.
+    store.clear("web1").unwrap();
+    store.ready("web1").unwrap().load(Slot(49), &mut page, &mut scratch).unwrap();
+    assert!(page == ZERO_PAGE);
+    store.validate();
+}
+
+#[test]
+fn changed_bytes_in_the_arena_are_never_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut scratch = Scratch::default();
+    let store = open(dir.path(), Compressor::Lz4);
+    let vm = store.ready("web1").unwrap();
+    vm.store(Slot(1), &page_of(3, 1), Age::now(), &mut scratch).unwrap();
+    vm.store(Slot(2), &page_of(3, 2), Age::now(), &mut scratch).unwrap();
+    let arena = std::fs::OpenOptions::new().read(true).write(true).open(dir.path().join("arena")).unwrap();
+    let at = rustix::fs::seek(&arena, rustix::fs::SeekFrom::Data(0)).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&arena, b"!", at + 1000).unwrap();
+    let mut page = [0x55; PAGE_SIZE];
+    assert!(vm.load(Slot(1), &mut page, &mut scratch).is_err());
+    assert!(page == [0x55; PAGE_SIZE], "nothing of a damaged page gets out");
+    vm.load(Slot(2), &mut page, &mut scratch).unwrap();
+    assert!(page == page_of(3, 2));
+    assert_eq!(vm.accounting().events.decompress_fail, 1);
+}
+
+#[test]
+fn a_million_pages_cost_little_and_come_back() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let config = || ballast::store::StoreConfig {
+        state_dir: dir.path().to_owned(),
+        pool_max_bytes: 4 << 30,
+        compressor: Compressor::Lz4,
+        host_bytes: 8 << 30,
+    };
+    let slots = 1 << 20;
+    let specs = || vec![ballast::store::VmSpec { name: "big".into(), slots, limit_bytes: u64::MAX }];
+    let store = Store::open(config(), specs()).unwrap();
+    let vm = store.ready("big").unwrap();
+    let mut scratch = Scratch::default();
+    // Sizes that lie anywhere between 100 bytes and three kilobytes.
+    let mut page = page_of(4, 1);
+    for slot in 0..slots {
+        page[(slot as usize * 37 % 2900) + 60..].fill(1);
+        page[..8].copy_from_slice(&u64::from(slot).to_le_bytes());
+        if let Err(err) = vm.store(Slot(slot), &page, Age::now(), &mut scratch) {
+            panic!("{err} at {slot} {:?} {}", vm.accounting(), store.arena().used_bytes());
+        }
+        if slot % 64 == 63 {
+            page = page_of(4, u64::from(slot));
+        }
+    }
+    let held = vm.accounting().held;
+    let headers = (held.stored_pages - held.same_filled_pages) * 16;
+    let arena_bytes = store.arena().used_bytes();
+    assert!(arena_bytes - headers <= held.payload_bytes * 106 / 100, "{arena_bytes} for {held:?}");
+    let metadata_bytes = vm.table().metadata_bytes() + headers;
+    assert!(metadata_bytes <= 32 * held.stored_pages + 4096, "{metadata_bytes} bytes of metadata");
+    drop((vm, store));
+    let before = std::time::Instant::now();
+    let store = Store::open(config(), specs()).unwrap();
+    println!("recovered {slots} pages in {:?}", before.elapsed());
+    assert_eq!(store.ready("big").unwrap().accounting().held, held);
+}
