@@ -1,0 +1,285 @@
+//! The guest's workload: fills more memory than the guest has with pages that it can compute again, overwrites
+//! some at random, checks every one, and says so in one line. The contents of a page follow from (seed, page,
+//! generation) alone, so a page that comes back lost, torn, stale or another's is seen. It is started by `init`,
+//! is linked statically, needs nothing but std, and must not know what its swap is made of.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+const WORDS: usize = 512;
+
+/// One page of guest memory. Aligned, so that it is exactly what the guest's kernel swaps.
+#[derive(Clone, PartialEq)]
+#[repr(align(4096))]
+struct Page([u64; WORDS]);
+
+/// A small generator (SplitMix64): all that must hold is that equal seeds give equal pages.
+struct Random(u64);
+
+impl Random {
+    fn of(seed: u64, page: usize, generation: u32) -> Self {
+        let mut random = Self(seed ^ (page as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mixed = random.next();
+        Self(mixed ^ u64::from(generation).wrapping_mul(0xd1b5_4a32_d192_ed03))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+/// What a page looks like, in the shares that heaps of real programs have, roughly.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Zero,
+    Same,
+    Text,
+    Heap,
+    Noise,
+}
+
+const KINDS: [Kind; 5] = [Kind::Zero, Kind::Same, Kind::Text, Kind::Heap, Kind::Noise];
+
+fn kind(random: &mut Random) -> Kind {
+    match random.next() % 100 {
+        0..5 => Kind::Zero,
+        5..12 => Kind::Same,
+        12..50 => Kind::Text,
+        50..88 => Kind::Heap,
+        _ => Kind::Noise,
+    }
+}
+
+/// Words of eight bytes, so that a text page costs a store per word and no copying.
+const DICTIONARY: [&[u8; 8]; 16] = [
+    b"request ",
+    b"answered",
+    b" by host",
+    b" in 12ms",
+    b"\nGET /v1",
+    b"/account",
+    b"?page=3 ",
+    b"status=2",
+    b"00 bytes",
+    b"=4096 ke",
+    b"y: cache",
+    b" miss at",
+    b" 10:24:3",
+    b"7 worker",
+    b" thread ",
+    b"closed.\n",
+];
+
+/// The contents of `page` in its `generation`.
+fn fill(page: &mut Page, seed: u64, number: usize, generation: u32) -> Kind {
+    let mut random = Random::of(seed, number, generation);
+    let kind = kind(&mut random);
+    match kind {
+        Kind::Zero => page.0.fill(0),
+        Kind::Same => page.0.fill(random.next()),
+        Kind::Text => fill_text(page, &mut random),
+        Kind::Heap => fill_heap(page, &mut random),
+        Kind::Noise => page.0.iter_mut().for_each(|word| *word = random.next()),
+    }
+    kind
+}
+
+fn fill_text(page: &mut Page, random: &mut Random) {
+    // The first word tells two text pages apart even if the rest were equal.
+    let (first, rest) = page.0.split_first_mut().expect("a page has words");
+    *first = random.next();
+    for words in rest.chunks_mut(16) {
+        let mut bits = random.next();
+        for word in words {
+            *word = u64::from_le_bytes(*DICTIONARY[(bits & 15) as usize]);
+            bits >>= 4;
+        }
+    }
+}
+
+fn fill_heap(page: &mut Page, random: &mut Random) {
+    // Objects of four words: a type pointer, a reference count, a pointer to a neighbour, a small number.
+    let base = 0x7f00_0000_0000 | (random.next() & 0xff_ffff_f000);
+    for object in page.0.chunks_exact_mut(4) {
+        let bits = random.next();
+        object[0] = base | (bits & 3) << 6;
+        object[1] = 1 + (bits >> 2 & 3);
+        object[2] = base + ((bits >> 8 & 0xffff) << 4);
+        object[3] = bits >> 32 & 0xff;
+    }
+}
+
+struct Plan {
+    mib: usize,
+    rounds: u32,
+    seed: u64,
+    overwrite_percent: usize,
+}
+
+impl Plan {
+    fn from_arguments() -> Result<Self, String> {
+        let mut plan = Self { mib: 300, rounds: 2, seed: 1, overwrite_percent: 5 };
+        for argument in std::env::args().skip(1) {
+            let parsed =
+                argument.split_once('=').and_then(|(key, value)| Some((key, value.parse::<u32>().ok()?)));
+            match parsed {
+                Some(("mib", n @ 1..=65536)) => plan.mib = n as usize,
+                Some(("rounds", n @ 1..)) => plan.rounds = n,
+                Some(("seed", n)) => plan.seed = u64::from(n),
+                Some(("overwrite", n @ 0..=100)) => plan.overwrite_percent = n as usize,
+                _ => {
+                    return Err(format!(
+                        "{argument:?} is not mib=, rounds=, seed= or overwrite= and a number"
+                    ));
+                }
+            }
+        }
+        Ok(plan)
+    }
+}
+
+struct Workload {
+    plan: Plan,
+    pages: Vec<Page>,
+    generations: Vec<u32>,
+    expected: Page,
+    checked: u64,
+    overwritten: u64,
+    bad: u64,
+}
+
+impl Workload {
+    fn new(plan: Plan) -> Self {
+        let count = plan.mib * 256;
+        Self {
+            plan,
+            pages: Vec::with_capacity(count),
+            generations: vec![0; count],
+            expected: Page([0; WORDS]),
+            checked: 0,
+            overwritten: 0,
+            bad: 0,
+        }
+    }
+
+    fn run(&mut self) {
+        self.fill_all();
+        for round in 1..=self.plan.rounds {
+            self.overwrite_some(round);
+            self.check_all(round);
+        }
+    }
+
+    fn progress(&self, what: &str, round: u32, done: usize, of: usize) {
+        // Ten lines a phase: a serial console is slow.
+        if done % (of / 10).max(1) == 0 && done > 0 {
+            println!(
+                "BALLAST-GUEST PROGRESS round {round}/{} {what} {}% bad={}",
+                self.plan.rounds,
+                (done * 100 / of).min(100),
+                self.bad
+            );
+        }
+    }
+
+    fn fill_all(&mut self) {
+        let count = self.generations.len();
+        let mut kinds = [0usize; KINDS.len()];
+        for number in 0..count {
+            self.progress("fill", 0, number, count);
+            let kind = fill(&mut self.expected, self.plan.seed, number, 0);
+            kinds[kind as usize] += 1;
+            self.pages.push(self.expected.clone());
+        }
+        println!(
+            "BALLAST-GUEST filled {count} pages: {}",
+            kinds.iter().zip(KINDS).map(|(n, kind)| format!("{n} {kind:?}")).collect::<Vec<_>>().join(", ")
+        );
+    }
+
+    fn overwrite_some(&mut self, round: u32) {
+        let count = self.generations.len();
+        let times = count * self.plan.overwrite_percent / 100;
+        let mut random = Random::of(!self.plan.seed, count, round);
+        for time in 0..times {
+            self.progress("overwrite", round, time, times);
+            let number = (random.next() % count as u64) as usize;
+            self.check(number);
+            self.generations[number] += 1;
+            fill(&mut self.pages[number], self.plan.seed, number, self.generations[number]);
+            self.overwritten += 1;
+        }
+    }
+
+    fn check_all(&mut self, round: u32) {
+        let count = self.generations.len();
+        for number in 0..count {
+            self.progress("check", round, number, count);
+            self.check(number);
+        }
+    }
+
+    fn check(&mut self, number: usize) {
+        let generation = self.generations[number];
+        let kind = fill(&mut self.expected, self.plan.seed, number, generation);
+        self.checked += 1;
+        if self.pages[number] != self.expected {
+            self.bad += 1;
+            if self.bad <= 10 {
+                self.explain(number, generation, kind);
+            }
+        }
+    }
+
+    /// Says what a wrong page holds instead, because that names the culprit.
+    fn explain(&mut self, number: usize, generation: u32, kind: Kind) {
+        let page = &self.pages[number];
+        let first = page.0.iter().zip(&self.expected.0).position(|(a, b)| a != b).unwrap_or(WORDS);
+        let wrong = page.0.iter().zip(&self.expected.0).filter(|(a, b)| a != b).count();
+        let mut other = Page([0; WORDS]);
+        let stale = (0..generation).rev().find(|old| {
+            fill(&mut other, self.plan.seed, number, *old);
+            other == *page
+        });
+        let what = match stale {
+            Some(old) => format!("its old generation {old}"),
+            None if page.0.iter().all(|word| *word == 0) => "zeros".to_owned(),
+            None => format!("{wrong} wrong words from word {first}"),
+        };
+        println!("BALLAST-GUEST BAD page {number} generation {generation} ({kind:?}) holds {what}");
+    }
+}
+
+/// A counter of /proc/vmstat; 0 where it can't be read.
+fn vmstat(name: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0)
+}
+
+fn main() -> ExitCode {
+    let plan = match Plan::from_arguments() {
+        Ok(plan) => plan,
+        Err(message) => {
+            println!("BALLAST-GUEST FAIL workload: {message}");
+            return ExitCode::from(2);
+        }
+    };
+    let mut work = Workload::new(plan);
+    work.run();
+    let (out, back) = (vmstat("pswpout "), vmstat("pswpin "));
+    // A guest that never swapped has proven nothing about its swap.
+    let pass = work.bad == 0 && out > 0 && back > 0;
+    println!(
+        "BALLAST-GUEST {} pages={} checked={} overwritten={} bad={} swapped_out={out} swapped_in={back}",
+        if pass { "PASS" } else { "FAIL" },
+        work.pages.len(),
+        work.checked,
+        work.overwritten,
+        work.bad,
+    );
+    if pass { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
