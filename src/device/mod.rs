@@ -65,19 +65,18 @@ impl Device {
     }
 
     fn attach(self: &Arc<Self>, stream: UnixStream, vm: &Arc<DeviceVm>) -> io::Result<()> {
-        if !vm.in_service() {
-            return Err(io::Error::other("the VM is out of service: see `ballast status`"));
-        }
         let number = self.sessions.fetch_add(1, Ordering::Relaxed);
         let session = Session::new(number, Arc::clone(vm), Arc::clone(&self.workers), self.state_id)
             .map_err(io::Error::other)?;
-        vm.session_began();
+        if !vm.begin_session() {
+            return Err(io::Error::other("the VM is out of service: see `ballast status`"));
+        }
         let vm_of_thread = Arc::clone(vm);
         let spawned = std::thread::Builder::new()
             .name(format!("session-{}", vm.name()))
             .spawn(move || serve(stream, session, &vm_of_thread));
         if spawned.is_err() {
-            vm.session_ended();
+            vm.end_session();
         }
         spawned.map(|_| ())
     }
@@ -108,5 +107,5 @@ fn serve(stream: UnixStream, session: Session, vm: &DeviceVm) {
         ),
         err => tracing::warn!(%err, vm = vm.name(), "the connection was ended"),
     }
-    vm.session_ended();
+    vm.end_session();
 }

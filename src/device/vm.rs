@@ -1,7 +1,7 @@
 //! A VM as the device sees it: its name and serial number, its pages, and which of its sessions may run rings.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use event_manager::SubscriberId;
 use parking_lot::{Mutex, RwLock};
@@ -18,7 +18,8 @@ pub struct DeviceVm {
     /// Replaced when the VM is cleared, which no session survives.
     store: RwLock<Option<Arc<VmStore>>>,
     errors: AtomicU64,
-    sessions: AtomicU32,
+    /// VMMs that are connected. Held while the VM's pages are dropped, so that nobody attaches meanwhile.
+    sessions: Mutex<u32>,
     ownership: Mutex<Ownership>,
 }
 
@@ -43,7 +44,7 @@ impl DeviceVm {
             queues,
             store: RwLock::new(store),
             errors: AtomicU64::new(0),
-            sessions: AtomicU32::new(0),
+            sessions: Mutex::new(0),
             ownership: Mutex::default(),
         }
     }
@@ -75,17 +76,6 @@ impl DeviceVm {
         Arc::clone(self.store.read().as_ref().expect("only a VM in service has sessions"))
     }
 
-    /// Whether the VM's pages can be served.
-    #[must_use]
-    pub fn in_service(&self) -> bool {
-        self.store.read().is_some()
-    }
-
-    /// Replaces the VM's pages. No session may be attached.
-    pub fn set_store(&self, store: Option<Arc<VmStore>>) {
-        *self.store.write() = store;
-    }
-
     /// Requests that were answered with an error.
     #[must_use]
     pub fn errors(&self) -> u64 {
@@ -100,17 +90,35 @@ impl DeviceVm {
     /// Whether a VMM is connected.
     #[must_use]
     pub fn connected(&self) -> bool {
-        self.sessions.load(Ordering::Acquire) > 0
+        *self.sessions.lock() > 0
     }
 
-    /// Notes a new session.
-    pub fn session_began(&self) {
-        self.sessions.fetch_add(1, Ordering::AcqRel);
+    /// Lets a VMM in. False when the VM is out of service.
+    #[must_use]
+    pub fn begin_session(&self) -> bool {
+        let mut sessions = self.sessions.lock();
+        let in_service = self.store.read().is_some();
+        *sessions = sessions.saturating_add(u32::from(in_service));
+        in_service
     }
 
-    /// Notes the end of a session.
-    pub fn session_ended(&self) {
-        self.sessions.fetch_sub(1, Ordering::AcqRel);
+    /// Notes that a VMM that was let in is gone.
+    pub fn end_session(&self) {
+        let mut sessions = self.sessions.lock();
+        *sessions = sessions.saturating_sub(1);
+    }
+
+    /// Replaces the VM's pages with those that `replace` makes, while no VMM is connected and none can be.
+    /// `None` when one is.
+    pub fn replace_store<E>(
+        &self,
+        replace: impl FnOnce() -> Result<Option<Arc<VmStore>>, E>,
+    ) -> Option<Result<(), E>> {
+        let sessions = self.sessions.lock();
+        (*sessions == 0).then(|| {
+            *self.store.write() = replace()?;
+            Ok(())
+        })
     }
 
     /// Makes `session` the one whose rings run, unless another is; then the ring waits until that one has stopped.

@@ -1,1 +1,81 @@
-//! Start and stop order of the daemon.
+//! The daemon: which rooms start in which order, and what the control socket may ask of them. It stops by being
+//! killed: everything that has to outlive it is in the state directory at every instant, so there is one way back,
+//! and every start takes it.
+
+mod daemon;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::control::server::Server;
+use crate::control::socket::{self, BindError};
+use crate::store::state::StateError;
+use daemon::Daemon;
+
+/// Why the daemon can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The state directory can't be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A socket can't be made.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The runtime directory can't be made.
+    #[error("can't create the runtime directory {}", path.display())]
+    RuntimeDir {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A new VM's swap header can't be stored.
+    #[error("the VM {name}: its swap header can't be stored")]
+    SwapHeader {
+        /// The VM.
+        name: String,
+        /// Why.
+        source: crate::store::vm::StoreError,
+    },
+    /// A thread can't be started.
+    #[error("a thread can't be started")]
+    Thread(#[source] io::Error),
+}
+
+/// Runs the daemon until the process is killed.
+///
+/// # Errors
+/// When it can't start. A VM whose pages are damaged doesn't keep it from starting.
+pub fn serve(config: Config) -> Result<(), ServeError> {
+    warn_unless_tmpfs(&config.state_dir);
+    fs::create_dir_all(&config.runtime_dir)
+        .map_err(|source| ServeError::RuntimeDir { path: config.runtime_dir.clone(), source })?;
+    let control_path = config.control_socket();
+    // The state's lock comes first: whoever holds it is the daemon, and stale sockets are then nobody else's.
+    let daemon = Arc::new(Daemon::open(config)?);
+    let control = socket::bind(&control_path)?;
+    daemon.listen()?;
+    let _server = Server::start(control, Arc::clone(&daemon) as _).map_err(ServeError::Thread)?;
+    tracing::info!(control = %control_path.display(), "ready");
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Pages in a directory on a disk would be written to it by the kernel, and not be gone after a reboot.
+fn warn_unless_tmpfs(state_dir: &Path) {
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    let mut existing = state_dir;
+    while !existing.exists() {
+        let Some(parent) = existing.parent() else { return };
+        existing = parent;
+    }
+    if let Ok(found) = rustix::fs::statfs(existing)
+        && i64::try_from(found.f_type).ok() != Some(TMPFS_MAGIC)
+    {
+        tracing::warn!(state_dir = %state_dir.display(), "state_dir is not on a tmpfs: pages will be written to a disk");
+    }
+}
