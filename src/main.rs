@@ -1,2 +1,169 @@
-//! b
-fn main() {}
+//! The command line: reads arguments, calls the library, prints what it says. Exit status 0 when that went well, 1 when
+//! it failed, 2 when the usage or the configuration is wrong.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use ballast::config::{CONFIG_PATH_DEFAULT, CONTROL_SOCKET_NAME, Config, ConfigError, RUNTIME_DIR_DEFAULT};
+use ballast::control::client::Client;
+use ballast::control::table;
+use ballast::control::vm_args::{self, Guest, MEMORY_DEFAULT, Vmm};
+use ballast::ids::Bytes;
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Keeps the swapped-out pages of this host's VMs, compressed, in host memory.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+struct Global {
+    /// The daemon's control socket [default: control.sock in the runtime directory].
+    // Its id isn't "socket": `bench SOCKET` is another thing.
+    #[arg(id = "control-socket", long = "socket", value_name = "S", global = true)]
+    control_socket: Option<PathBuf>,
+    /// The configuration [default of serve and vm args: /etc/ballast/ballast.toml].
+    #[arg(long, value_name = "F", global = true)]
+    config: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon until it is told to stop (SIGTERM, SIGINT).
+    Serve,
+    /// Show what is stored and what that saves.
+    Status,
+    /// What concerns one VM.
+    #[command(subcommand)]
+    Vm(VmCommand),
+    // MERGE: Bench(ballast::bench::BenchArgs), Demo(ballast::demo::DemoArgs): here and in `run`.
+}
+
+#[derive(Debug, Subcommand)]
+enum VmCommand {
+    /// Print the arguments that a VMM needs, ready to be pasted into a shell.
+    Args(VmArgsArgs),
+    /// Drop all pages of a powered-off VM.
+    Clear {
+        /// The VM.
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct VmArgsArgs {
+    /// The VM.
+    name: String,
+    /// What will run it.
+    #[arg(long, value_enum)]
+    vmm: Vmm,
+    /// The guest's memory.
+    #[arg(long, value_name = "SIZE", default_value_t = MEMORY_DEFAULT, value_parser = vm_args::parse_memory)]
+    memory: Bytes,
+    /// The QEMU is older than 9.2 (Debian 12 has 7.2) and knows no reconnect-ms.
+    #[arg(long = "qemu-before-9.2")]
+    qemu_before_9_2: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Printed by hand: when stderr is gone too, there is nothing left to do, and no reason to panic.
+            let _ = writeln!(io::stderr(), "ballast: {error:#}");
+            ExitCode::from(if error.chain().any(|cause| cause.is::<ConfigError>()) { 2 } else { 1 })
+        }
+    }
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("BALLAST_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Serve => serve(global.load_config()?),
+        Command::Status => status(global),
+        Command::Vm(VmCommand::Args(args)) => print_vm_args(global, &args),
+        Command::Vm(VmCommand::Clear { name }) => clear_vm(global, &name),
+    }
+}
+
+impl Global {
+    /// The configuration for the commands that can't do without.
+    fn load_config(&self) -> Result<Config, ConfigError> {
+        Config::load(self.config.as_deref().unwrap_or(CONFIG_PATH_DEFAULT.as_ref()))
+    }
+
+    /// A client of the daemon that the options name.
+    fn client(&self) -> anyhow::Result<Client> {
+        let socket = match (&self.control_socket, &self.config) {
+            (Some(socket), _) => socket.clone(),
+            (None, Some(config)) => Config::load(config)?.control_socket(),
+            (None, None) => PathBuf::from(RUNTIME_DIR_DEFAULT).join(CONTROL_SOCKET_NAME),
+        };
+        Client::new(socket).context("the client's event loop can't be made")
+    }
+}
+
+fn serve(config: Config) -> anyhow::Result<()> {
+    // MERGE: Ok(ballast::runtime::serve(config)?)
+    anyhow::bail!("{} VMs are configured, and this build can't serve them", config.vms.len())
+}
+
+fn status(global: &Global) -> anyhow::Result<()> {
+    let status = global.client()?.status()?;
+    if global.json { print_json(&status) } else { print(&table::render(&status)) }
+}
+
+fn clear_vm(global: &Global, name: &str) -> anyhow::Result<()> {
+    global.client()?.clear_vm(name)?;
+    if global.json {
+        print_json(&serde_json::json!({ "cleared": name }))
+    } else {
+        print(&format!("{name}: all pages are dropped\n"))
+    }
+}
+
+fn print_vm_args(global: &Global, args: &VmArgsArgs) -> anyhow::Result<()> {
+    let config = global.load_config()?;
+    let vm = config.vm(&args.name)?;
+    let guest = Guest { memory: args.memory, qemu_before_9_2: args.qemu_before_9_2 };
+    let args = vm_args::vm_args(vm, &config.socket_path(&vm.name), args.vmm, guest);
+    if global.json {
+        print_json(&serde_json::json!({ "args": args }))
+    } else {
+        print(&format!("{}\n", vm_args::shell_lines(&args)))
+    }
+}
+
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+/// Writes to stdout. A reader that has seen enough (`ballast status | head -1`) is no failure.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("stdout can't be written")
+        }
+        _ => Ok(()),
+    }
+}

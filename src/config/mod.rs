@@ -1,1 +1,157 @@
-//! TOML to a validated configuration.
+//! TOML to a validated configuration. What comes out of here needs no further check: every number is in its range,
+//! every size is resolved to bytes, every name is fit to be a file name. A message names the key, what was given and
+//! what is allowed. Knows the codecs by name and the size of a page, and nothing else of the daemon.
+
+mod error;
+mod file;
+mod uuid;
+mod value;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use self::error::ConfigError;
+use crate::page::PAGE_SIZE_U64;
+use crate::store::codec::Compressor;
+
+/// Where `ballast serve` and `ballast vm args` look when no `--config` is given.
+pub const CONFIG_PATH_DEFAULT: &str = "/etc/ballast/ballast.toml";
+/// Where the pages live unless `state_dir` says otherwise: a tmpfs that outlives the daemon, not the host.
+pub const STATE_DIR_DEFAULT: &str = "/dev/shm/ballast";
+/// Where the sockets live unless `runtime_dir` says otherwise.
+pub const RUNTIME_DIR_DEFAULT: &str = "/run/ballast";
+/// The control socket's name in the runtime directory.
+pub const CONTROL_SOCKET_NAME: &str = "control.sock";
+/// Length of the longest path that fits a Unix socket's address (`sockaddr_un` without its final zero).
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// What the daemon was told, checked and complete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Arena and page tables; must be in a tmpfs, which is checked where it is opened.
+    pub state_dir: PathBuf,
+    /// The sockets: one per VM, and the control socket.
+    pub runtime_dir: PathBuf,
+    /// Threads that serve all virtqueues, 1 to 64.
+    pub workers: usize,
+    /// How long an idle worker keeps looking for work before it sleeps.
+    pub poll: Duration,
+    /// The memory that all VMs share.
+    pub pool: PoolConfig,
+    /// The host's memory when the file was read; what a percentage is a percentage of.
+    pub host_bytes: u64,
+    /// The VMs, in the file's order; their names are unique.
+    pub vms: Vec<VmConfig>,
+}
+
+/// The memory that all VMs share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Most bytes that the arena may take; a multiple of the page size.
+    pub max_bytes: u64,
+    /// What new pages are compressed with.
+    pub compressor: Compressor,
+    /// The share of `max_bytes` below which a pool that was full counts as not full again.
+    pub accept_threshold_percent: u32,
+}
+
+/// One VM and its disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmConfig {
+    /// 1 to 64 of `[A-Za-z0-9._-]`, the first a letter or a digit: also a file name.
+    pub name: String,
+    /// What the guest sees; a multiple of the page size, below 2^32 pages.
+    pub size_bytes: u64,
+    /// Most pool bytes that the VM may hold.
+    pub limit_bytes: u64,
+    /// Virtqueues that the device offers, 1 to 64.
+    pub queues: u16,
+    /// The swap header's label, at most 16 bytes.
+    pub label: String,
+    /// The swap header's UUID.
+    pub uuid: [u8; 16],
+}
+
+impl VmConfig {
+    /// The number of slots on the VM's device.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        // The range of `size` keeps this below 2^32; a hand-made value that doesn't is cut, not wrapped.
+        u32::try_from(self.size_bytes / PAGE_SIZE_U64).unwrap_or(u32::MAX)
+    }
+}
+
+impl Config {
+    /// Reads and checks the file at `path`; a percentage is taken of this host's memory.
+    ///
+    /// # Errors
+    /// When the file can't be read, or says something that isn't allowed.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, host_bytes())
+            .map_err(|source| ConfigError::InFile { path: path.to_owned(), source: Box::new(source) })
+    }
+
+    /// Checks a configuration's text, for a host with `host_bytes` of memory.
+    ///
+    /// # Errors
+    /// When it isn't TOML, has a key that doesn't exist, or a value that isn't allowed.
+    pub fn parse(text: &str, host_bytes: u64) -> Result<Self, ConfigError> {
+        file::parse(text, host_bytes)
+    }
+
+    /// The VM of this name.
+    ///
+    /// # Errors
+    /// When there is none; the error lists those that exist.
+    pub fn vm(&self, name: &str) -> Result<&VmConfig, UnknownVm> {
+        self.vms.iter().find(|vm| vm.name == name).ok_or_else(|| UnknownVm {
+            name: name.to_owned(),
+            known: self.vms.iter().map(|vm| vm.name.clone()).collect(),
+        })
+    }
+
+    /// The socket that a VMM connects the named VM to.
+    #[must_use]
+    pub fn socket_path(&self, vm: &str) -> PathBuf {
+        self.runtime_dir.join(format!("{vm}.sock"))
+    }
+
+    /// The socket that the client commands speak to.
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf {
+        self.runtime_dir.join(CONTROL_SOCKET_NAME)
+    }
+}
+
+/// A VM was named that doesn't exist.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no VM {name:?}; {}", known_vms(.known))]
+pub struct UnknownVm {
+    /// What was asked for.
+    pub name: String,
+    /// What exists.
+    pub known: Vec<String>,
+}
+
+/// The names that exist, as the end of a message.
+#[must_use]
+pub fn known_vms(known: &[String]) -> String {
+    if known.is_empty() {
+        "no VM is configured".to_owned()
+    } else {
+        format!("the VMs are: {}", known.join(", "))
+    }
+}
+
+/// This host's memory in bytes.
+fn host_bytes() -> u64 {
+    let info = rustix::system::sysinfo();
+    // `c_ulong` is 64 bits wide on the hosts that run VMs of this kind; the conversion says so for the others.
+    #[allow(clippy::useless_conversion)]
+    u64::from(info.totalram).saturating_mul(u64::from(info.mem_unit))
+}
+
+#[cfg(test)]
+mod tests;

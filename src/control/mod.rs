@@ -1,1 +1,10 @@
-//! The control socket: API types, server, client.
+//! The control socket: what is asked and answered ([`api`]), the daemon's side ([`server`]), the commands' side
+//! ([`client`]), how sockets are bound ([`socket`]), what a VMM's command line needs ([`vm_args`]) and how `status`
+//! is shown ([`table`]). Knows the store and the devices only through [`api::Host`].
+
+pub mod api;
+pub mod client;
+pub mod server;
+pub mod socket;
+pub mod table;
+pub mod vm_args;

@@ -1,0 +1,167 @@
+//! The commands' side of the control socket: a blocking facade over hyper, one connection a request. Says in its
+//! errors which socket was tried and what to do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+
+use super::api::{ErrorBody, STATUS_PATH, Status};
+
+/// A clear of a VM with millions of pages takes seconds; a daemon that says nothing for this long is stuck.
+const ANSWER_WAIT: Duration = Duration::from_secs(60);
+/// A status of thousands of VMs has a few megabytes.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Why the daemon gave no answer, or not the one that was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error(
+        "no daemon answers on {}: start it with \"ballast serve\", or name its socket with --socket or its configuration with --config",
+        socket.display()
+    )]
+    NotRunning {
+        /// The socket that was tried.
+        socket: PathBuf,
+    },
+    /// Somebody listens, and the system doesn't let us connect.
+    #[error("the daemon's socket {} can't be opened", socket.display())]
+    Connect {
+        /// The socket that was tried.
+        socket: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The daemon said no.
+    #[error("{message}")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// The daemon's reason.
+        message: String,
+    },
+    /// Something else than a Ballast daemon answered, or it ended amid its answer.
+    #[error("the answer on {} is not a Ballast daemon's: {message}", socket.display())]
+    Protocol {
+        /// The socket that was tried.
+        socket: PathBuf,
+        /// What was wrong with the answer.
+        message: String,
+    },
+    /// No answer in time.
+    #[error("the daemon on {} gave no answer in {} s", socket.display(), ANSWER_WAIT.as_secs())]
+    Silent {
+        /// The socket that was tried.
+        socket: PathBuf,
+    },
+}
+
+/// A client of the daemon that listens on one socket.
+#[derive(Debug)]
+pub struct Client {
+    socket: PathBuf,
+    runtime: Runtime,
+}
+
+impl Client {
+    /// A client of the control socket at `socket`; connects when something is asked.
+    ///
+    /// # Errors
+    /// When the event loop can't be made.
+    pub fn new(socket: impl Into<PathBuf>) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { socket: socket.into(), runtime })
+    }
+
+    /// The socket that this client asks.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The daemon as it is now.
+    ///
+    /// # Errors
+    /// When there is no daemon, or it gave no such answer.
+    pub fn status(&self) -> Result<Status, ClientError> {
+        let body = self.expect_success("GET", STATUS_PATH)?;
+        serde_json::from_slice(&body).map_err(|error| self.protocol(&error))
+    }
+
+    /// Drops all pages of a powered-off VM.
+    ///
+    /// # Errors
+    /// When there is no daemon, no such VM, or the VM is connected.
+    pub fn clear_vm(&self, name: &str) -> Result<(), ClientError> {
+        self.expect_success("POST", &format!("/api/v1/vms/{}/clear", escape(name))).map(drop)
+    }
+
+    fn expect_success(&self, method: &str, path: &str) -> Result<Bytes, ClientError> {
+        let (status, body) = self.request(method, path)?;
+        if (200..300).contains(&status) {
+            return Ok(body);
+        }
+        let error: ErrorBody = serde_json::from_slice(&body).map_err(|error| self.protocol(&error))?;
+        Err(ClientError::Refused { status, message: error.error })
+    }
+
+    /// One request without a body; gives the status and the body of whatever was answered.
+    pub(super) fn request(&self, method: &str, path: &str) -> Result<(u16, Bytes), ClientError> {
+        self.runtime.block_on(async {
+            let answer = tokio::time::timeout(ANSWER_WAIT, self.exchange(method, path)).await;
+            answer.unwrap_or_else(|_| Err(ClientError::Silent { socket: self.socket.clone() }))
+        })
+    }
+
+    async fn exchange(&self, method: &str, path: &str) -> Result<(u16, Bytes), ClientError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unconnected(error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.protocol(&error))?;
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "ballast")
+            .header("connection", "close")
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| self.protocol(&error))?;
+        let response = sender.send_request(request).await.map_err(|error| self.protocol(&error))?;
+        let status = response.status().as_u16();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        Ok((status, body.map_err(|error| self.protocol(&error))?.to_bytes()))
+    }
+
+    fn unconnected(&self, source: io::Error) -> ClientError {
+        let socket = self.socket.clone();
+        match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning { socket },
+            _ => ClientError::Connect { socket, source },
+        }
+    }
+
+    fn protocol(&self, error: &dyn ToString) -> ClientError {
+        ClientError::Protocol { socket: self.socket.clone(), message: error.to_string() }
+    }
+}
+
+/// A text as one segment of a path: whatever the user typed, the daemon is asked for exactly that name.
+fn escape(segment: &str) -> String {
+    use std::fmt::Write;
+    segment.bytes().fold(String::new(), |mut path, byte| {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
+            path.push(char::from(byte));
+        } else {
+            // Writing to a string can't fail.
+            let _ = write!(path, "%{byte:02X}");
+        }
+        path
+    })
+}

@@ -1,0 +1,164 @@
+//! How a listening Unix socket comes to be: the control socket and those of the VMs. One that a killed daemon left
+//! behind is replaced; one that a live daemon listens on is not, and nothing but a socket is ever removed.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+/// Who may connect: the owner and the group. A VMM that runs as another user joins the group.
+const SOCKET_MODE: u32 = 0o660;
+/// Connections that wait to be accepted; each VM has one VMM, so more than a few are a client gone wild.
+const BACKLOG: i32 = 64;
+
+/// Why a socket can't be listened on.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another process listens on it.
+    #[error("the socket {} is in use by a running daemon: stop that one, or choose another runtime_dir", path.display())]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Something else has its name.
+    #[error("{} is in the way: it is not a socket, so it is left alone; remove it or choose another runtime_dir", path.display())]
+    NotASocket {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("the socket {} can't be made", path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Listens on `path`, as owner and group only; the directory must exist.
+///
+/// # Errors
+/// When another process listens there, when something else has this name, or when the system refuses.
+pub fn bind(path: &Path) -> Result<UnixListener, BindError> {
+    let io = |source: io::Error| BindError::Io { path: path.to_owned(), source };
+    let address = SocketAddrUnix::new(path).map_err(|errno| io(errno.into()))?;
+    remove_stale(path, &address)?;
+    listen(&address)
+        .map_err(|errno| match errno {
+            // Somebody came first since we looked.
+            Errno::ADDRINUSE => BindError::InUse { path: path.to_owned() },
+            errno => io(errno.into()),
+        })?
+        .into_listener(path)
+        .map_err(io)
+}
+
+/// A socket that listens, with a mode that the umask may have narrowed.
+struct Listening(rustix::fd::OwnedFd);
+
+impl Listening {
+    fn into_listener(self, path: &Path) -> io::Result<UnixListener> {
+        fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE))?;
+        Ok(UnixListener::from(self.0))
+    }
+}
+
+fn listen(address: &SocketAddrUnix) -> Result<Listening, Errno> {
+    let fd = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // Linux gives the file the mode that the unbound socket has: so there is no moment at which others could connect.
+    rustix::fs::fchmod(&fd, Mode::from_raw_mode(SOCKET_MODE))?;
+    net::bind(&fd, address)?;
+    net::listen(&fd, BACKLOG)?;
+    Ok(Listening(fd))
+}
+
+/// Removes the socket that a dead process left at `path`.
+fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), BindError> {
+    let io = |source: io::Error| BindError::Io { path: path.to_owned(), source };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io(error)),
+        // A regular file refuses connections as well, but is nobody's socket.
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(BindError::NotASocket { path: path.to_owned() });
+        }
+        Ok(_) => {}
+    }
+    // Without blocking: a live daemon whose backlog is full is live all the same.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let probe = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .map_err(|errno| io(errno.into()))?;
+    match net::connect(&probe, address) {
+        Ok(()) | Err(Errno::AGAIN | Errno::INPROGRESS) => Err(BindError::InUse { path: path.to_owned() }),
+        Err(Errno::CONNREFUSED) => match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io(error)),
+            _ => Ok(()),
+        },
+        Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(io(errno.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_new_socket_is_for_owner_and_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        let _listener = bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        drop(bind(&path).unwrap());
+        assert!(path.exists());
+        let _listener = bind(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_live_socket_is_refused_and_stays_live_even_with_a_full_backlog() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        let _listener = bind(&path).unwrap();
+        let mut refused = 0;
+        for _ in 0..BACKLOG + 3 {
+            let error = bind(&path).unwrap_err();
+            assert!(matches!(error, BindError::InUse { .. }), "{error}");
+            refused += 1;
+        }
+        assert_eq!(refused, BACKLOG + 3);
+    }
+
+    #[test]
+    fn what_is_not_a_socket_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        fs::write(&path, "precious").unwrap();
+        let error = bind(&path).unwrap_err();
+        assert!(matches!(error, BindError::NotASocket { .. }), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_missing_directory_or_a_long_path_is_an_error_with_the_path() {
+        for path in ["/nonexistent/a.sock".to_owned(), format!("/tmp/{}", "x".repeat(120))] {
+            let error = bind(Path::new(&path)).unwrap_err();
+            assert!(error.to_string().contains(&path), "{error}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The binary as scripts see it: exit status, stdout, stderr. Needs no daemon and no privileges.
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+fn ballast(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ballast")).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// Exit status, stdout, stderr.
+fn outcome(args: &[&str]) -> (Option<i32>, String, String) {
+    let output = ballast(args);
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+struct Written {
+    _dir: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl Written {
+    fn new(text: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ballast.toml");
+        let runtime_dir = format!("runtime_dir = {:?}\n", dir.path());
+        std::fs::write(&path, runtime_dir + text).unwrap();
+        Self { _dir: dir, path }
+    }
+
+    fn path(&self) -> &str {
+        self.path.to_str().unwrap()
+    }
+}
+
+const TWO_VMS: &str = "[[vm]]\nname = \"web1\"\nsize = \"1GiB\"\n[[vm]]\nname = \"web2\"\nsize = \"1GiB\"\n";
+
+#[test]
+fn a_wrong_configuration_is_exit_2_with_key_value_and_range() {
+    let config = Written::new("workers = 99\n");
+    for command in
+        [&["serve"][..], &["status"], &["vm", "clear", "web1"], &["vm", "args", "web1", "--vmm=qemu"]]
+    {
+        let (code, stdout, stderr) = outcome(&[command, &["--config", config.path()]].concat());
+        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{command:?}: {stderr}");
+        for part in [config.path(), "workers", "99", "1 to 64"] {
+            assert!(stderr.contains(part), "{command:?}: {stderr}");
+        }
+    }
+}
+
+#[test]
+fn a_missing_configuration_is_exit_2_with_its_path() {
+    let (code, _, stderr) = outcome(&["serve", "--config", "/nonexistent/ballast.toml"]);
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(stderr.contains("/nonexistent/ballast.toml") && stderr.contains("No such file"), "{stderr}");
+}
+
+#[test]
+fn status_without_a_daemon_is_exit_1_with_the_socket() {
+    let config = Written::new(TWO_VMS);
+    let socket = config.path.with_file_name("control.sock");
+    let socket = socket.to_str().unwrap();
+    for args in [["status", "--config", config.path()], ["status", "--socket", socket]] {
+        let (code, stdout, stderr) = outcome(&args);
+        assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
+        assert!(stderr.contains(socket) && stderr.contains("ballast serve"), "{stderr}");
+    }
+}
+
+#[test]
+fn an_unknown_vm_is_exit_1_with_the_names_that_exist() {
+    let config = Written::new(TWO_VMS);
+    let (code, stdout, stderr) = outcome(&["vm", "args", "web3", "--vmm", "qemu", "--config", config.path()]);
+    assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
+    assert!(stderr.contains("\"web3\"") && stderr.contains("web1, web2"), "{stderr}");
+}
+
+#[test]
+fn a_wrong_usage_is_exit_2() {
+    for args in [&["sevre"][..], &[], &["status", "--jsno"], &["vm", "args", "web1"]] {
+        assert_eq!(outcome(args).0, Some(2), "{args:?}");
+    }
+    let (code, _, stderr) = outcome(&["vm", "args", "web1", "--vmm", "xen"]);
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("qemu") && stderr.contains("cloud-hypervisor"), "{stderr}");
+    let (code, _, stderr) = outcome(&["vm", "args", "web1", "--vmm", "qemu", "--memory", "1000"]);
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("multiple of 1MiB"), "{stderr}");
+}
+
+#[test]
+fn vm_args_are_one_shell_command_or_json() {
+    let config = Written::new(TWO_VMS);
+    let args = [
+        "vm",
+        "args",
+        "web2",
+        "--vmm",
+        "qemu",
+        "--memory",
+        "512MiB",
+        "--qemu-before-9.2",
+        "--config",
+        config.path(),
+    ];
+    let (code, stdout, stderr) = outcome(&args);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(
+        stdout.contains("web2.sock,reconnect=1 \\\n") && stdout.contains("size=512M,share=on"),
+        "{stdout}"
+    );
+    let words = Command::new("sh").args(["-c", &format!("printf '%s\\n' {stdout}")]).output().unwrap();
+    let words = String::from_utf8(words.stdout).unwrap();
+    let (_, json, _) = outcome(&[&args[..], &["--json"]].concat());
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let expected: Vec<_> = json["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap()).collect();
+    assert_eq!(words.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_reader_that_left_is_no_failure() {
+    let config = Written::new(TWO_VMS);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ballast"))
+        .args(["vm", "args", "web1", "--vmm", "qemu", "--config", config.path()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Closed at once; whether the child has written by then, it must end well.
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && !stderr.contains("panicked"), "{stderr}");
+}
+
+#[test]
+fn help_and_version_are_exit_0() {
+    for args in [&["--help"][..], &["--version"], &["vm", "args", "--help"]] {
+        assert_eq!(outcome(args).0, Some(0), "{args:?}");
+    }
+}
