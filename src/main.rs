@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use ballast::bench::BenchArgs;
 use ballast::config::{CONFIG_PATH_DEFAULT, CONTROL_SOCKET_NAME, Config, ConfigError, RUNTIME_DIR_DEFAULT};
 use ballast::control::client::Client;
 use ballast::control::table;
@@ -41,14 +42,15 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the daemon until it is told to stop (SIGTERM, SIGINT).
+    /// Run the daemon until it is killed; the pages outlive it.
     Serve,
     /// Show what is stored and what that saves.
     Status,
     /// What concerns one VM.
     #[command(subcommand)]
     Vm(VmCommand),
-    // MERGE: Bench(ballast::bench::BenchArgs), Demo(ballast::demo::DemoArgs): here and in `run`.
+    /// Write to a vhost-user disk, read back, compare, and say how fast it was.
+    Bench(BenchArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -98,10 +100,11 @@ fn log_to_stderr() {
 fn run(cli: Cli) -> anyhow::Result<()> {
     let global = &cli.global;
     match cli.command {
-        Command::Serve => serve(global.load_config()?),
+        Command::Serve => Ok(ballast::runtime::serve(global.load_config()?)?),
         Command::Status => status(global),
         Command::Vm(VmCommand::Args(args)) => print_vm_args(global, &args),
         Command::Vm(VmCommand::Clear { name }) => clear_vm(global, &name),
+        Command::Bench(args) => Ok(ballast::bench::run(&args)?),
     }
 }
 
@@ -120,11 +123,6 @@ impl Global {
         };
         Client::new(socket).context("the client's event loop can't be made")
     }
-}
-
-fn serve(config: Config) -> anyhow::Result<()> {
-    // MERGE: Ok(ballast::runtime::serve(config)?)
-    anyhow::bail!("{} VMs are configured, and this build can't serve them", config.vms.len())
 }
 
 fn status(global: &Global) -> anyhow::Result<()> {

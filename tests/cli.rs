@@ -1,5 +1,7 @@
 //! The binary as scripts see it: exit status, stdout, stderr. Needs no daemon and no privileges.
 
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 

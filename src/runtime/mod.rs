@@ -74,7 +74,7 @@ fn warn_unless_tmpfs(state_dir: &Path) {
         existing = parent;
     }
     if let Ok(found) = rustix::fs::statfs(existing)
-        && i64::try_from(found.f_type).ok() != Some(TMPFS_MAGIC)
+        && found.f_type != TMPFS_MAGIC
     {
         tracing::warn!(state_dir = %state_dir.display(), "state_dir is not on a tmpfs: pages will be written to a disk");
     }
