@@ -129,8 +129,10 @@ fn vm(index: usize, vm: &Vm, names: &mut HashSet<String>) -> Result<VmConfig, Co
     let of_vm = |key: &str| format!("[[vm]] {name:?}: {key}");
     let size_bytes =
         Key::new(of_vm("size"), vm.size.as_ref()).size(None, MIB..=SIZE_BYTES_MAX, PAGE_SIZE_U64)?;
+    // A full disk of pages that don't shrink fits: each takes a page and the header of its object.
+    let limit_default = size_bytes + size_bytes / 64;
     let limit =
-        Key::new(of_vm("limit"), vm.limit.as_ref()).size(Some(size_bytes), MIB..=SIZE_BYTES_MAX, 1)?;
+        Key::new(of_vm("limit"), vm.limit.as_ref()).size(Some(limit_default), MIB..=2 * SIZE_BYTES_MAX, 1)?;
     let queues = Key::new(of_vm("queues"), vm.queues.as_ref()).number(4, 1..=QUEUES_MAX)?;
     let label = Key::new(of_vm("label"), vm.label.as_ref()).or(
         LABEL_DEFAULT.to_owned(),

@@ -1,0 +1,175 @@
+//! `kill -9` at random moments of a real daemon under load: whatever was answered before is there after the restart,
+//! whatever was in flight is answered after it, and no page is anything but what was last written to it, by an
+//! answered or an unanswered write.
+
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
+mod support;
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use ballast::frontend::{Device, Manners, Memory, Op, Options, Queue, Status};
+use ballast::page::{Page, ZERO_PAGE};
+use support::daemon::Daemon;
+use support::page_of;
+
+const KILLS: u64 = 24;
+const SLOTS: u64 = 6000;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One VM under load: what is known to be stored, and what was asked and not yet answered.
+struct Load {
+    device: Device,
+    queues: Vec<Queue>,
+    stored: HashMap<u64, Page>,
+    asked: HashMap<(usize, u16), Asked>,
+    noise: u64,
+}
+
+#[derive(Clone)]
+enum Asked {
+    Store(u64, Page),
+    Load(u64),
+    Discard(u64),
+}
+
+impl Asked {
+    fn slot(&self) -> u64 {
+        match self {
+            Self::Store(slot, _) | Self::Load(slot) | Self::Discard(slot) => *slot,
+        }
+    }
+}
+
+impl Load {
+    fn attach(daemon: &Daemon, name: &str, manners: Manners) -> Self {
+        let options = Options {
+            manners,
+            queues: 2,
+            queue_size: 256,
+            depth: 64,
+            data_bytes: 8192,
+            ..Options::default()
+        };
+        let memory = Memory::with_bytes(16 << 20).unwrap();
+        let mut device = Device::connect(daemon.socket(name), memory, options).unwrap();
+        let queues = device.start().unwrap();
+        Self { device, queues, stored: HashMap::new(), asked: HashMap::new(), noise: 7 }
+    }
+
+    fn random(&mut self) -> u64 {
+        self.noise ^= self.noise << 13;
+        self.noise ^= self.noise >> 7;
+        self.noise ^= self.noise << 17;
+        self.noise
+    }
+
+    /// Asks for something on every free tag. A slot has one request at a time, so that its content is known.
+    fn ask(&mut self, n: usize) {
+        while let Some(tag) = self.queues[n].free_tag() {
+            let slot = 1 + self.random() % (SLOTS - 1);
+            if self.asked.values().any(|asked| asked.slot() == slot) {
+                break;
+            }
+            let queue = &mut self.queues[n];
+            let asked = match self.noise >> 32 & 7 {
+                0..=4 => {
+                    let page = page_of((self.noise >> 40 & 0xff).try_into().unwrap(), self.noise);
+                    queue.write_data(tag, 0, &page).unwrap();
+                    queue.stage(tag, Op::Write { sector: slot * 8, bytes: 4096 }).unwrap();
+                    Asked::Store(slot, page)
+                }
+                5 | 6 => {
+                    queue.stage(tag, Op::Read { sector: slot * 8, bytes: 4096 }).unwrap();
+                    Asked::Load(slot)
+                }
+                _ => {
+                    let range = ballast::frontend::Range { sector: slot * 8, sectors: 8, flags: 0 };
+                    queue.write_ranges(tag, &[range]).unwrap();
+                    queue.stage(tag, Op::Discard { ranges: 1 }).unwrap();
+                    Asked::Discard(slot)
+                }
+            };
+            self.asked.insert((n, tag), asked);
+        }
+        self.queues[n].publish().unwrap();
+        self.queues[n].kick().unwrap();
+    }
+
+    fn answered(&mut self, n: usize, tag: u16, status: Status) {
+        assert_eq!(status, Status::Ok);
+        match self.asked.remove(&(n, tag)).expect("answered once") {
+            Asked::Store(slot, page) => drop(self.stored.insert(slot, page)),
+            Asked::Discard(slot) => drop(self.stored.remove(&slot)),
+            Asked::Load(slot) => {
+                let mut found = ZERO_PAGE;
+                self.queues[n].read_data(tag, 0, &mut found).unwrap();
+                assert!(&found == self.stored.get(&slot).unwrap_or(&ZERO_PAGE), "slot {slot}");
+            }
+        }
+    }
+
+    fn work_for(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            for n in 0..self.queues.len() {
+                self.ask(n);
+                while let Some(done) = self.queues[n].poll().unwrap() {
+                    self.answered(n, done.tag, done.status);
+                }
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        for n in 0..self.queues.len() {
+            while self.queues[n].in_flight() > 0 {
+                let done =
+                    self.queues[n].wait(PATIENCE).expect("what was in flight is answered after a restart");
+                self.answered(n, done.tag, done.status);
+            }
+        }
+    }
+
+    fn check_everything(&mut self) {
+        for slot in 1..SLOTS {
+            let found = self.queues[0].read_page(slot).unwrap();
+            assert!(&found == self.stored.get(&slot).unwrap_or(&ZERO_PAGE), "slot {slot}");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_lost_when_the_daemon_is_killed_under_load() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let vms = "[[vm]]\nname = \"web1\"\nsize = \"64MiB\"\n[[vm]]\nname = \"web2\"\nsize = \"64MiB\"\n";
+    let mut daemon = Daemon::start(dir.path(), vms);
+    let mut loads = [("web1", Manners::Qemu), ("web2", Manners::CloudHypervisor)]
+        .map(|(vm, m)| Load::attach(&daemon, vm, m));
+    for kill in 0..KILLS {
+        let time = Duration::from_micros(5_000 + loads[0].random() % 60_000);
+        std::thread::scope(|scope| {
+            for load in &mut loads {
+                scope.spawn(move || load.work_for(time + Duration::from_millis(20)));
+            }
+            std::thread::sleep(time);
+            daemon.kill();
+        });
+        daemon.restart();
+        for load in &mut loads {
+            load.device.reconnect(PATIENCE).unwrap();
+        }
+        if kill % 6 == 5 {
+            for load in &mut loads {
+                load.settle();
+                load.check_everything();
+            }
+        }
+    }
+    for load in &mut loads {
+        load.settle();
+        load.check_everything();
+        assert!(load.stored.len() > 1000, "{}", load.stored.len());
+    }
+}
