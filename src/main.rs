@@ -11,6 +11,7 @@ use ballast::config::{CONFIG_PATH_DEFAULT, CONTROL_SOCKET_NAME, Config, ConfigEr
 use ballast::control::client::Client;
 use ballast::control::table;
 use ballast::control::vm_args::{self, Guest, MEMORY_DEFAULT, Vmm};
+use ballast::demo::DemoArgs;
 use ballast::ids::Bytes;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -51,6 +52,8 @@ enum Command {
     Vm(VmCommand),
     /// Write to a vhost-user disk, read back, compare, and say how fast it was.
     Bench(BenchArgs),
+    /// Boot two guests that swap into one daemon, and watch.
+    Demo(DemoArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -105,6 +108,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Vm(VmCommand::Args(args)) => print_vm_args(global, &args),
         Command::Vm(VmCommand::Clear { name }) => clear_vm(global, &name),
         Command::Bench(args) => Ok(ballast::bench::run(&args)?),
+        Command::Demo(args) => Ok(ballast::demo::run(args)?),
     }
 }
 

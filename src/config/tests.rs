@@ -53,7 +53,10 @@ fn every_key_is_read() {
     assert_eq!((web.slots(), web.limit_bytes, web.queues), (1 << 20, 3 << 29, 2));
     assert_eq!((web.label.as_str(), web.uuid[15]), ("swap", 0xff));
     let db = &config.vms[1];
-    assert_eq!((db.slots(), db.limit_bytes, db.queues, db.label.as_str()), (256, (1 << 20) + (1 << 14), 4, "ballast"));
+    assert_eq!(
+        (db.slots(), db.limit_bytes, db.queues, db.label.as_str()),
+        (256, (1 << 20) + (1 << 14), 4, "ballast")
+    );
     assert_eq!(config.socket_path("web1"), Path::new("/run/b/web1.sock"));
     assert_eq!(
         config.vm("web2").unwrap_err().to_string(),
