@@ -42,7 +42,7 @@ pub enum Progress {
     Busy(u32),
     /// Found nothing to do.
     Idle,
-    /// Can't run now, or ever: wake it when that changes.
+    /// Can't run now, or ever, and is not on the active list any more.
     Parked,
 }
 
@@ -152,11 +152,12 @@ impl Ring {
     }
 
     fn broken(&self) -> Phase {
-        self.vm.count_error();
-        tracing::warn!(
-            vm = self.vm.name(),
-            "a virtqueue makes no sense and is left alone until the guest resets it"
-        );
+        self.active.lock().retain(|other| Some(*other) != self.id);
+        // A guest can do this as often as it likes; the log grows with the logarithm of that.
+        if (self.vm.count_error() + 1).is_power_of_two() {
+            let vm = self.vm.name();
+            tracing::warn!(vm, "a virtqueue makes no sense and is left alone until the guest resets it");
+        }
         Phase::Broken
     }
 

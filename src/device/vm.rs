@@ -82,9 +82,9 @@ impl DeviceVm {
         self.errors.load(Ordering::Relaxed)
     }
 
-    /// Counts a request that was answered with an error.
-    pub fn count_error(&self) {
-        self.errors.fetch_add(1, Ordering::Relaxed);
+    /// Counts a request that was answered with an error. Returns how many there were before.
+    pub fn count_error(&self) -> u64 {
+        self.errors.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Whether a VMM is connected.
@@ -127,7 +127,11 @@ impl DeviceVm {
         if *ownership.owner.get_or_insert(session) == session {
             return true;
         }
-        ownership.waiting.extend(ring.map(|ring| (ring, Arc::clone(active))));
+        // Both under the ownership lock: whoever releases the VM now finds the ring waiting, and puts it back.
+        if let Some(ring) = ring {
+            active.lock().retain(|other| *other != ring);
+            ownership.waiting.push((ring, Arc::clone(active)));
+        }
         false
     }
 

@@ -146,8 +146,9 @@ impl Loop {
         for id in round {
             match self.manager.subscriber_mut(*id).map(|ring| ring.turn(&mut self.bench)) {
                 Ok(Progress::Busy(pages)) => done = done.saturating_add(pages),
-                Ok(Progress::Idle) => {}
-                Ok(Progress::Parked) | Err(_) => self.active.lock().retain(|other| other != id),
+                Ok(Progress::Idle | Progress::Parked) => {}
+                // It was stopped.
+                Err(_) => self.active.lock().retain(|other| other != id),
             }
         }
         done

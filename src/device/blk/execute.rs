@@ -208,6 +208,7 @@ impl Execution {
     fn read_ranges(&mut self, turn: &Turn<'_>) -> Result<VecDeque<Range>, Failed> {
         let capacity = u64::from(turn.vm.slots()).saturating_mul(PAGE_SIZE_U64);
         let mut ranges = VecDeque::new();
+        let mut dropped = 0u64;
         while !self.request.data.is_empty() {
             let mut bytes = [0; RANGE_BYTES];
             gather(turn.memory, &mut self.request.data, &mut bytes)?;
@@ -225,6 +226,11 @@ impl Execution {
             let (Some(start), Some(end)) = (start, end) else {
                 return Err(Failed(Status::IoErr));
             };
+            // A request that drops more than there is names something twice, only to keep us busy.
+            dropped = dropped.saturating_add(length);
+            if dropped > capacity {
+                return Err(Failed(Status::IoErr));
+            }
             if start < end {
                 ranges.push_back(Range { start, end });
             }

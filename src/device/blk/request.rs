@@ -12,6 +12,9 @@ use crate::device::Memory;
 
 /// Descriptors in one chain, indirect ones included. The longest queue that the device accepts has this many places.
 const CHAIN_MAX: usize = 1024;
+/// Bytes that one request may move. Linux sends 1.25 MiB at most; a request has to end before its ring can stop, so a
+/// guest must not be able to make one that takes long.
+const LENGTH_MAX: u64 = 4 << 20;
 const DESCRIPTOR_BYTES: u32 = 16;
 const REQUEST_HEADER_BYTES: usize = 16;
 const RANGE_BYTES: u64 = 16;
@@ -125,7 +128,9 @@ pub fn parse(
         && match kind {
             Kind::Load | Kind::Store => {
                 let end = position.and_then(|position| position.checked_add(length));
-                length.is_multiple_of(SECTOR_BYTES) && end.is_some_and(|end| end <= capacity)
+                length <= LENGTH_MAX
+                    && length.is_multiple_of(SECTOR_BYTES)
+                    && end.is_some_and(|end| end <= capacity)
             }
             Kind::Discard | Kind::WriteZeroes => {
                 length.is_multiple_of(RANGE_BYTES)
