@@ -2,6 +2,12 @@
 //! [`session`], whose virtqueues ([`ring`]) run on a few shared [`worker`]s, which carry out [`blk`] requests on the
 //! VM's pages in the store.
 
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "guests choose the numbers here")]
+#![cfg_attr(
+    test,
+    allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "tests may fail")
+)]
+
 pub mod blk;
 pub mod inflight;
 pub mod ring;

@@ -154,7 +154,7 @@ impl Ring {
     fn broken(&self) -> Phase {
         self.active.lock().retain(|other| Some(*other) != self.id);
         // A guest can do this as often as it likes; the log grows with the logarithm of that.
-        if (self.vm.count_error() + 1).is_power_of_two() {
+        if self.vm.count_error().saturating_add(1).is_power_of_two() {
             let vm = self.vm.name();
             tracing::warn!(vm, "a virtqueue makes no sense and is left alone until the guest resets it");
         }

@@ -1,6 +1,8 @@
 //! The device's configuration space and features: what a guest is told about the disk. Layout and names are those of
 //! the virtio specification, "Block Device".
 
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "no number here is a guest's")]
+
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_SEG_MAX,

@@ -111,9 +111,10 @@ pub fn parse(
     let status = take_last_byte(&mut chain.writable).ok_or(Malformed::NoAnswer)?;
     let refuse = |with: Status| Malformed::Answer(status, with);
     let header = take_header(memory, &mut chain.readable).ok_or(refuse(Status::IoErr))?;
-    let half_word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
-    let sector = u64::from(half_word(8)) | u64::from(half_word(12)) << 32;
-    let (kind, data, unwanted) = match half_word(0) {
+    let [kind @ .., _, _, _, _, _, _, _, _, _, _, _, _] = header;
+    let [_, _, _, _, _, _, _, _, sector @ ..] = header;
+    let sector = u64::from_le_bytes(sector);
+    let (kind, data, unwanted) = match u32::from_le_bytes(kind) {
         VIRTIO_BLK_T_IN => (Kind::Load, chain.writable, chain.readable),
         VIRTIO_BLK_T_OUT => (Kind::Store, chain.readable, chain.writable),
         VIRTIO_BLK_T_FLUSH => (Kind::Flush, VecDeque::new(), VecDeque::new()),

@@ -1,6 +1,8 @@
 //! The swap header: what `mkswap` would write to the disk's first page. It is stored in slot 0 of a new VM, so that a
 //! guest needs one fstab line and nothing else. The layout is `union swap_header` of Linux's `include/linux/swap.h`.
 
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "no number here is a guest's")]
+
 use crate::page::{PAGE_SIZE, Page};
 
 /// The longest label, in bytes.
