@@ -7,11 +7,12 @@
 mod support;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use ballast::demo::daemon::{Daemon, DaemonSpec};
 use ballast::frontend::{Device, Manners, Memory, Op, Options, Queue, Status};
 use ballast::page::{Page, ZERO_PAGE};
-use support::daemon::Daemon;
 use support::page_of;
 
 const KILLS: u64 = 24;
@@ -29,7 +30,7 @@ struct Load {
 
 #[derive(Clone)]
 enum Asked {
-    Store(u64, Page),
+    Store(u64, Box<Page>),
     Load(u64),
     Discard(u64),
 }
@@ -43,7 +44,7 @@ impl Asked {
 }
 
 impl Load {
-    fn attach(daemon: &Daemon, name: &str, manners: Manners) -> Self {
+    fn attach(socket: PathBuf, manners: Manners) -> Self {
         let options = Options {
             manners,
             queues: 2,
@@ -53,7 +54,7 @@ impl Load {
             ..Options::default()
         };
         let memory = Memory::with_bytes(16 << 20).unwrap();
-        let mut device = Device::connect(daemon.socket(name), memory, options).unwrap();
+        let mut device = Device::connect(socket, memory, options).unwrap();
         let queues = device.start().unwrap();
         Self { device, queues, stored: HashMap::new(), asked: HashMap::new(), noise: 7 }
     }
@@ -78,7 +79,7 @@ impl Load {
                     let page = page_of((self.noise >> 40 & 0xff).try_into().unwrap(), self.noise);
                     queue.write_data(tag, 0, &page).unwrap();
                     queue.stage(tag, Op::Write { sector: slot * 8, bytes: 4096 }).unwrap();
-                    Asked::Store(slot, page)
+                    Asked::Store(slot, Box::new(page))
                 }
                 5 | 6 => {
                     queue.stage(tag, Op::Read { sector: slot * 8, bytes: 4096 }).unwrap();
@@ -100,7 +101,7 @@ impl Load {
     fn answered(&mut self, n: usize, tag: u16, status: Status) {
         assert_eq!(status, Status::Ok);
         match self.asked.remove(&(n, tag)).expect("answered once") {
-            Asked::Store(slot, page) => drop(self.stored.insert(slot, page)),
+            Asked::Store(slot, page) => drop(self.stored.insert(slot, *page)),
             Asked::Discard(slot) => drop(self.stored.remove(&slot)),
             Asked::Load(slot) => {
                 let mut found = ZERO_PAGE;
@@ -143,10 +144,17 @@ impl Load {
 #[test]
 fn nothing_is_lost_when_the_daemon_is_killed_under_load() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let vms = "[[vm]]\nname = \"web1\"\nsize = \"64MiB\"\n[[vm]]\nname = \"web2\"\nsize = \"64MiB\"\n";
-    let mut daemon = Daemon::start(dir.path(), vms);
-    let mut loads = [("web1", Manners::Qemu), ("web2", Manners::CloudHypervisor)]
-        .map(|(vm, m)| Load::attach(&daemon, vm, m));
+    let spec = DaemonSpec {
+        executable: PathBuf::from(env!("CARGO_BIN_EXE_ballast")),
+        directory: dir.path().to_owned(),
+        vms: vec!["web1".to_owned(), "web2".to_owned()],
+        vm_mib: 64,
+        compressor: "lz4".to_owned(),
+    };
+    let sockets = ["web1", "web2"].map(|vm| spec.socket(vm));
+    let mut daemon = Daemon::start(spec).unwrap();
+    let [one, two] = sockets;
+    let mut loads = [Load::attach(one, Manners::Qemu), Load::attach(two, Manners::CloudHypervisor)];
     for kill in 0..KILLS {
         let time = Duration::from_micros(5_000 + loads[0].random() % 60_000);
         std::thread::scope(|scope| {
@@ -154,9 +162,8 @@ fn nothing_is_lost_when_the_daemon_is_killed_under_load() {
                 scope.spawn(move || load.work_for(time + Duration::from_millis(20)));
             }
             std::thread::sleep(time);
-            daemon.kill();
+            daemon.kill_and_restart().unwrap();
         });
-        daemon.restart();
         for load in &mut loads {
             load.device.reconnect(PATIENCE).unwrap();
         }
