@@ -169,7 +169,7 @@ impl Session {
     }
 }
 
-type GuestRegion = GuestRegionMmap<vhost_user_backend::bitmap::BitmapMmapRegion>;
+type GuestRegion = GuestRegionMmap<()>;
 
 fn memory_error(err: vm_memory::GuestRegionCollectionError) -> VhostError {
     VhostError::ReqHandlerError(io::Error::other(err))

@@ -269,7 +269,6 @@ fn gather(memory: &Memory, data: &mut VecDeque<Segment>, mut target: &mut [u8]) 
 fn scatter(memory: &Memory, data: &mut VecDeque<Segment>, mut source: &[u8]) -> Result<(), Failed> {
     while let Some((address, length)) = take_front(data, source.len()).filter(|(_, length)| *length > 0) {
         let (now, later) = source.split_at_checked(length).ok_or(Failed(Status::IoErr))?;
-        // Marks the pages dirty for a migration, which a copy through a pointer would not.
         memory.write_slice(now, address)?;
         source = later;
     }
