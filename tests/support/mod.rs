@@ -2,6 +2,8 @@
 //! the real workers and the real sockets.
 #![allow(dead_code, reason = "not every test uses everything")]
 
+pub mod daemon;
+
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

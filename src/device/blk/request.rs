@@ -110,6 +110,9 @@ pub fn parse(
     let mut chain = walk(memory, table, head).ok_or(Malformed::NoAnswer)?;
     let status = take_last_byte(&mut chain.writable).ok_or(Malformed::NoAnswer)?;
     let refuse = |with: Status| Malformed::Answer(status, with);
+    if chain.unreachable {
+        return Err(refuse(Status::IoErr));
+    }
     let header = take_header(memory, &mut chain.readable).ok_or(refuse(Status::IoErr))?;
     let [kind @ .., _, _, _, _, _, _, _, _, _, _, _, _] = header;
     let [_, _, _, _, _, _, _, _, sector @ ..] = header;
@@ -150,6 +153,10 @@ pub fn parse(
 struct Chain {
     readable: VecDeque<Segment>,
     writable: VecDeque<Segment>,
+    /// Part of it lies outside the memory that the VMM shares, as that of a DIMM that was plugged in without
+    /// `share=on` does. Such a request has to be failed aloud: a driver that reuses its status bytes, as Linux does,
+    /// takes silence for success.
+    unreachable: bool,
 }
 
 /// Follows a chain. `None` when it loops, leaves its table, nests indirect tables, mixes directions or is too long.
@@ -179,11 +186,11 @@ fn walk(memory: &Memory, mut table: DescriptorTable, head: u16) -> Option<Chain>
             continue;
         }
         let segment = Segment { address: descriptor.addr(), length: descriptor.len() };
-        let usable = segment.length > 0
-            && GuestMemoryBackend::check_range(memory, segment.address, segment.length as usize);
-        if !usable {
+        if segment.length == 0 {
             return None;
         }
+        chain.unreachable |=
+            !GuestMemoryBackend::check_range(memory, segment.address, segment.length as usize);
         if descriptor.is_write_only() {
             chain.writable.push_back(segment);
         } else if chain.writable.is_empty() {

@@ -1,0 +1,125 @@
+//! The real daemon in a process of its own, which a test may kill as often as it likes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// How long a daemon may take until it answers, on a machine that is busy with other tests.
+const START_WAIT: Duration = Duration::from_secs(30);
+
+/// A running daemon, with its files in one directory. Dropping it kills it; the files stay.
+pub struct Daemon {
+    dir: PathBuf,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    /// Writes a configuration with `toml_extra` into `dir` and starts a daemon with it: its state is in `dir/state`, its
+    /// sockets are in `dir/run`. Whole tables come last in TOML, so `toml_extra` may begin with single keys.
+    pub fn start(dir: &Path, toml_extra: &str) -> Self {
+        let mut daemon = Self { dir: dir.to_owned(), child: None };
+        daemon.configure(toml_extra);
+        daemon.restart();
+        daemon
+    }
+
+    /// Writes another configuration, for the next [`Self::restart`].
+    pub fn configure(&self, toml_extra: &str) {
+        let at = |name: &str| self.dir.join(name);
+        let config = format!("state_dir = {:?}\nruntime_dir = {:?}\n{toml_extra}\n", at("state"), at("run"));
+        fs::write(self.config(), config).expect("the configuration is written");
+    }
+
+    /// Kills the daemon, if it lives, and starts another; returns when that one answers.
+    pub fn restart(&mut self) {
+        self.kill();
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("a log");
+        let child = serve(&self.config()).stderr(log).spawn().expect("the daemon starts");
+        let child = self.child.insert(child);
+        let pid = child.id();
+        let deadline = Instant::now() + START_WAIT;
+        loop {
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().expect("a child"));
+            assert!(ended.is_none(), "the daemon {pid} ended with {ended:?}:\n{}", self.log());
+            if self.ask(&["status"]).status.success() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the daemon doesn't answer:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Kills the daemon with SIGKILL and waits until it is gone.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("the daemon is ours to kill");
+            child.wait().expect("it ends");
+        }
+    }
+
+    /// The process, while it lives.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// The configuration's path.
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("ballast.toml")
+    }
+
+    /// The socket of a VM.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.dir.join("run").join(format!("{name}.sock"))
+    }
+
+    /// The page table of a VM.
+    pub fn table(&self, name: &str) -> PathBuf {
+        self.dir.join("state/vms").join(format!("{name}.table"))
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    /// What all daemons of this directory have said.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// Runs a command of the binary against this daemon.
+    pub fn ask(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ballast"));
+        command.args(args).arg("--config").arg(self.config()).stdin(Stdio::null());
+        command.output().expect("the binary runs")
+    }
+
+    /// What `status --json` says.
+    pub fn status(&self) -> Value {
+        let output = self.ask(&["status", "--json"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
+    /// The part of the status that is about one VM; null when there is none.
+    pub fn vm(&self, name: &str) -> Value {
+        let mut status = self.status();
+        let vms = status["vms"].as_array_mut().expect("a list of VMs");
+        vms.iter_mut().find(|vm| vm["name"] == name).map_or(Value::Null, Value::take)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The command that runs a daemon with this configuration.
+pub fn serve(config: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ballast"));
+    command.arg("serve").arg("--config").arg(config).stdin(Stdio::null()).stdout(Stdio::null());
+    command
+}
