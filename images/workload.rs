@@ -49,29 +49,29 @@ fn kind(random: &mut Random) -> Kind {
         0..5 => Kind::Zero,
         5..12 => Kind::Same,
         12..50 => Kind::Text,
-        50..88 => Kind::Heap,
+        50..92 => Kind::Heap,
         _ => Kind::Noise,
     }
 }
 
-/// Words of eight bytes, so that a text page costs a store per word and no copying.
-const DICTIONARY: [&[u8; 8]; 16] = [
-    b"request ",
-    b"answered",
-    b" by host",
-    b" in 12ms",
-    b"\nGET /v1",
-    b"/account",
-    b"?page=3 ",
-    b"status=2",
-    b"00 bytes",
-    b"=4096 ke",
-    b"y: cache",
-    b" miss at",
-    b" 10:24:3",
-    b"7 worker",
-    b" thread ",
-    b"closed.\n",
+/// Phrases of two words, so that a text page costs a store per word and no copying.
+const PHRASES: [&[u8; 16]; 16] = [
+    b"request answered",
+    b" by host 7 in 12",
+    b" ms\nGET /v1/user",
+    b"?page=3&order=ts",
+    b" status=200 4096",
+    b" bytes sent, key",
+    b" found in cache\n",
+    b" miss at 10:24:3",
+    b"7 worker thread ",
+    b"connection close",
+    b"d by peer, retry",
+    b" WARN slow query",
+    b": SELECT id FROM",
+    b" orders WHERE id",
+    b" = 1 LIMIT 100;\n",
+    b"                ",
 ];
 
 /// The contents of `page` in its `generation`.
@@ -92,10 +92,13 @@ fn fill_text(page: &mut Page, random: &mut Random) {
     // The first word tells two text pages apart even if the rest were equal.
     let (first, rest) = page.0.split_first_mut().expect("a page has words");
     *first = random.next();
-    for words in rest.chunks_mut(16) {
+    for words in rest.chunks_mut(32) {
         let mut bits = random.next();
-        for word in words {
-            *word = u64::from_le_bytes(*DICTIONARY[(bits & 15) as usize]);
+        for pair in words.chunks_mut(2) {
+            let phrase = u128::from_le_bytes(*PHRASES[(bits & 15) as usize]);
+            for (word, shift) in pair.iter_mut().zip([0, 64]) {
+                *word = (phrase >> shift) as u64;
+            }
             bits >>= 4;
         }
     }
@@ -108,8 +111,8 @@ fn fill_heap(page: &mut Page, random: &mut Random) {
         let bits = random.next();
         object[0] = base | (bits & 3) << 6;
         object[1] = 1 + (bits >> 2 & 3);
-        object[2] = base + ((bits >> 8 & 0xffff) << 4);
-        object[3] = bits >> 32 & 0xff;
+        object[2] = base + ((bits >> 8 & 0xff) << 4);
+        object[3] = bits >> 32 & 7;
     }
 }
 

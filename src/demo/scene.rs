@@ -58,7 +58,7 @@ impl Scene {
         let daemon = Daemon::start(spec.clone())?;
         screen.say(&format!(
             "Two guests of 128MiB ({}) work through {}MiB each; their swap is Ballast.",
-            if accelerator == Accelerator::Kvm { "KVM" } else { "TCG, because KVM boots no Linux here" },
+            accelerated_by(args.accel, accelerator),
             args.mib
         ));
         let boot = |(seed, name): (usize, &&str)| {
@@ -122,6 +122,14 @@ impl Scene {
     fn stuck(&self) -> Error {
         let consoles: Vec<String> = self.guests.iter().map(Guest::last_words).collect();
         Error::Stuck { seconds: PATIENCE.as_secs(), consoles: consoles.join("\n") }
+    }
+}
+
+fn accelerated_by(wanted: Accelerator, settled: Accelerator) -> &'static str {
+    match (wanted, settled) {
+        (_, Accelerator::Kvm) => "KVM",
+        (Accelerator::Auto, _) => "TCG, because KVM boots no Linux here",
+        _ => "TCG",
     }
 }
 
