@@ -79,11 +79,17 @@ impl InflightRegion {
     /// # Errors
     /// When there is no memory for it.
     pub fn create(queues: u16, queue_size: u16, id: &StateId) -> Result<(Self, File, u64), InflightError> {
-        let fd = rustix::fs::memfd_create("ballast-inflight", rustix::fs::MemfdFlags::CLOEXEC)
-            .map_err(std::io::Error::from)?;
+        let fd = rustix::fs::memfd_create(
+            "ballast-inflight",
+            rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING,
+        )
+        .map_err(std::io::Error::from)?;
         let file = File::from(fd);
         let length = region_bytes(queues, queue_size) as u64;
         file.set_len(length)?;
+        // A VMM that cut it short would end the daemon by a signal.
+        let seals = rustix::fs::SealFlags::SHRINK | rustix::fs::SealFlags::GROW | rustix::fs::SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&file, seals).map_err(std::io::Error::from)?;
         let region = Self::map(&file, 0, length, queues, queue_size)?;
         region.write(region_bytes(queues, queue_size).saturating_sub(ID_BYTES), id);
         Ok((region, file, length))

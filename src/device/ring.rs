@@ -178,6 +178,8 @@ impl Ring {
             let behind = u16::try_from(self.taken.len()).map_err(|_| Broken)?;
             queue.set_next_avail(used_index.wrapping_add(behind));
         }
+        // A predecessor may have died between an answer and its signal.
+        let _ = vring.signal_used_queue();
         Ok(())
     }
 
@@ -216,6 +218,8 @@ impl Ring {
         }
         let room = TAKEN_MAX.saturating_sub(self.taken.len());
         let size = queue.size();
+        let offered = queue.avail_idx(memory, Ordering::Acquire)?.0;
+        let mut any = false;
         for chain in queue.iter(memory)?.take(room) {
             let head = chain.head_index();
             if head >= size {
@@ -225,6 +229,11 @@ impl Ring {
                 inflight.take(head);
             }
             self.taken.push_back(head);
+            any = true;
+        }
+        // An index that says there is more than can be read would keep us looking for ever.
+        if !any && offered != queue.next_avail() {
+            return Err(Broken);
         }
         Ok(())
     }
@@ -298,7 +307,8 @@ impl Ring {
 
     /// Asks the guest for a kick from now on. False when something arrived meanwhile.
     pub fn sleep(&mut self) -> bool {
-        self.phase != Phase::Running || matches!(self.vring.enable_notification(), Ok(false) | Err(_))
+        // One that waits or is broken took itself off the list, and may be back on it for a reason.
+        self.phase == Phase::Running && matches!(self.vring.enable_notification(), Ok(false) | Err(_))
     }
 
     /// Carries out everything that was taken, and takes nothing more, so that the ring stops between two requests.

@@ -55,6 +55,14 @@ struct SessionQueue {
     seat: Option<(usize, Seat)>,
 }
 
+/// A VMM chooses what its eventfds are; reading or writing one must not keep a worker from everybody else's rings.
+fn never_blocking(file: File) -> VhostResult<File> {
+    rustix::fs::fcntl_getfl(&file)
+        .and_then(|flags| rustix::fs::fcntl_setfl(&file, flags | rustix::fs::OFlags::NONBLOCK))
+        .map_err(|err| VhostError::ReqHandlerError(err.into()))?;
+    Ok(file)
+}
+
 fn refused(what: impl Into<String>) -> VhostError {
     VhostError::ReqHandlerError(io::Error::new(io::ErrorKind::InvalidInput, what.into()))
 }
@@ -151,9 +159,10 @@ impl Session {
 
     fn map(region: &VhostUserMemoryRegion, file: File) -> VhostResult<(GuestRegion, (u64, u64, u64))> {
         let end = region.mmap_offset.checked_add(region.memory_size);
-        let length = file.metadata().map_err(VhostError::ReqHandlerError)?.len();
+        let metadata = file.metadata().map_err(VhostError::ReqHandlerError)?;
+        let length = metadata.len();
         // A region beyond its file would be SIGBUS at the first touch. Device files have no length.
-        if length > 0 && end.is_none_or(|end| end > length) {
+        if metadata.is_file() && end.is_none_or(|end| end > length) {
             let wanted = region.memory_size;
             return Err(refused(format!("a memory region of {wanted} bytes in a file of {length}")));
         }
@@ -188,7 +197,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         // The guest's driver starts over; its pages stay, as those of any disk would.
         self.stop_all();
         for queue in &mut self.queues {
-            queue.enabled = false;
+            (queue.enabled, queue.has_kick, queue.has_address) = (false, false, false);
         }
         self.features = 0;
         Ok(())
@@ -230,6 +239,9 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> VhostResult<()> {
+        if self.queue(index)?.seat.is_some() {
+            return Err(refused(format!("a new size for queue {index}, which is running")));
+        }
         let size = u16::try_from(num).ok().filter(|size| size.is_power_of_two() && *size <= QUEUE_SIZE_MAX);
         let size = size.ok_or_else(|| {
             refused(format!("a queue of {num} places: powers of two up to {QUEUE_SIZE_MAX}"))
@@ -283,14 +295,23 @@ impl VhostUserBackendReqHandlerMut for Session {
         if was_running {
             self.stop(index)?;
         }
+        let kick = file.map(never_blocking).transpose()?;
         let queue = self.queue(index)?;
-        queue.has_kick = file.is_some();
-        queue.vring.set_kick(file);
+        queue.has_kick = kick.is_some();
+        queue.vring.set_kick(kick);
         self.start_if_ready(index)
     }
 
     fn set_vring_call(&mut self, index: u8, file: Option<File>) -> VhostResult<()> {
-        self.queue(u32::from(index))?.vring.set_call(file);
+        let call = file.map(never_blocking).transpose()?;
+        let queue = self.queue(u32::from(index))?;
+        let given = call.is_some();
+        queue.vring.set_call(call);
+        // What was answered before, by us or by a predecessor that died, may have had nobody to tell: QEMU starts a ring
+        // before it says whom to signal. A signal too many costs the guest a look at its ring.
+        if given {
+            let _ = queue.vring.signal_used_queue();
+        }
         Ok(())
     }
 

@@ -109,14 +109,17 @@ impl DeviceVm {
     }
 
     /// Replaces the VM's pages with those that `replace` makes, while no VMM is connected and none can be.
-    /// `None` when one is.
+    /// `None` when one is. When `replace` fails the VM is out of service: its old pages are no longer in any file.
     pub fn replace_store<E>(
         &self,
         replace: impl FnOnce() -> Result<Option<Arc<VmStore>>, E>,
     ) -> Option<Result<(), E>> {
         let sessions = self.sessions.lock();
         (*sessions == 0).then(|| {
-            *self.store.write() = replace()?;
+            let replaced = replace();
+            let mut store = self.store.write();
+            *store = None;
+            *store = replaced?;
             Ok(())
         })
     }
@@ -130,7 +133,9 @@ impl DeviceVm {
         // Both under the ownership lock: whoever releases the VM now finds the ring waiting, and puts it back.
         if let Some(ring) = ring {
             active.lock().retain(|other| *other != ring);
-            ownership.waiting.push((ring, Arc::clone(active)));
+            if !ownership.waiting.iter().any(|(other, at)| *other == ring && Arc::ptr_eq(at, active)) {
+                ownership.waiting.push((ring, Arc::clone(active)));
+            }
         }
         false
     }

@@ -108,12 +108,15 @@ impl Host for Daemon {
     fn status(&self) -> Status {
         let mut vms = Vec::new();
         let mut metadata_bytes = 0;
-        self.store.for_each(|name, vm| {
+        // Two steps: what a VMM's connection holds is never waited for under the store's list.
+        let mut found = Vec::new();
+        self.store.for_each(|name, vm| found.push((name.to_owned(), vm.clone())));
+        for (name, vm) in &found {
             vms.push(self.vm_status(name, vm));
             if let VmState::Ready(pages) | VmState::Unconfigured(pages) = vm {
                 metadata_bytes += pages.table().metadata_bytes();
             }
-        });
+        }
         // Configured ones first, in the configuration's order.
         let place = |vm: &VmStatus| self.vms.iter().position(|(config, _)| config.name == vm.name);
         vms.sort_by_key(|vm| place(vm).unwrap_or(usize::MAX));

@@ -50,6 +50,7 @@ pub enum ServeError {
 /// # Errors
 /// When it can't start. A VM whose pages are damaged doesn't keep it from starting.
 pub fn serve(config: Config) -> Result<(), ServeError> {
+    raise_open_files();
     warn_unless_tmpfs(&config.state_dir);
     fs::create_dir_all(&config.runtime_dir)
         .map_err(|source| ServeError::RuntimeDir { path: config.runtime_dir.clone(), source })?;
@@ -62,6 +63,16 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     tracing::info!(control = %control_path.display(), "ready");
     loop {
         std::thread::park();
+    }
+}
+
+/// A VM takes some descriptors and a VMM some more; the usual soft limit of 1024 is soon used up.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(err) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%err, "the limit of open files can't be raised");
     }
 }
 

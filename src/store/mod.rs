@@ -59,7 +59,7 @@ pub struct VmSpec {
 }
 
 /// A VM in the state directory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum VmState {
     /// In service.
     Ready(Arc<VmStore>),
@@ -70,12 +70,12 @@ pub enum VmState {
 }
 
 /// A VM that can't be served.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Damaged {
     /// What is wrong, and what to do.
     pub reason: String,
     /// Objects that its sound entries name; they stay where they are.
-    objects: Vec<entry::Location>,
+    objects: Arc<[entry::Location]>,
 }
 
 /// Why the pages of a VM can't be dropped.
@@ -124,7 +124,10 @@ impl Store {
         let mut vms = BTreeMap::new();
         for name in dir.vm_names()? {
             let spec = specs.iter().find(|spec| spec.name == name);
-            let recovered = recovery::recover(&dir.table_path(&name), &name, spec, &arena);
+            let table = dir.table_path(&name);
+            // Not the table's fault, and not a reason to take what it names for unused: the daemon can't start.
+            let recovered =
+                recovery::recover(&table, &name, spec, &arena).map_err(StateError::io("open", &table))?;
             vms.insert(name, serve(recovered, spec, &arena, config.compressor));
         }
         arena.finish_adoption().map_err(StateError::io("give unused memory back from", &path))?;
@@ -183,7 +186,12 @@ impl Store {
         let vm = vms.get(name).ok_or_else(|| ClearError::Unknown(name.to_owned()))?;
         let mut dir = self.dir.lock();
         let path = dir.table_path(name);
-        fs::remove_file(&path).map_err(StateError::io("remove", &path))?;
+        match fs::remove_file(&path) {
+            Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+                return Err(StateError::io("remove", &path)(err).into());
+            }
+            _ => {}
+        }
         // From here on a restart finds nothing of the VM; what follows only frees its memory in this process.
         match vm {
             VmState::Ready(vm) | VmState::Unconfigured(vm) => {
@@ -193,15 +201,20 @@ impl Store {
                 }
             }
             VmState::Damaged(damaged) => {
-                for object in &damaged.objects {
+                for object in damaged.objects.iter() {
                     self.arena.free(object.offset, accounting::object_bytes(*object));
                 }
             }
         }
         vms.remove(name);
         if let Some(spec) = self.specs.iter().find(|spec| spec.name == name) {
-            let vm = create(&mut dir, spec, &self.arena, self.config.compressor)?;
-            vms.insert(name.to_owned(), VmState::Ready(vm));
+            let created = create(&mut dir, spec, &self.arena, self.config.compressor);
+            let vm = match &created {
+                Ok(vm) => VmState::Ready(Arc::clone(vm)),
+                Err(err) => VmState::Damaged(Damaged { reason: err.to_string(), objects: Arc::default() }),
+            };
+            vms.insert(name.to_owned(), vm);
+            created?;
         }
         Ok(())
     }
@@ -220,7 +233,7 @@ impl Store {
             }
             VmState::Damaged(damaged) => {
                 objects += damaged.objects.len() as u64;
-                for object in &damaged.objects {
+                for object in damaged.objects.iter() {
                     pool_bytes += self.arena.charged_bytes(accounting::object_bytes(*object)) as u64;
                 }
             }
@@ -237,7 +250,9 @@ fn serve(recovered: Recovered, spec: Option<&VmSpec>, arena: &Arc<Arena>, compre
             let vm = Arc::new(VmStore::new(*table, Arc::clone(arena), compressor, limit_bytes, held));
             if spec.is_some() { VmState::Ready(vm) } else { VmState::Unconfigured(vm) }
         }
-        Recovered::Damaged { reason, objects } => VmState::Damaged(Damaged { reason, objects }),
+        Recovered::Damaged { reason, objects } => {
+            VmState::Damaged(Damaged { reason, objects: objects.into() })
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! themselves are not read here, each is verified when it is loaded. A table with anything wrong in it takes its VM
 //! out of service and is left as it is, and what its sound entries name stays untouched too.
 
+use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
@@ -31,17 +32,18 @@ pub enum Recovered {
 }
 
 /// Opens the page table at `path` and adopts the objects that it names.
-#[must_use]
-pub fn recover(path: &Path, name: &str, spec: Option<&VmSpec>, arena: &Arena) -> Recovered {
+///
+/// # Errors
+/// When the file can't be opened or mapped, which says nothing about what is in it.
+pub fn recover(path: &Path, name: &str, spec: Option<&VmSpec>, arena: &Arena) -> io::Result<Recovered> {
     let advice =
         format!("power the VM off and run `ballast vm clear {name}` to start it afresh without its pages");
     let table = match Table::open(path, name) {
         Ok(table) => table,
+        Err(TableError::Io(err)) => return Err(err),
         Err(err) => {
-            let cause =
-                std::error::Error::source(&err).map(|source| format!(": {source}")).unwrap_or_default();
-            let reason = format!("{}: {err}{cause}; {advice}", path.display());
-            return Recovered::Damaged { reason, objects: Vec::new() };
+            let reason = format!("{}: {err}; {advice}", path.display());
+            return Ok(Recovered::Damaged { reason, objects: Vec::new() });
         }
     };
     let mut held = Held::default();
@@ -68,14 +70,14 @@ pub fn recover(path: &Path, name: &str, spec: Option<&VmSpec>, arena: &Arena) ->
         }
     }
     if let Some(damage) = first_damage {
-        return Recovered::Damaged { reason: format!("{}: {damage}; {advice}", path.display()), objects };
+        return Ok(Recovered::Damaged { reason: format!("{}: {damage}; {advice}", path.display()), objects });
     }
-    match spec {
+    Ok(match spec {
         Some(spec) if spec.slots != table.slots() => {
             let err = TableError::Size { found: table.slots(), wanted: spec.slots };
             let reason = format!("{err}: configure the size it has, or {advice}");
             Recovered::Damaged { reason, objects }
         }
         _ => Recovered::Whole { table: Box::new(table), held },
-    }
+    })
 }

@@ -206,11 +206,18 @@ impl Table {
     /// The first slot from `slot` on whose chunk is backed, or `None` when the rest of the device was never used.
     #[must_use]
     pub fn next_backed(&self, slot: Slot) -> Option<Slot> {
+        self.next_backed_before(slot, Slot(self.slots))
+    }
+
+    /// The same, looking no further than `end`.
+    #[must_use]
+    pub fn next_backed_before(&self, slot: Slot, end: Slot) -> Option<Slot> {
         let chunk = slot.index() / CHUNK_SLOTS;
         if self.chunks.get(chunk)?.get().is_some() {
-            return (slot.0 < self.slots).then_some(slot);
+            return (slot < end).then_some(slot);
         }
-        let next = (chunk + 1..self.chunks.len()).find(|next| self.chunks[*next].get().is_some())?;
+        let chunks = end.index().div_ceil(CHUNK_SLOTS).min(self.chunks.len());
+        let next = (chunk + 1..chunks).find(|next| self.chunks[*next].get().is_some())?;
         u32::try_from(next * CHUNK_SLOTS).ok().map(Slot)
     }
 

@@ -311,7 +311,7 @@ impl VmStore {
     /// Drops the pages from `from` up to `end`, but no more than a chunk's worth of them at once. Returns the slot to
     /// go on from, or `None` when all is done.
     pub fn invalidate_some(&self, from: Slot, end: Slot) -> Option<Slot> {
-        let from = self.table.next_backed(from).filter(|from| *from < end)?;
+        let from = self.table.next_backed_before(from, end)?;
         let chunk_end = from.0.saturating_add(u32::try_from(CHUNK_SLOTS / 4).unwrap_or(u32::MAX)).min(end.0);
         for slot in from.0..chunk_end {
             self.invalidate(Slot(slot));
