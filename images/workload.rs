@@ -80,12 +80,22 @@ fn fill(page: &mut Page, seed: u64, number: usize, generation: u32) -> Kind {
     let kind = kind(&mut random);
     match kind {
         Kind::Zero => page.0.fill(0),
-        Kind::Same => page.0.fill(random.next()),
+        Kind::Same => page.0.fill(same_word(&mut random)),
         Kind::Text => fill_text(page, &mut random),
         Kind::Heap => fill_heap(page, &mut random),
         Kind::Noise => page.0.iter_mut().for_each(|word| *word = random.next()),
     }
     kind
+}
+
+/// What programs fill pages with: a byte, a small number, now and then a word of no pattern.
+fn same_word(random: &mut Random) -> u64 {
+    let bits = random.next();
+    match bits & 3 {
+        0 | 1 => 0x0101_0101_0101_0101 * (1 + (bits >> 8) % 255),
+        2 => 1 + (bits >> 44),
+        _ => bits,
+    }
 }
 
 fn fill_text(page: &mut Page, random: &mut Random) {

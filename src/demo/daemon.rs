@@ -15,6 +15,9 @@ use super::status::Status;
 /// How long the daemon may take until it answers: recovery of a full pool included.
 const READY_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a process takes at most from its sockets' end to its own: a large mapping is unmapped between.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How long it may take to end when asked.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -158,6 +161,19 @@ impl Daemon {
             return Err(Error::Status { status: output.status, stderr });
         }
         Status::parse(&String::from_utf8_lossy(&output.stdout))
+    }
+
+    /// The status of a daemon that must be alive; when it isn't, its end tells more than a refused connection.
+    ///
+    /// # Errors
+    /// With the end of its log.
+    pub fn status_or_end(&mut self) -> Result<Status, Error> {
+        self.check()?;
+        self.status().map_err(|error| {
+            // A process that has closed its sockets is about to be gone.
+            std::thread::sleep(END_PATIENCE);
+            self.check().err().unwrap_or_else(|| self.failed(&format!("runs, but {error}")))
+        })
     }
 
     /// Ends the daemon in good order.

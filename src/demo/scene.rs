@@ -98,8 +98,7 @@ impl Scene {
     }
 
     fn look(&mut self) -> Result<(), Error> {
-        self.daemon.check()?;
-        self.last = self.daemon.status()?;
+        self.last = self.daemon.status_or_end()?;
         if self.last.sum().stored_pages > self.peak.sum().stored_pages {
             self.peak = self.last.clone();
         }
