@@ -82,9 +82,7 @@ impl fmt::Display for Compressor {
     }
 }
 
-/// A payload longer than this is not worth the time to decompress it: the page is kept raw. Above three quarters
-/// of a page an LZ4 block saves little, but little is still memory; what is left out here is only what saves
-/// less than the arena's own grain.
+/// A page whose payload is longer than this is kept raw: what it would save is not worth decompressing it.
 const WORTHWHILE_BYTES_MAX: usize = PAGE_SIZE - PAGE_SIZE / 16;
 
 /// LZ4 wants room for the worst case before it starts, whatever the page.
