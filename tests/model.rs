@@ -14,6 +14,7 @@ use ballast::ids::Slot;
 use ballast::page::{PAGE_SIZE, Page, ZERO_PAGE};
 use ballast::store::codec::{Compressor, Scratch};
 use ballast::store::lru::{Age, coldest};
+use ballast::store::object::HEADER_BYTES;
 use ballast::store::vm::StoreError;
 use ballast::store::{Store, VmState};
 use proptest::prelude::*;
@@ -303,10 +304,10 @@ fn a_million_pages_cost_little_and_come_back() {
         }
     }
     let held = vm.accounting().held;
-    let headers = (held.stored_pages - held.same_filled_pages) * 16;
+    let headers = (held.stored_pages - held.same_filled_pages) * HEADER_BYTES as u64;
     let arena_bytes = store.arena().used_bytes();
     assert!(arena_bytes - headers <= held.payload_bytes * 106 / 100, "{arena_bytes} for {held:?}");
-    let metadata_bytes = vm.table().metadata_bytes() + headers;
+    let metadata_bytes = vm.table().metadata_bytes() + store.arena().metadata_bytes() + headers;
     assert!(metadata_bytes <= 32 * held.stored_pages + 4096, "{metadata_bytes} bytes of metadata");
     drop((vm, store));
     let before = std::time::Instant::now();

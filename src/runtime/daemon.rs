@@ -107,7 +107,7 @@ impl Daemon {
 impl Host for Daemon {
     fn status(&self) -> Status {
         let mut vms = Vec::new();
-        let mut metadata_bytes = 0;
+        let mut metadata_bytes = self.store.arena().metadata_bytes();
         // Two steps: what a VMM's connection holds is never waited for under the store's list.
         let mut found = Vec::new();
         self.store.for_each(|name, vm| found.push((name.to_owned(), vm.clone())));

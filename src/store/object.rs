@@ -2,25 +2,26 @@
 //! written once and never changed; a checksum covers both, and every load verifies it before the guest sees a byte.
 //!
 //! ```text
-//!  0          4       8       12              14           16
-//! ┌──────────┬───────┬───────┬───────────────┬────────────┬─────────┐
-//! │ crc32c   │ VM    │ slot  │ codec, length │ dictionary │ payload │   little-endian
-//! └──────────┴───────┴───────┴───────────────┴────────────┴─────────┘
-//!  of all that follows        3 bits, 13 bits   0 = none
+//!  0          4       8       12                  14
+//! ┌──────────┬───────┬───────┬───────────────────┬─────────┐
+//! │ crc32c   │ VM    │ slot  │ codec, dictionary │ payload │   little-endian
+//! └──────────┴───────┴───────┴───────────────────┴─────────┘
+//!  of all that follows        3 bits, 13 bits (0 = none)
 //! ```
+//! Its length stands in the entry alone: a checksum over more or fewer bytes than were written doesn't match.
 
 use super::codec::CodecId;
 use crate::ids::{Slot, VmId};
 use crate::page::PAGE_SIZE;
 
 /// Bytes of an object's header.
-pub const HEADER_BYTES: usize = 16;
+pub const HEADER_BYTES: usize = 14;
 /// The longest payload: a page that is kept raw.
 pub const PAYLOAD_MAX: usize = PAGE_SIZE;
 /// The longest object.
 pub const OBJECT_BYTES_MAX: usize = HEADER_BYTES + PAYLOAD_MAX;
 
-const LENGTH_BITS: u32 = 13;
+const DICTIONARY_BITS: u32 = 13;
 
 /// Whose page an object is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +47,7 @@ pub enum BadObject {
         slot: Slot,
     },
     /// The header can't have been written by this version.
-    #[error("the stored page has an unknown codec or a wrong length")]
+    #[error("the stored page has an unknown codec or dictionary")]
     Header,
 }
 
@@ -57,11 +58,9 @@ pub enum BadObject {
 pub fn seal(object: &mut [u8], owner: Owner, codec: CodecId) {
     let payload_bytes = object.len() - HEADER_BYTES;
     assert!((1..=PAYLOAD_MAX).contains(&payload_bytes));
-    let length = u16::try_from(payload_bytes).expect("a payload is at most a page");
     object[4..8].copy_from_slice(&owner.vm.0.to_le_bytes());
     object[8..12].copy_from_slice(&owner.slot.0.to_le_bytes());
-    object[12..14].copy_from_slice(&((codec as u16) << LENGTH_BITS | length).to_le_bytes());
-    object[14..16].copy_from_slice(&0u16.to_le_bytes());
+    object[12..14].copy_from_slice(&((codec as u16) << DICTIONARY_BITS).to_le_bytes());
     let checksum = crc32c::crc32c(&object[4..]);
     object[..4].copy_from_slice(&checksum.to_le_bytes());
 }
@@ -81,8 +80,8 @@ pub fn open(object: &[u8], owner: Owner) -> Result<(CodecId, &[u8]), BadObject> 
         return Err(BadObject::Owner { vm: found.vm, slot: found.slot });
     }
     let described = u16::from_le_bytes([header[12], header[13]]);
-    let codec = CodecId::from_bits(described >> LENGTH_BITS).ok_or(BadObject::Header)?;
-    if usize::from(described & ((1 << LENGTH_BITS) - 1)) != payload.len() || header[14..16] != [0, 0] {
+    let codec = CodecId::from_bits(described >> DICTIONARY_BITS).ok_or(BadObject::Header)?;
+    if described & ((1 << DICTIONARY_BITS) - 1) != 0 {
         return Err(BadObject::Header);
     }
     Ok((codec, payload))

@@ -23,7 +23,7 @@ use crate::ids::VmId;
 
 const MAGIC: &[u8; 8] = b"BALLAST\0";
 /// The version of all state files. A state of another version is refused, never misread.
-pub const STATE_VERSION: u32 = 1;
+pub const STATE_VERSION: u32 = 2;
 const STATE_BYTES: usize = 64;
 
 /// Even a small host's state must be usable with a larger pool after the next change of its configuration.

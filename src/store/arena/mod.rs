@@ -207,6 +207,12 @@ impl Arena {
         self.used_bytes.load(Ordering::Relaxed)
     }
 
+    /// Bytes of ordinary memory that the records of spans take.
+    #[must_use]
+    pub fn metadata_bytes(&self) -> u64 {
+        self.regions.iter().map(Region::metadata_bytes).sum()
+    }
+
     /// The most bytes that spans may use.
     #[must_use]
     pub fn max_bytes(&self) -> u64 {

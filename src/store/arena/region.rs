@@ -34,11 +34,37 @@ struct State {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Span {
-    /// A bit for every taken place.
-    taken: u128,
+    taken: Places,
     class: Option<ClassId>,
     /// Where the span stands in its class's list; meaningless when it is full.
     position: u32,
+}
+
+/// A bit for every taken place of a span. Two words instead of a `u128`, whose alignment would make a span's record a
+/// third larger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Places([u64; 2]);
+
+impl Places {
+    fn bits(self) -> u128 {
+        u128::from(self.0[0]) | u128::from(self.0[1]) << 64
+    }
+
+    fn count(self) -> u32 {
+        self.bits().count_ones()
+    }
+
+    fn is_taken(self, place: u32) -> bool {
+        self.bits() >> place & 1 == 1
+    }
+
+    fn first_free(self) -> u32 {
+        self.bits().trailing_ones()
+    }
+
+    fn toggle(&mut self, place: u32) {
+        self.0[place as usize / 64] ^= 1 << (place % 64);
+    }
 }
 
 /// What [`Region::take`] found.
@@ -116,9 +142,9 @@ impl Region {
     fn take_place(&self, state: &mut State, class: ClassId, index: SpanIndex) -> u64 {
         let layout = self.layout(class);
         let span = state.span(index);
-        let place = span.taken.trailing_ones();
-        span.taken |= 1 << place;
-        if span.taken.count_ones() == layout.objects {
+        let place = span.taken.first_free();
+        span.taken.toggle(place);
+        if span.taken.count() == layout.objects {
             state.unlist(class, index);
         }
         self.span_offset(index) + u64::from(place) * layout.object_bytes as u64
@@ -136,7 +162,7 @@ impl Region {
     /// Puts a backed span into use for `class` and takes its first place.
     pub fn open(&self, index: SpanIndex, class: ClassId) -> u64 {
         let mut state = self.state.lock();
-        *state.span(index) = Span { taken: 0, class: Some(class), position: 0 };
+        *state.span(index) = Span { class: Some(class), ..Span::default() };
         state.list(class, index);
         self.take_place(&mut state, class, index)
     }
@@ -165,10 +191,10 @@ impl Region {
         let (index, place) = self.place_of(layout, offset).expect("the offset is a place of this class");
         let mut state = self.state.lock();
         let span = state.span(index);
-        assert!(span.class == Some(class) && span.taken >> place & 1 == 1, "an object is freed once");
-        let was_full = span.taken.count_ones() == layout.objects;
-        span.taken &= !(1 << place);
-        let empty = span.taken == 0;
+        assert!(span.class == Some(class) && span.taken.is_taken(place), "an object is freed once");
+        let was_full = span.taken.count() == layout.objects;
+        span.taken.toggle(place);
+        let empty = span.taken == Places::default();
         match (was_full, empty) {
             (true, false) => state.list(class, index),
             (false, true) => state.unlist(class, index),
@@ -194,10 +220,10 @@ impl Region {
         if *span.class.get_or_insert(class) != class {
             return Err(misplaced);
         }
-        if span.taken >> place & 1 == 1 {
+        if span.taken.is_taken(place) {
             return Err(AdoptError::Taken { offset });
         }
-        span.taken |= 1 << place;
+        span.taken.toggle(place);
         Ok(opened)
     }
 
@@ -218,12 +244,19 @@ impl Region {
                 unused.push((self.base + from, start - from));
             }
             from = start + self.span_bytes;
-            if taken.count_ones() < self.layout(class).objects {
+            if taken.count() < self.layout(class).objects {
                 state.list(class, index);
             }
         }
         unused.push((self.base + from, region_bytes - from));
         unused
+    }
+
+    /// Bytes of the records of spans and of the lists they are on.
+    pub fn metadata_bytes(&self) -> u64 {
+        let state = self.state.lock();
+        let listed = state.free.len() + state.with_room.iter().map(Vec::len).sum::<usize>();
+        (state.spans.len() * size_of::<Span>() + listed * size_of::<SpanIndex>()) as u64
     }
 
     /// Checks every list against every span and adds the region's objects to `count`.
@@ -232,11 +265,11 @@ impl Region {
         let mut listed = 0;
         for (index, span) in state.spans.iter().enumerate() {
             let Some(class) = span.class else {
-                assert_eq!(span.taken, 0);
+                assert_eq!(span.taken, Places::default());
                 continue;
             };
             let layout = classes.layout(class);
-            let objects = span.taken.count_ones();
+            let objects = span.taken.count();
             assert!((1..=layout.objects).contains(&objects), "a span in use has an object");
             if objects < layout.objects {
                 let at = state.with_room[usize::from(class.0)].get(span.position as usize);
