@@ -10,3 +10,4 @@ pub mod ids;
 pub mod page;
 pub mod runtime;
 pub mod store;
+pub mod writeback;

@@ -1,0 +1,161 @@
+//! A file that fails as told, for tests: errors, short transfers, torn writes, requests that are held back. It wraps
+//! another one and is no part of the daemon; it is public so that integration tests can use it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use super::{BackingFile, IoKind, Op, Request};
+use crate::writeback::place::BLOCK_BYTES;
+
+/// What happens to one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It fails without having moved a byte: `Errno::IO`, `Errno::NOSPC`.
+    Error(Errno),
+    /// It moves at most so many bytes and says so.
+    Short(usize),
+    /// So many blocks of it arrive, then it fails.
+    Torn(usize, Errno),
+    /// It is carried out after a while.
+    Delay(Duration),
+    /// It is carried out at [`Faulty::release`].
+    Hold,
+}
+
+/// A backing file with faults. Requests are counted from zero, reads and writes apart, in the order of submission.
+pub struct Faulty {
+    inner: Arc<dyn BackingFile>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    reads: u64,
+    writes: u64,
+    read_faults: HashMap<u64, Fault>,
+    write_faults: HashMap<u64, Fault>,
+    held: Vec<Request>,
+}
+
+impl Faulty {
+    /// Wraps `inner`, which does what is asked for until a fault is planned.
+    #[must_use]
+    pub fn new(inner: Arc<dyn BackingFile>) -> Self {
+        Self { inner, state: Mutex::default() }
+    }
+
+    /// Plans a fault for the read that comes after `later` others from now on.
+    pub fn fail_read(&self, later: u64, fault: Fault) {
+        let mut state = self.state.lock();
+        let number = state.reads + later;
+        state.read_faults.insert(number, fault);
+    }
+
+    /// Plans a fault for the write that comes after `later` others from now on.
+    pub fn fail_write(&self, later: u64, fault: Fault) {
+        let mut state = self.state.lock();
+        let number = state.writes + later;
+        state.write_faults.insert(number, fault);
+    }
+
+    /// Forgets the faults that have not happened.
+    pub fn heal(&self) {
+        let mut state = self.state.lock();
+        state.read_faults.clear();
+        state.write_faults.clear();
+    }
+
+    /// Reads and writes submitted so far.
+    #[must_use]
+    pub fn submitted(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        (state.reads, state.writes)
+    }
+
+    /// Carries out what was held back; returns how many requests that were.
+    pub fn release(&self) -> usize {
+        let held = std::mem::take(&mut self.state.lock().held);
+        let count = held.len();
+        for request in held {
+            self.inner.submit(request);
+        }
+        count
+    }
+
+    fn fault(&self, op: Op) -> Option<Fault> {
+        let mut state = self.state.lock();
+        let State { reads, writes, read_faults, write_faults, .. } = &mut *state;
+        let (count, faults) = match op {
+            Op::Read => (reads, read_faults),
+            Op::Write => (writes, write_faults),
+        };
+        let number = *count;
+        *count += 1;
+        faults.remove(&number)
+    }
+
+    fn tear(&self, mut request: Request, blocks: usize, errno: Errno) {
+        let Request { range, done, .. } = request;
+        let end = range.end.min(range.start + blocks * BLOCK_BYTES);
+        request.range = range.start..end;
+        request.done = Box::new(move |_, buffer| done(Err(errno.into()), buffer));
+        if request.range.is_empty() {
+            complete(request, Ok(0));
+        } else {
+            self.inner.submit(request);
+        }
+    }
+}
+
+/// Ends a request as the world does: on a thread that is not the caller's.
+fn complete(request: Request, result: io::Result<usize>) {
+    thread::spawn(move || request.complete(result));
+}
+
+impl BackingFile for Faulty {
+    fn submit(&self, mut request: Request) {
+        match self.fault(request.op) {
+            None => self.inner.submit(request),
+            Some(Fault::Error(errno)) => complete(request, Err(errno.into())),
+            Some(Fault::Short(bytes)) => {
+                // A direct transfer ends at a block boundary; what it says may be less than what it moved.
+                let done = request.done;
+                let length = request.range.len().min(bytes.next_multiple_of(BLOCK_BYTES));
+                request.range.end = request.range.start + length;
+                request.done =
+                    Box::new(move |result, buffer| done(result.map(|moved| moved.min(bytes)), buffer));
+                self.inner.submit(request);
+            }
+            Some(Fault::Torn(blocks, errno)) => self.tear(request, blocks, errno),
+            Some(Fault::Delay(time)) => {
+                let inner = Arc::clone(&self.inner);
+                thread::spawn(move || {
+                    thread::sleep(time);
+                    inner.submit(request);
+                });
+            }
+            Some(Fault::Hold) => self.state.lock().held.push(request),
+        }
+    }
+
+    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.inner.discard(offset, bytes)
+    }
+
+    fn kind(&self) -> IoKind {
+        self.inner.kind()
+    }
+}
+
+impl fmt::Debug for Faulty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Faulty").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
