@@ -36,6 +36,15 @@ impl fmt::Display for VmId {
     }
 }
 
+/// Whose page something holds: an object, or a record of the writeback file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// The VM that stored the page.
+    pub vm: VmId,
+    /// The slot that it was stored to.
+    pub slot: Slot,
+}
+
 /// A number of bytes, read and printed in IEC units: `4096`, `"512MiB"`, `"1.5GiB"`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bytes(pub u64);

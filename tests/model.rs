@@ -15,7 +15,7 @@ use ballast::page::{PAGE_SIZE, Page, ZERO_PAGE};
 use ballast::store::codec::{Compressor, Scratch};
 use ballast::store::lru::{Age, coldest};
 use ballast::store::object::HEADER_BYTES;
-use ballast::store::vm::StoreError;
+use ballast::store::vm::{Limits, LoadError, Loaded, StoreError, Updated, VmStore};
 use ballast::store::{Store, VmState};
 use proptest::prelude::*;
 use support::{SLOTS, open_store, page_of};
@@ -24,6 +24,14 @@ const NAMES: [&str; 3] = ["db", "web1", "web2"];
 
 fn open(dir: &Path, compressor: Compressor) -> Store {
     open_store(dir, &NAMES, compressor, 1 << 30, 1 << 30)
+}
+
+/// Loads from a store that has no writeback file.
+fn load(vm: &VmStore, slot: u32, page: &mut Page, scratch: &mut Scratch) -> Result<(), LoadError> {
+    match vm.load(Slot(slot), None, page, Age::now(), scratch)? {
+        Loaded::Page => Ok(()),
+        Loaded::InFile(_) => panic!("there is no file"),
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -77,9 +85,10 @@ impl Model {
                 let mut page = ZERO_PAGE;
                 let change = |page: &mut Page| page[at] = byte;
                 let now = Age::now();
-                vm_store(&self.store, vm)
-                    .update(Slot(slot), &mut page, now, &mut self.scratch, change)
+                let updated = vm_store(&self.store, vm)
+                    .update(Slot(slot), None, &mut page, now, &mut self.scratch, change)
                     .unwrap();
+                assert!(matches!(updated, Updated::Done), "there is no file");
                 self.truth.entry((vm, slot)).or_insert(ZERO_PAGE)[at] = byte;
             }
             Step::Load { vm, slot } => self.check(vm, slot),
@@ -110,7 +119,7 @@ impl Model {
 
     fn check(&mut self, vm: usize, slot: u32) {
         let mut page = [0xee; PAGE_SIZE];
-        self.store.ready(NAMES[vm]).unwrap().load(Slot(slot), &mut page, &mut self.scratch).unwrap();
+        load(&self.store.ready(NAMES[vm]).unwrap(), slot, &mut page, &mut self.scratch).unwrap();
         let expected = self.truth.get(&(vm, slot)).unwrap_or(&ZERO_PAGE);
         assert!(&page == expected, "{} slot {slot}", NAMES[vm]);
     }
@@ -158,7 +167,7 @@ fn a_full_vm_or_pool_refuses_and_keeps_what_it_has() {
         store.validate();
         let mut page = ZERO_PAGE;
         for slot in 0..stored {
-            vm.load(Slot(slot), &mut page, &mut scratch).unwrap();
+            load(&vm, slot, &mut page, &mut scratch).unwrap();
             assert!(page == page_of(3, u64::from(slot)));
         }
         // Same-filled pages need no room, and dropped pages make some.
@@ -183,7 +192,7 @@ fn the_coldest_pages_are_those_used_longest_ago() {
     }
     let mut page = ZERO_PAGE;
     for slot in [order[4000], order[10]] {
-        vm.load(Slot(slot), &mut page, &mut scratch).unwrap();
+        load(&vm, slot, &mut page, &mut scratch).unwrap();
     }
     vm.store(Slot(order[0]), &page_of(2, 1), at(9000), &mut scratch).unwrap();
     vm.invalidate(Slot(order[1]));
@@ -234,7 +243,7 @@ fn a_damaged_table_takes_its_vm_out_of_service_and_no_other() {
     std::fs::write(&path, &bytes).unwrap();
     let store = open(dir.path(), Compressor::Lz4);
     let mut page = ZERO_PAGE;
-    store.ready("web1").unwrap().load(Slot(50), &mut page, &mut scratch).unwrap();
+    load(&store.ready("web1").unwrap(), 50, &mut page, &mut scratch).unwrap();
     assert!(page == page_of(3, 50));
     drop(store);
 
@@ -248,12 +257,12 @@ fn a_damaged_table_takes_its_vm_out_of_service_and_no_other() {
     }
     store.validate();
     assert_eq!(std::fs::read(&path).unwrap(), bytes, "the damaged table is left alone");
-    store.ready("web2").unwrap().load(Slot(50), &mut page, &mut scratch).unwrap();
+    load(&store.ready("web2").unwrap(), 50, &mut page, &mut scratch).unwrap();
     assert!(page == page_of(3, 50));
 
     // Cleared, the VM starts afresh.
     store.clear("web1").unwrap();
-    store.ready("web1").unwrap().load(Slot(49), &mut page, &mut scratch).unwrap();
+    load(&store.ready("web1").unwrap(), 49, &mut page, &mut scratch).unwrap();
     assert!(page == ZERO_PAGE);
     store.validate();
 }
@@ -270,9 +279,9 @@ fn changed_bytes_in_the_arena_are_never_served() {
     let at = rustix::fs::seek(&arena, rustix::fs::SeekFrom::Data(0)).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&arena, b"!", at + 1000).unwrap();
     let mut page = [0x55; PAGE_SIZE];
-    assert!(vm.load(Slot(1), &mut page, &mut scratch).is_err());
+    assert!(load(&vm, 1, &mut page, &mut scratch).is_err());
     assert!(page == [0x55; PAGE_SIZE], "nothing of a damaged page gets out");
-    vm.load(Slot(2), &mut page, &mut scratch).unwrap();
+    load(&vm, 2, &mut page, &mut scratch).unwrap();
     assert!(page == page_of(3, 2));
     assert_eq!(vm.accounting().events.decompress_fail, 1);
 }
@@ -283,12 +292,13 @@ fn a_million_pages_cost_little_and_come_back() {
     let config = || ballast::store::StoreConfig {
         state_dir: dir.path().to_owned(),
         pool_max_bytes: 4 << 30,
+        accept_percent: 90,
         compressor: Compressor::Lz4,
         host_bytes: 8 << 30,
     };
     let slots = 1 << 20;
-    let specs = || vec![ballast::store::VmSpec { name: "big".into(), slots, limit_bytes: u64::MAX }];
-    let store = Store::open(config(), specs()).unwrap();
+    let specs = || vec![ballast::store::VmSpec { name: "big".into(), slots, limits: Limits::NONE }];
+    let store = Store::open(config(), specs(), || Ok(None)).unwrap();
     let vm = store.ready("big").unwrap();
     let mut scratch = Scratch::default();
     // Sizes that lie anywhere between 100 bytes and three kilobytes.
@@ -311,7 +321,7 @@ fn a_million_pages_cost_little_and_come_back() {
     assert!(metadata_bytes <= 32 * held.stored_pages + 4096, "{metadata_bytes} bytes of metadata");
     drop((vm, store));
     let before = std::time::Instant::now();
-    let store = Store::open(config(), specs()).unwrap();
+    let store = Store::open(config(), specs(), || Ok(None)).unwrap();
     println!("recovered {slots} pages in {:?}", before.elapsed());
     assert_eq!(store.ready("big").unwrap().accounting().held, held);
 }

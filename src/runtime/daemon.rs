@@ -13,7 +13,7 @@ use crate::ids::Slot;
 use crate::page::PAGE_SIZE_U64;
 use crate::store::codec::Scratch;
 use crate::store::lru::Age;
-use crate::store::vm::VmStore;
+use crate::store::vm::{Limits, VmStore};
 use crate::store::{self, Store, StoreConfig, VmSpec, VmState};
 
 /// A daemon whose pages are back.
@@ -31,12 +31,16 @@ impl Daemon {
         let store_config = StoreConfig {
             state_dir: config.state_dir.clone(),
             pool_max_bytes: config.pool.max_bytes,
+            accept_percent: config.pool.accept_threshold_percent,
             compressor: config.pool.compressor,
             host_bytes: config.host_bytes,
         };
-        let spec =
-            |vm: &VmConfig| VmSpec { name: vm.name.clone(), slots: vm.slots(), limit_bytes: vm.limit_bytes };
-        let store = Store::open(store_config, config.vms.iter().map(spec).collect())?;
+        let spec = |vm: &VmConfig| VmSpec {
+            name: vm.name.clone(),
+            slots: vm.slots(),
+            limits: Limits { limit_bytes: vm.limit_bytes, ..Limits::NONE },
+        };
+        let store = Store::open(store_config, config.vms.iter().map(spec).collect(), || Ok(None))?;
         store.for_each(|name, vm| match vm {
             VmState::Ready(_) => {}
             VmState::Unconfigured(_) => {
@@ -91,7 +95,7 @@ impl Daemon {
         };
         let store::accounting::Accounting { held, events } = pages.accounting();
         status.size_bytes = u64::from(pages.slots()) * PAGE_SIZE_U64;
-        status.limit_bytes = pages.limit_bytes();
+        status.limit_bytes = pages.limits().limit_bytes;
         status.stored_pages = held.stored_pages;
         status.same_filled_pages = held.same_filled_pages;
         status.incompressible_pages = held.incompressible_pages;

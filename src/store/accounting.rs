@@ -1,8 +1,12 @@
 //! The one place that counts. A VM's numbers change under its lock, together with the entry that they describe, so
 //! they are never off by one; the pool's are sums over the VMs, made when somebody asks.
 
+use std::ops::AddAssign;
+use std::time::Duration;
+
 use super::entry::{Entry, Location};
 use super::object::{HEADER_BYTES, PAYLOAD_MAX};
+use super::pool::{POOLS_MAX, PoolId};
 
 /// The numbers of one VM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,18 +20,24 @@ pub struct Accounting {
 /// What a VM holds now. Recounted from its entries at start and by `validate`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
-    /// Pages that read as something: same-filled ones, and objects in the arena.
+    /// Pages that read as something: same-filled ones, objects in the arena, and records in the writeback file.
     pub stored_pages: u64,
     /// Pages of these that repeat one word and cost no pool memory.
     pub same_filled_pages: u64,
-    /// Pages of these that did not shrink and are kept raw.
+    /// Pages of these that did not shrink and are kept raw, in the arena.
     pub incompressible_pages: u64,
+    /// Pages of these that are in the writeback file.
+    pub file_pages: u64,
+    /// Pages of the arena that were loaded since they were stored: their guest has a copy.
+    pub duplicate_pages: u64,
     /// Bytes of the arena that the objects take: those of their size classes.
     pub pool_bytes: u64,
-    /// Bytes of the objects' payloads.
+    /// Bytes of the payloads of the objects in the arena.
     pub payload_bytes: u64,
     /// Slots whose page could not be kept.
     pub lost_pages: u64,
+    /// Objects in the arena by the pool that made them.
+    pub objects_by_pool: [u64; POOLS_MAX],
 }
 
 /// What has happened to a VM, one counter per reason.
@@ -39,49 +49,131 @@ pub struct Events {
     pub loads: u64,
     /// Pages dropped by discard, write-zeroes or overwrite.
     pub invalidates: u64,
-    /// Stores refused because the VM is at its limit.
+    /// Stores that found the VM at its limit.
     pub limit_hit: u64,
-    /// Stores refused because the pool is at its maximum.
+    /// Stores that found the pool at its maximum.
     pub pool_limit_hit: u64,
-    /// Stores refused because the state directory has no memory left.
+    /// Stores that found no memory left in the state directory.
     pub reject_alloc_fail: u64,
+    /// Stores failed because nothing could leave, or not in time.
+    pub reject_reclaim_fail: u64,
+    /// Pages that did not shrink and were kept raw.
+    pub reject_compress_poor: u64,
+    /// Stores that had to wait for room.
+    pub delayed_stores: u64,
     /// Loads refused because the stored page failed its checks.
     pub decompress_fail: u64,
+    /// Pages written to the writeback file.
+    pub written_back_pages: u64,
+    /// Pages loaded from the writeback file.
+    pub loaded_from_file: u64,
+    /// Pages that came back from the file into the pool because they were loaded twice.
+    pub promoted_pages: u64,
+    /// Objects moved within the arena by compaction.
+    pub compacted_pages: u64,
+    /// Objects compressed anew for another pool.
+    pub recompressed_pages: u64,
+    /// How long pages had been stored when they were loaded, in seconds.
+    pub refault_age_seconds: PowersOfTwo,
+    /// How long stores waited for room, in milliseconds.
+    pub store_delay_ms: PowersOfTwo,
+}
+
+/// Buckets of [`PowersOfTwo`]; the last one counts everything larger.
+pub const BUCKETS: usize = 24;
+
+/// A histogram: bucket n counts what is at most 2^n.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PowersOfTwo(pub [u64; BUCKETS]);
+
+impl PowersOfTwo {
+    /// Counts `value`.
+    pub fn count(&mut self, value: u64) {
+        let bits = u64::BITS - value.saturating_sub(1).leading_zeros();
+        let bucket = (bits as usize).min(BUCKETS - 1);
+        self.0[bucket] += 1;
+    }
+}
+
+impl AddAssign for PowersOfTwo {
+    fn add_assign(&mut self, other: Self) {
+        for (bucket, more) in self.0.iter_mut().zip(other.0) {
+            *bucket += more;
+        }
+    }
+}
+
+impl Events {
+    /// Counts a load of a page that had been stored for `age`.
+    pub fn refault(&mut self, age: Duration) {
+        self.refault_age_seconds.count(age.as_secs());
+    }
+
+    /// Counts the end of a store that waited for room.
+    pub fn delayed(&mut self, waited: Duration) {
+        self.delayed_stores += 1;
+        self.store_delay_ms.count(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
+    }
+}
+
+/// What one slot adds to what its VM holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// The slot's entry.
+    pub entry: Entry,
+    /// For an object in the arena: the bytes of its size class.
+    pub charged_bytes: u64,
+    /// For an object in the arena: the pool that made it.
+    pub pool: PoolId,
+    /// For an object in the arena: whether it was loaded since it was stored.
+    pub loaded: bool,
 }
 
 impl Held {
-    /// Adds what `entry` stands for; `charged_bytes` are those of its size class.
-    pub fn add(&mut self, entry: Entry, charged_bytes: u64) {
-        self.apply(entry, charged_bytes, u64::checked_add);
+    /// Adds a slot's share.
+    pub fn add(&mut self, share: Share) {
+        self.apply(share, u64::checked_add);
     }
 
-    /// Takes away what `entry` stood for.
+    /// Takes a slot's share away.
     ///
     /// # Panics
     /// When it was never added.
-    pub fn remove(&mut self, entry: Entry, charged_bytes: u64) {
-        self.apply(entry, charged_bytes, u64::checked_sub);
+    pub fn remove(&mut self, share: Share) {
+        self.apply(share, u64::checked_sub);
     }
 
-    fn apply(&mut self, entry: Entry, charged_bytes: u64, by: impl Fn(u64, u64) -> Option<u64>) {
+    fn apply(&mut self, share: Share, by: impl Fn(u64, u64) -> Option<u64>) {
         let change = |number: &mut u64, amount: u64| {
             *number =
                 by(*number, amount).expect("a page is counted once when it comes and once when it goes");
         };
-        match entry {
+        match share.entry {
             Entry::Empty => {}
             Entry::Lost => change(&mut self.lost_pages, 1),
             Entry::SameFilled(_) => {
                 change(&mut self.stored_pages, 1);
                 change(&mut self.same_filled_pages, 1);
             }
+            Entry::File(_) => {
+                change(&mut self.stored_pages, 1);
+                change(&mut self.file_pages, 1);
+            }
             Entry::Arena(Location { payload_bytes, .. }) => {
                 change(&mut self.stored_pages, 1);
                 change(&mut self.incompressible_pages, u64::from(payload_bytes == PAYLOAD_MAX));
-                change(&mut self.pool_bytes, charged_bytes);
+                change(&mut self.duplicate_pages, u64::from(share.loaded));
+                change(&mut self.pool_bytes, share.charged_bytes);
                 change(&mut self.payload_bytes, payload_bytes as u64);
+                change(&mut self.objects_by_pool[share.pool.index()], 1);
             }
         }
+    }
+
+    /// Objects in the arena.
+    #[must_use]
+    pub fn objects(&self) -> u64 {
+        self.stored_pages - self.same_filled_pages - self.file_pages
     }
 }
 
@@ -89,4 +181,22 @@ impl Held {
 #[must_use]
 pub fn object_bytes(location: Location) -> usize {
     HEADER_BYTES + location.payload_bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_counts_what_is_at_most_its_power_of_two() {
+        let mut histogram = PowersOfTwo::default();
+        for value in [0, 1, 2, 3, 4, 5, 1024, 1025, u64::MAX] {
+            histogram.count(value);
+        }
+        let mut expected = [0; BUCKETS];
+        for (bucket, count) in [(0, 2), (1, 1), (2, 2), (3, 1), (10, 1), (11, 1), (BUCKETS - 1, 1)] {
+            expected[bucket] = count;
+        }
+        assert_eq!(histogram.0, expected);
+    }
 }

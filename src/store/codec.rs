@@ -50,6 +50,35 @@ pub enum Compressor {
 const ZSTD_LEVEL_DEFAULT: i32 = 1;
 const ZSTD_LEVELS: std::ops::RangeInclusive<i32> = -7..=22;
 
+impl Compressor {
+    /// The compressor as a number below 2^16, for a word that is read by everybody and seldom changes.
+    #[must_use]
+    pub(super) fn to_bits(self) -> u32 {
+        match self {
+            Self::Lz4 => 0,
+            Self::Zstd(level) => 1 + level.abs_diff(*ZSTD_LEVELS.start()),
+        }
+    }
+
+    /// The compressor of [`Compressor::to_bits`].
+    #[must_use]
+    pub(super) fn from_bits(bits: u32) -> Self {
+        match bits.checked_sub(1).map(i32::try_from) {
+            Some(Ok(level)) => Self::Zstd(ZSTD_LEVELS.start() + level),
+            _ => Self::Lz4,
+        }
+    }
+
+    /// The codec that this compressor writes.
+    #[must_use]
+    pub fn codec(self) -> CodecId {
+        match self {
+            Self::Lz4 => CodecId::Lz4,
+            Self::Zstd(_) => CodecId::Zstd,
+        }
+    }
+}
+
 /// Why a text names no compressor.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -270,6 +299,7 @@ mod tests {
         {
             assert_eq!(text.parse(), Ok(compressor));
             assert_eq!(compressor.to_string().parse(), Ok(compressor));
+            assert_eq!(Compressor::from_bits(compressor.to_bits()), compressor);
         }
         for text in ["", "LZ4", "lz4:1", "zstd:", "zstd:23", "zstd:-8", "zstd:x", "deflate"] {
             assert!(text.parse::<Compressor>().is_err(), "{text}");

@@ -10,18 +10,21 @@
 //!  same-filled (2):  value = the word, sign-extended from 53 bits
 //!  same-filled (3):  value = 32 bits that the word repeats twice
 //!  lost (4):         value = 0
+//!  file (5):         value = (object length − 1) << 40 | offset in the writeback file / 16
 //! ```
 //!
 //! The check covers slot, value and kind, so that a damaged table is noticed, and an entry that was copied to
 //! another slot too.
 
-use super::object::PAYLOAD_MAX;
+use super::object::{OBJECT_BYTES_MAX, PAYLOAD_MAX};
 use crate::ids::Slot;
+use crate::writeback::{FILE_BYTES_MAX, Place, RECORD_ALIGN};
 
 const KIND_ARENA: u64 = 1;
 const KIND_SAME_WORD: u64 = 2;
 const KIND_SAME_HALF: u64 = 3;
 const KIND_LOST: u64 = 4;
+const KIND_FILE: u64 = 5;
 
 const KIND_BITS: u32 = 3;
 const VALUE_BITS: u32 = 53;
@@ -52,6 +55,8 @@ pub enum Entry {
     SameFilled(u64),
     /// An object in the arena.
     Arena(Location),
+    /// A record in the writeback file.
+    File(Place),
     /// A page that could not be kept. Loads fail until it is overwritten.
     Lost,
 }
@@ -88,6 +93,12 @@ impl Entry {
                 let length = (payload_bytes as u64 - 1) << OFFSET_BITS;
                 ((length | (offset / OBJECT_ALIGN)) << KIND_BITS) | KIND_ARENA
             }
+            Self::File(Place { offset, object_bytes }) => {
+                assert!((1..=OBJECT_BYTES_MAX).contains(&object_bytes));
+                assert!(offset < FILE_BYTES_MAX && offset.is_multiple_of(RECORD_ALIGN as u64));
+                let length = (object_bytes as u64 - 1) << OFFSET_BITS;
+                ((length | (offset / RECORD_ALIGN as u64)) << KIND_BITS) | KIND_FILE
+            }
             Self::Lost => KIND_LOST,
         };
         check(body, slot) << CHECK_SHIFT | body
@@ -118,6 +129,14 @@ impl Entry {
             KIND_SAME_WORD => Ok(Self::SameFilled(sign_extend(value))),
             KIND_SAME_HALF => Ok(Self::SameFilled((value & 0xffff_ffff) * 0x1_0000_0001)),
             KIND_LOST => Ok(Self::Lost),
+            KIND_FILE => {
+                let offset = (value & ((1 << OFFSET_BITS) - 1)) * RECORD_ALIGN as u64;
+                let object_bytes = usize::try_from((value >> OFFSET_BITS) + 1).unwrap_or(usize::MAX);
+                if object_bytes > OBJECT_BYTES_MAX {
+                    return Err(BadEntry { raw, slot });
+                }
+                Ok(Self::File(Place { offset, object_bytes }))
+            }
             _ => Err(BadEntry { raw, slot }),
         }
     }
@@ -161,6 +180,8 @@ mod tests {
             (0..ARENA_BYTES_MAX / OBJECT_ALIGN, 1..=PAYLOAD_MAX).prop_map(
                 |(at, payload_bytes)| Entry::Arena(Location { offset: at * OBJECT_ALIGN, payload_bytes })
             ),
+            (0..FILE_BYTES_MAX / 16, 1..=OBJECT_BYTES_MAX)
+                .prop_map(|(at, object_bytes)| Entry::File(Place { offset: at * 16, object_bytes })),
         ]
     }
 

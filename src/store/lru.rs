@@ -16,7 +16,7 @@ use crate::ids::Slot;
 
 /// One tick of an age. A finer clock would not order pages any better than the order in which a guest happened to
 /// evict them; 31 bits of this tick last two years of uptime.
-const TICK_MS: u128 = 32;
+const TICK_MS: u64 = 32;
 
 const TICKS_MASK: u32 = (1 << 31) - 1;
 const NOT_LOADED: u32 = 1 << 31;
@@ -30,7 +30,8 @@ impl Age {
     /// The age of a page that is stored `since_boot`.
     #[must_use]
     pub fn stored(since_boot: Duration) -> Self {
-        let ticks = u32::try_from((since_boot.as_millis() / TICK_MS) & u128::from(TICKS_MASK)).unwrap_or(0);
+        let ticks = u32::try_from((since_boot.as_millis() / u128::from(TICK_MS)) & u128::from(TICKS_MASK))
+            .unwrap_or(0);
         Self(NOT_LOADED | ticks)
     }
 
@@ -45,6 +46,21 @@ impl Age {
     #[must_use]
     pub fn loaded(self) -> Self {
         Self(self.0 & TICKS_MASK)
+    }
+
+    /// The same age for a page whose only copy is ours.
+    #[must_use]
+    pub fn not_loaded(self) -> Self {
+        Self(self.0 | NOT_LOADED)
+    }
+
+    /// How long before `now` the page was stored.
+    #[must_use]
+    pub fn until(self, now: Self) -> Duration {
+        let ticks = (now.0 & TICKS_MASK).wrapping_sub(self.0 & TICKS_MASK) & TICKS_MASK;
+        // A clock that reads a little less on another core is not two years of age.
+        let ticks = if ticks > TICKS_MASK / 2 { 0 } else { ticks };
+        Duration::from_millis(u64::from(ticks) * TICK_MS)
     }
 
     /// Whether the page was loaded since it was stored.

@@ -2,8 +2,9 @@
 //! virtio, no sockets, no serde.
 //!
 //! A page's way in: [`same_filled`], [`codec`], [`arena`], [`object`], and last the [`entry`] in the VM's [`table`],
-//! whose one atomic store makes it count. [`recovery`] reads the entries back at start. Lock order: a VM's accounting
-//! lock, then nothing; an arena region's lock, then nothing. They are never held together.
+//! whose one atomic store makes it count. [`recovery`] reads the entries back at start. What leaves the pool, and
+//! when, is decided elsewhere; here are the moves ([`vm`]). Lock order: a VM's lock, then nothing; an arena region's
+//! lock, then nothing. They are never held together.
 
 pub mod accounting;
 pub mod arena;
@@ -12,7 +13,9 @@ pub mod entry;
 pub mod lru;
 pub mod mapping;
 pub mod object;
+pub mod pool;
 pub mod recovery;
+pub mod room;
 pub mod same_filled;
 pub mod state;
 pub mod table;
@@ -27,12 +30,15 @@ use parking_lot::Mutex;
 
 use arena::Arena;
 use codec::Compressor;
+use pool::{PoolId, Pools};
 use recovery::Recovered;
+use room::Shared;
 use state::{StateDir, StateError, StateId};
 use table::Table;
-use vm::VmStore;
+use vm::{Limits, VmStore};
 
-use crate::ids::Slot;
+use crate::ids::{Slot, VmId};
+use crate::writeback::{OpenError, Writeback};
 
 /// What a store is opened with.
 #[derive(Clone, Debug)]
@@ -41,7 +47,9 @@ pub struct StoreConfig {
     pub state_dir: PathBuf,
     /// The most bytes that the arena may use.
     pub pool_max_bytes: u64,
-    /// What new pages are compressed with.
+    /// The share of it below which a pool that was full counts as not full again.
+    pub accept_percent: u32,
+    /// What new pages are compressed with, until somebody changes it.
     pub compressor: Compressor,
     /// Memory of the host, in bytes.
     pub host_bytes: u64,
@@ -54,8 +62,8 @@ pub struct VmSpec {
     pub name: String,
     /// Slots on its device.
     pub slots: u32,
-    /// The most pool bytes it may hold.
-    pub limit_bytes: u64,
+    /// What it may hold.
+    pub limits: Limits,
 }
 
 /// A VM in the state directory.
@@ -74,8 +82,8 @@ pub enum VmState {
 pub struct Damaged {
     /// What is wrong, and what to do.
     pub reason: String,
-    /// Objects that its sound entries name; they stay where they are.
-    objects: Arc<[entry::Location]>,
+    /// What its sound entries name; it stays where it is.
+    named: Arc<recovery::Named>,
 }
 
 /// Why the pages of a VM can't be dropped.
@@ -96,7 +104,7 @@ pub enum ClearError {
 #[derive(Debug)]
 pub struct Store {
     config: StoreConfig,
-    arena: Arc<Arena>,
+    shared: Arc<Shared>,
     dir: Mutex<StateDir>,
     vms: Mutex<BTreeMap<String, VmState>>,
     /// The VMs that the configuration names.
@@ -104,42 +112,56 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the state directory, brings back every page that was stored in it, and makes tables for new VMs.
+    /// Opens the state directory, brings back every page that was stored in it, and makes tables for new VMs. The
+    /// writeback file is opened by `open_file` once the directory is ours.
     ///
     /// # Errors
     /// When the state as a whole can't be used. A single VM's damage takes only that VM out of service.
-    pub fn open(config: StoreConfig, specs: Vec<VmSpec>) -> Result<Self, StateError> {
+    pub fn open(
+        config: StoreConfig,
+        specs: Vec<VmSpec>,
+        open_file: impl FnOnce() -> Result<Option<Writeback>, OpenError>,
+    ) -> Result<Self, StateError> {
         let mut dir = StateDir::open(&config.state_dir, config.host_bytes)?;
+        let file = open_file()?;
         let path = dir.arena_path();
-        let file = OpenOptions::new()
+        let arena = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .open(&path)
             .map_err(StateError::io("open", &path))?;
-        let arena = Arena::new(file, dir.region_bytes(), config.pool_max_bytes)
+        let arena = Arena::new(arena, dir.region_bytes(), config.pool_max_bytes)
             .map_err(StateError::io("map", &path))?;
-        let arena = Arc::new(arena);
+        let shared = Arc::new(Shared::new(
+            arena,
+            Pools::new(config.compressor),
+            file.map(Arc::new),
+            config.accept_percent,
+        ));
         let mut vms = BTreeMap::new();
         for name in dir.vm_names()? {
             let spec = specs.iter().find(|spec| spec.name == name);
             let table = dir.table_path(&name);
             // Not the table's fault, and not a reason to take what it names for unused: the daemon can't start.
             let recovered =
-                recovery::recover(&table, &name, spec, &arena).map_err(StateError::io("open", &table))?;
-            vms.insert(name, serve(recovered, spec, &arena, config.compressor));
+                recovery::recover(&table, &name, spec, &shared).map_err(StateError::io("open", &table))?;
+            vms.insert(name, serve(recovered, spec, &shared));
         }
-        arena.finish_adoption().map_err(StateError::io("give unused memory back from", &path))?;
+        shared.arena.finish_adoption().map_err(StateError::io("give unused memory back from", &path))?;
+        if let Some(file) = &shared.file {
+            file.finish_adoption();
+        }
         for spec in &specs {
             if !vms.contains_key(&spec.name) {
-                let vm = create(&mut dir, spec, &arena, config.compressor).map_err(|err| {
+                let vm = create(&mut dir, spec, &shared).map_err(|err| {
                     StateError::io("make a page table in", &config.state_dir)(io_error(err))
                 })?;
                 vms.insert(spec.name.clone(), VmState::Ready(vm));
             }
         }
-        Ok(Self { config, arena, dir: Mutex::new(dir), vms: Mutex::new(vms), specs })
+        Ok(Self { config, shared, dir: Mutex::new(dir), vms: Mutex::new(vms), specs })
     }
 
     /// The random id of the state that is served.
@@ -151,7 +173,39 @@ impl Store {
     /// The memory that all pools share.
     #[must_use]
     pub fn arena(&self) -> &Arena {
-        &self.arena
+        &self.shared.arena
+    }
+
+    /// What the VMs share.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The VMs whose pages can be used, configured or not, in the order of their names.
+    #[must_use]
+    pub fn in_use(&self) -> Vec<(String, Arc<VmStore>)> {
+        let mut found = Vec::new();
+        self.for_each(|name, vm| {
+            if let VmState::Ready(vm) | VmState::Unconfigured(vm) = vm {
+                found.push((name.to_owned(), Arc::clone(vm)));
+            }
+        });
+        found
+    }
+
+    /// The VM with this number, if its pages can be used.
+    #[must_use]
+    pub fn by_id(&self, id: VmId) -> Option<Arc<VmStore>> {
+        self.in_use().into_iter().map(|(_, vm)| vm).find(|vm| vm.id() == id)
+    }
+
+    /// Ends pools that are no longer current and hold nothing.
+    pub fn end_drained_pools(&self) {
+        let vms = self.in_use();
+        let objects =
+            |id: PoolId| vms.iter().map(|(_, vm)| vm.accounting().held.objects_by_pool[id.index()]).sum();
+        self.shared.pools.end_drained(objects);
     }
 
     /// What the store was opened with.
@@ -201,17 +255,20 @@ impl Store {
                 }
             }
             VmState::Damaged(damaged) => {
-                for object in damaged.objects.iter() {
-                    self.arena.free(object.offset, accounting::object_bytes(*object));
+                for object in &damaged.named.objects {
+                    self.shared.arena.free(object.offset, accounting::object_bytes(*object));
+                }
+                if let Some(file) = &self.shared.file {
+                    damaged.named.places.iter().for_each(|place| file.free(*place));
                 }
             }
         }
         vms.remove(name);
         if let Some(spec) = self.specs.iter().find(|spec| spec.name == name) {
-            let created = create(&mut dir, spec, &self.arena, self.config.compressor);
+            let created = create(&mut dir, spec, &self.shared);
             let vm = match &created {
                 Ok(vm) => VmState::Ready(Arc::clone(vm)),
-                Err(err) => VmState::Damaged(Damaged { reason: err.to_string(), objects: Arc::default() }),
+                Err(err) => VmState::Damaged(Damaged { reason: err.to_string(), named: Arc::default() }),
             };
             vms.insert(name.to_owned(), vm);
             created?;
@@ -225,47 +282,45 @@ impl Store {
     /// When they differ.
     pub fn validate(&self) {
         let (mut objects, mut pool_bytes) = (0, 0);
+        let mut places = Vec::new();
         self.for_each(|_, vm| match vm {
             VmState::Ready(vm) | VmState::Unconfigured(vm) => {
-                let held = vm.validate();
-                objects += held.stored_pages - held.same_filled_pages;
+                let held = vm.validate(|place| places.push(place));
+                objects += held.objects();
                 pool_bytes += held.pool_bytes;
             }
             VmState::Damaged(damaged) => {
-                objects += damaged.objects.len() as u64;
-                for object in damaged.objects.iter() {
-                    pool_bytes += self.arena.charged_bytes(accounting::object_bytes(*object)) as u64;
+                objects += damaged.named.objects.len() as u64;
+                for object in &damaged.named.objects {
+                    pool_bytes += self.arena().charged_bytes(accounting::object_bytes(*object)) as u64;
                 }
+                places.extend(&damaged.named.places);
             }
         });
-        let count = self.arena.validate();
+        let count = self.arena().validate();
         assert_eq!((count.objects, count.charged_bytes), (objects, pool_bytes), "every object has one entry");
+        if let Some(file) = &self.shared.file {
+            file.validate(places);
+        }
     }
 }
 
-fn serve(recovered: Recovered, spec: Option<&VmSpec>, arena: &Arc<Arena>, compressor: Compressor) -> VmState {
+fn serve(recovered: Recovered, spec: Option<&VmSpec>, shared: &Arc<Shared>) -> VmState {
     match recovered {
         Recovered::Whole { table, held } => {
-            let limit_bytes = spec.map_or(u64::MAX, |spec| spec.limit_bytes);
-            let vm = Arc::new(VmStore::new(*table, Arc::clone(arena), compressor, limit_bytes, held));
+            let limits = spec.map_or(Limits::NONE, |spec| spec.limits);
+            let vm = Arc::new(VmStore::new(*table, Arc::clone(shared), limits, held));
             if spec.is_some() { VmState::Ready(vm) } else { VmState::Unconfigured(vm) }
         }
-        Recovered::Damaged { reason, objects } => {
-            VmState::Damaged(Damaged { reason, objects: objects.into() })
-        }
+        Recovered::Damaged { reason, named } => VmState::Damaged(Damaged { reason, named: Arc::new(named) }),
     }
 }
 
-fn create(
-    dir: &mut StateDir,
-    spec: &VmSpec,
-    arena: &Arc<Arena>,
-    compressor: Compressor,
-) -> Result<Arc<VmStore>, ClearError> {
+fn create(dir: &mut StateDir, spec: &VmSpec, shared: &Arc<Shared>) -> Result<Arc<VmStore>, ClearError> {
     let id = dir.next_vm_id()?;
     let table = Table::create(&dir.table_path(&spec.name), id, &spec.name, spec.slots)?;
     let held = accounting::Held::default();
-    Ok(Arc::new(VmStore::new(table, Arc::clone(arena), compressor, spec.limit_bytes, held)))
+    Ok(Arc::new(VmStore::new(table, Arc::clone(shared), spec.limits, held)))
 }
 
 fn io_error(err: ClearError) -> std::io::Error {

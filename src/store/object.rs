@@ -11,7 +11,7 @@
 //! Its length stands in the entry alone: a checksum over more or fewer bytes than were written doesn't match.
 
 use super::codec::CodecId;
-use crate::ids::{Slot, VmId};
+use crate::ids::{Owner, Slot, VmId};
 use crate::page::PAGE_SIZE;
 
 /// Bytes of an object's header.
@@ -22,15 +22,6 @@ pub const PAYLOAD_MAX: usize = PAGE_SIZE;
 pub const OBJECT_BYTES_MAX: usize = HEADER_BYTES + PAYLOAD_MAX;
 
 const DICTIONARY_BITS: u32 = 13;
-
-/// Whose page an object is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Owner {
-    /// The VM that stored it.
-    pub vm: VmId,
-    /// The slot that it was stored to.
-    pub slot: Slot,
-}
 
 /// Why an object was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

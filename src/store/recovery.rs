@@ -7,10 +7,14 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use super::VmSpec;
-use super::accounting::{Held, object_bytes};
-use super::arena::Arena;
+use super::accounting::{Held, Share, object_bytes};
 use super::entry::{Entry, Location};
+use super::lru::Age;
+use super::pool::PoolId;
+use super::room::Shared;
 use super::table::{Table, TableError};
+use crate::ids::Slot;
+use crate::writeback::Place;
 
 /// What became of a page table.
 #[derive(Debug)]
@@ -26,16 +30,25 @@ pub enum Recovered {
     Damaged {
         /// What, and what to do, in a sentence.
         reason: String,
-        /// The objects of its sound entries.
-        objects: Vec<Location>,
+        /// What its sound entries name.
+        named: Named,
     },
 }
 
-/// Opens the page table at `path` and adopts the objects that it names.
+/// What the entries of a page table name.
+#[derive(Debug, Default)]
+pub struct Named {
+    /// Objects in the arena.
+    pub objects: Vec<Location>,
+    /// Records in the writeback file.
+    pub places: Vec<Place>,
+}
+
+/// Opens the page table at `path` and adopts what it names.
 ///
 /// # Errors
 /// When the file can't be opened or mapped, which says nothing about what is in it.
-pub fn recover(path: &Path, name: &str, spec: Option<&VmSpec>, arena: &Arena) -> io::Result<Recovered> {
+pub fn recover(path: &Path, name: &str, spec: Option<&VmSpec>, shared: &Shared) -> io::Result<Recovered> {
     let advice =
         format!("power the VM off and run `ballast vm clear {name}` to start it afresh without its pages");
     let table = match Table::open(path, name) {
@@ -43,41 +56,60 @@ pub fn recover(path: &Path, name: &str, spec: Option<&VmSpec>, arena: &Arena) ->
         Err(TableError::Io(err)) => return Err(err),
         Err(err) => {
             let reason = format!("{}: {err}; {advice}", path.display());
-            return Ok(Recovered::Damaged { reason, objects: Vec::new() });
+            return Ok(Recovered::Damaged { reason, named: Named::default() });
         }
     };
     let mut held = Held::default();
-    let mut objects = Vec::new();
+    let mut named = Named::default();
     let mut first_damage = None;
     for slot in table.backed_slots() {
-        let Some(record) = table.record(slot) else { continue };
-        let entry = match Entry::unpack(record.entry.load(Ordering::Acquire), slot) {
-            Ok(entry) => entry,
-            Err(err) => {
-                first_damage.get_or_insert_with(|| err.to_string());
-                continue;
+        let adopted = adopt(&table, slot, shared, &mut named);
+        match adopted {
+            Ok(share) => held.add(share),
+            Err(damage) => {
+                first_damage.get_or_insert(damage);
             }
-        };
-        if let Entry::Arena(location) = entry {
-            if let Err(err) = arena.adopt(location.offset, object_bytes(location)) {
-                first_damage.get_or_insert_with(|| format!("slot {slot}: {err}"));
-                continue;
-            }
-            objects.push(location);
-            held.add(entry, arena.charged_bytes(object_bytes(location)) as u64);
-        } else {
-            held.add(entry, 0);
         }
     }
     if let Some(damage) = first_damage {
-        return Ok(Recovered::Damaged { reason: format!("{}: {damage}; {advice}", path.display()), objects });
+        return Ok(Recovered::Damaged { reason: format!("{}: {damage}; {advice}", path.display()), named });
     }
     Ok(match spec {
         Some(spec) if spec.slots != table.slots() => {
             let err = TableError::Size { found: table.slots(), wanted: spec.slots };
-            let reason = format!("{err}: configure the size it has, or {advice}");
-            Recovered::Damaged { reason, objects }
+            Recovered::Damaged { reason: format!("{err}: configure the size it has, or {advice}"), named }
+        }
+        _ if shared.file.is_none() && held.file_pages > 0 => {
+            let pages = held.file_pages;
+            let reason = format!(
+                "{pages} of its pages are in a writeback file and none is configured: configure it again, or {advice}"
+            );
+            Recovered::Damaged { reason, named }
         }
         _ => Recovered::Whole { table: Box::new(table), held },
     })
+}
+
+/// Tells arena and writeback file what the entry of `slot` names. What is wrong with it, if anything is.
+fn adopt(table: &Table, slot: Slot, shared: &Shared, named: &mut Named) -> Result<Share, String> {
+    let record = table.record(slot).ok_or_else(|| format!("slot {slot} is beyond the table"))?;
+    let entry = Entry::unpack(record.entry.load(Ordering::Acquire), slot).map_err(|err| err.to_string())?;
+    let age = Age::from_bits(record.age.load(Ordering::Relaxed));
+    let mut share = Share { entry, charged_bytes: 0, pool: PoolId::EARLIER, loaded: age.is_loaded() };
+    match entry {
+        Entry::Arena(location) => {
+            let bytes = object_bytes(location);
+            shared.arena.adopt(location.offset, bytes).map_err(|err| format!("slot {slot}: {err}"))?;
+            named.objects.push(location);
+            share.charged_bytes = shared.arena.charged_bytes(bytes) as u64;
+        }
+        Entry::File(place) => {
+            if let Some(file) = &shared.file {
+                file.adopt(place).map_err(|err| format!("slot {slot}: {err}"))?;
+                named.places.push(place);
+            }
+        }
+        Entry::Empty | Entry::SameFilled(_) | Entry::Lost => {}
+    }
+    Ok(share)
 }

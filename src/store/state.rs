@@ -9,6 +9,7 @@
 //!                             40 zeros               60 crc32c of all before u32
 //! STATE_DIR/arena            the arena (see `arena`)
 //! STATE_DIR/vms/NAME.table   one page table per VM (see `table`)
+//! STATE_DIR/writeback        what the writeback file's own state is (see `crate::writeback`)
 //! ```
 
 use std::fs::{self, File, OpenOptions};
@@ -90,6 +91,9 @@ pub enum StateError {
     /// All VM numbers were given out.
     #[error("this state directory has given out all its VM numbers: power the VMs off and remove it")]
     OutOfVmIds,
+    /// The writeback file can't be used.
+    #[error(transparent)]
+    Writeback(#[from] crate::writeback::OpenError),
 }
 
 impl StateError {
@@ -162,6 +166,12 @@ impl StateDir {
     #[must_use]
     pub fn region_bytes(&self) -> u64 {
         self.header.region_bytes
+    }
+
+    /// The file that says which writeback file belongs to the state at `path`.
+    #[must_use]
+    pub fn writeback_path(path: &Path) -> PathBuf {
+        path.join("writeback")
     }
 
     /// The arena file.
@@ -263,11 +273,11 @@ mod tests {
         let good = fs::read(&path).unwrap();
 
         let mut newer = good.clone();
-        newer[8] = 2;
+        newer[8] = 3;
         let checksum = crc32c::crc32c(&newer[..60]);
         newer[60..].copy_from_slice(&checksum.to_le_bytes());
         fs::write(&path, newer).unwrap();
-        assert!(matches!(StateDir::open(dir.path(), 1 << 30), Err(StateError::Version { found: 2, .. })));
+        assert!(matches!(StateDir::open(dir.path(), 1 << 30), Err(StateError::Version { found: 3, .. })));
 
         for damaged in [&good[..63], &[0; 64][..]] {
             fs::write(&path, damaged).unwrap();

@@ -1,15 +1,18 @@
 //! The page table of one VM: an entry and an age for every slot, in a sparse file of the state directory. Chunks of
 //! it are backed when their first slot is used; an unbacked chunk is a chunk of empty slots and is never touched.
-//! Generations live beside it in ordinary memory: they only have to tell apart what one process sees.
+//! Tags (a generation, and the pool that made the object) live beside it in ordinary memory: they only have to tell
+//! apart what one process sees.
 //!
 //! ```text
 //! 0      header page, little-endian: 0 magic "BALLTBL\0"  8 version u32  12 VM number u32
 //!          16 slots u32  20 length of the name u32  24 name  88 crc32c of all before u32
 //!          96 u32: 1 once the VM's first pages (its swap header) are in place
+//!          128 the key of the VM's records in the writeback file  160 crc32c of the key u32
 //! 4096   chunk 0: 4096 entries of 8 bytes, then 4096 ages of 4 bytes
 //! 53248  chunk 1, and so on
 //! ```
 
+use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -28,6 +31,9 @@ const MAGIC: &[u8; 8] = b"BALLTBL\0";
 const HEADER_BYTES: u64 = PAGE_SIZE_U64;
 const INITIALISED_AT: u64 = 96;
 const CHECKSUM_AT: usize = 88;
+const KEY_AT: usize = 128;
+const KEY_BYTES: usize = 32;
+const KEY_CHECKSUM_AT: usize = KEY_AT + KEY_BYTES;
 /// The longest name of a VM, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
 
@@ -37,13 +43,20 @@ const ENTRIES_BYTES: u64 = CHUNK_SLOTS as u64 * 8;
 const CHUNK_BYTES: u64 = ENTRIES_BYTES + CHUNK_SLOTS as u64 * 4;
 
 /// One VM's page table.
-#[derive(Debug)]
 pub struct Table {
     mapping: Mapping,
     vm: VmId,
     slots: u32,
-    /// The generations of each backed chunk; unset for a chunk that is not backed.
+    key: [u8; KEY_BYTES],
+    /// The tags of each backed chunk; unset for a chunk that is not backed.
     chunks: Vec<OnceLock<Box<[AtomicU32]>>>,
+}
+
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the key.
+        f.debug_struct("Table").field("vm", &self.vm).field("slots", &self.slots).finish_non_exhaustive()
+    }
 }
 
 /// Why a page table can't be used.
@@ -84,6 +97,10 @@ impl Table {
             .copy_from_slice(name.as_bytes());
         let checksum = crc32c::crc32c(&header[..CHECKSUM_AT]);
         header[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
+        let mut key = [0; KEY_BYTES];
+        rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty()).map_err(io::Error::from)?;
+        header[KEY_AT..KEY_CHECKSUM_AT].copy_from_slice(&key);
+        header[KEY_CHECKSUM_AT..KEY_CHECKSUM_AT + 4].copy_from_slice(&crc32c::crc32c(&key).to_le_bytes());
         let new = path.with_extension("new");
         fs::write(&new, header)?;
         fs::rename(&new, path)?;
@@ -103,9 +120,11 @@ impl Table {
         })?;
         let half_word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
         let named = &header[24..24 + NAME_BYTES_MAX];
+        let key: [u8; KEY_BYTES] = std::array::from_fn(|i| header[KEY_AT + i]);
         let sound = &header[..8] == MAGIC
             && half_word(CHECKSUM_AT) == crc32c::crc32c(&header[..CHECKSUM_AT])
             && half_word(8) == STATE_VERSION
+            && half_word(KEY_CHECKSUM_AT) == crc32c::crc32c(&key)
             && usize::try_from(half_word(20)).ok().and_then(|length| named.get(..length))
                 == Some(name.as_bytes());
         if !sound {
@@ -119,6 +138,7 @@ impl Table {
             mapping,
             vm: VmId(half_word(12)),
             slots,
+            key,
             chunks: std::iter::repeat_with(OnceLock::new).take(chunks).collect(),
         };
         table.back_chunks_with_data(length)?;
@@ -155,6 +175,12 @@ impl Table {
     #[must_use]
     pub fn vm(&self) -> VmId {
         self.vm
+    }
+
+    /// The key of the VM's records in the writeback file. It is gone when the table is.
+    #[must_use]
+    pub fn key(&self) -> &[u8; KEY_BYTES] {
+        &self.key
     }
 
     /// Slots on the VM's device.
@@ -194,12 +220,12 @@ impl Table {
     pub fn record(&self, slot: Slot) -> Option<Record<'_>> {
         assert!(slot.0 < self.slots, "slot {slot} is beyond the device");
         let (chunk, within) = (slot.index() / CHUNK_SLOTS, slot.index() % CHUNK_SLOTS);
-        let generations = self.chunks[chunk].get()?;
+        let tags = self.chunks[chunk].get()?;
         let offset = chunk_offset(chunk);
         Some(Record {
             entry: self.mapping.word(offset + within as u64 * 8),
             age: self.mapping.half_word(offset + ENTRIES_BYTES + within as u64 * 4),
-            generation: &generations[within],
+            tag: &tags[within],
         })
     }
 
@@ -228,7 +254,7 @@ impl Table {
         })
     }
 
-    /// Bytes of memory behind the table, generations included.
+    /// Bytes of memory behind the table, tags included.
     #[must_use]
     pub fn metadata_bytes(&self) -> u64 {
         let backed = self.chunks.iter().filter(|chunk| chunk.get().is_some()).count() as u64;
@@ -247,8 +273,8 @@ pub struct Record<'table> {
     pub entry: &'table AtomicU64,
     /// When the page was last used (see `lru`).
     pub age: &'table AtomicU32,
-    /// Changes with every published entry.
-    pub generation: &'table AtomicU32,
+    /// The generation, which changes with every published entry, and the pool that made the object (see `vm`).
+    pub tag: &'table AtomicU32,
 }
 
 #[cfg(test)]

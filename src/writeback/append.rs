@@ -13,9 +13,10 @@ use super::Writeback;
 use super::io::{Buffer, Op, transfer_blocking};
 use super::place::{Place, SEGMENT_BYTES, SegmentIndex};
 use super::plan::{Cursor, Plan, Run, plan};
-use super::record::{self, Cipher, RecordOwner, RecordRef};
+use super::record::{self, Cipher, RecordRef};
 use super::state::{State, StateError};
 use super::status::{Refusal, bump};
+use crate::ids::Owner;
 
 /// Dead segments given back to the file system before a batch, so that a start with many does not hold one up.
 const DISCARD_SEGMENTS_MAX: usize = 64;
@@ -37,7 +38,7 @@ pub(super) struct Writer {
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing<'a> {
     /// Whose it is.
-    pub owner: RecordOwner,
+    pub owner: Owner,
     /// The VM's cipher.
     pub cipher: &'a Cipher,
     /// The sealed object, opaque here.

@@ -45,7 +45,7 @@ pub use place::{
     record_bytes,
 };
 pub use read::{ReadDone, ReadError};
-pub use record::{BadRecord, Cipher, RecordBytes, RecordOwner, RecordRef};
+pub use record::{BadRecord, Cipher, RecordBytes, RecordRef};
 pub use segments::{AdoptError, Pin, SegmentCount};
 pub use state::StateError;
 pub use status::{Status, WritebackState};

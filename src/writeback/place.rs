@@ -15,9 +15,9 @@ pub const RECORD_HEADER_BYTES: usize = 24;
 /// Bytes of the authentication tag behind it.
 pub const TAG_BYTES: usize = 16;
 /// The shortest object that a record may hold.
-pub const OBJECT_BYTES_MIN: usize = 17;
-/// The longest: a raw page and 16 bytes in front of it.
-pub const OBJECT_BYTES_MAX: usize = PAGE_SIZE + 16;
+pub const OBJECT_BYTES_MIN: usize = 15;
+/// The longest: a raw page and 14 bytes in front of it.
+pub const OBJECT_BYTES_MAX: usize = PAGE_SIZE + 14;
 /// An entry has 40 bits for the offset, in units of [`RECORD_ALIGN`]; no file is longer than they reach.
 pub const FILE_BYTES_MAX: u64 = (RECORD_ALIGN as u64) << 40;
 
@@ -104,7 +104,7 @@ mod tests {
         for (offset, object_bytes) in [
             (4096, 17),
             (SEGMENT_BYTES_U64 + 8, 17),
-            (SEGMENT_BYTES_U64, 16),
+            (SEGMENT_BYTES_U64, OBJECT_BYTES_MIN - 1),
             (SEGMENT_BYTES_U64, OBJECT_BYTES_MAX + 1),
             (last + 16, 17),
             (u64::MAX - 15, 17),

@@ -25,7 +25,7 @@ use super::place::{
     sealed_bytes,
 };
 use super::segments::SegmentPin;
-use crate::ids::{Slot, VmId};
+use crate::ids::{Owner, Slot, VmId};
 
 /// Encrypts and decrypts the records of one VM (AES-256-GCM).
 #[derive(Clone)]
@@ -46,22 +46,12 @@ impl fmt::Debug for Cipher {
     }
 }
 
-/// Whose page a record holds, by its header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RecordOwner {
-    /// The VM that stored the page.
-    pub vm: VmId,
-    /// The slot that it was stored to.
-    pub slot: Slot,
-}
-
-impl RecordOwner {
-    fn associated_data(self) -> [u8; 8] {
-        let mut bytes = [0; 8];
-        bytes[..4].copy_from_slice(&self.vm.0.to_le_bytes());
-        bytes[4..].copy_from_slice(&self.slot.0.to_le_bytes());
-        bytes
-    }
+/// What is authenticated with a record without being in it: another owner's record doesn't open.
+fn associated_data(owner: Owner) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&owner.vm.0.to_le_bytes());
+    bytes[4..].copy_from_slice(&owner.slot.0.to_le_bytes());
+    bytes
 }
 
 /// Why a record was refused.
@@ -87,7 +77,7 @@ pub enum BadRecord {
 #[derive(Clone, Copy, Debug)]
 struct Header {
     counter: u64,
-    owner: RecordOwner,
+    owner: Owner,
     object_bytes: usize,
     checksum: u32,
 }
@@ -102,7 +92,7 @@ impl Header {
             (OBJECT_BYTES_MIN..=OBJECT_BYTES_MAX).contains(&object_bytes) && header[18..20] == [0, 0];
         possible.then(|| Self {
             counter: u64::from_le_bytes(std::array::from_fn(|i| header[i])),
-            owner: RecordOwner { vm: VmId(word(8)), slot: Slot(word(12)) },
+            owner: Owner { vm: VmId(word(8)), slot: Slot(word(12)) },
             object_bytes,
             checksum: word(20),
         })
@@ -123,21 +113,21 @@ fn checksum(sealed: &[u8]) -> u32 {
 ///
 /// # Panics
 /// When `object` or `target` has an impossible length.
-pub(super) fn seal(target: &mut [u8], counter: u64, owner: RecordOwner, cipher: &Cipher, object: &[u8]) {
+pub(super) fn seal(target: &mut [u8], counter: u64, owner: Owner, cipher: &Cipher, object: &[u8]) {
     assert!((OBJECT_BYTES_MIN..=OBJECT_BYTES_MAX).contains(&object.len()), "an object of impossible length");
     assert_eq!(target.len(), record_bytes(object.len()));
     let (sealed, padding) = target.split_at_mut(sealed_bytes(object.len()));
     padding.fill(0);
     let object_bytes = u16::try_from(object.len()).expect("an object is little more than a page");
     sealed[..8].copy_from_slice(&counter.to_le_bytes());
-    sealed[8..16].copy_from_slice(&owner.associated_data());
+    sealed[8..16].copy_from_slice(&associated_data(owner));
     sealed[16..18].copy_from_slice(&object_bytes.to_le_bytes());
     sealed[18..20].fill(0);
     let (text, tag) = sealed[RECORD_HEADER_BYTES..].split_at_mut(object.len());
     text.copy_from_slice(object);
     let made = cipher
         .0
-        .encrypt_inout_detached(&nonce(counter), &owner.associated_data(), InOutBuf::from(text))
+        .encrypt_inout_detached(&nonce(counter), &associated_data(owner), InOutBuf::from(text))
         .expect("an object is far shorter than what one nonce can encrypt");
     tag.copy_from_slice(&made);
     let checksum = checksum(sealed);
@@ -162,7 +152,7 @@ impl RecordBytes {
     ///
     /// # Errors
     /// When the record is damaged, not `owner`'s, or not written with this key.
-    pub fn open(self, owner: RecordOwner, cipher: &Cipher) -> Result<Vec<u8>, BadRecord> {
+    pub fn open(self, owner: Owner, cipher: &Cipher) -> Result<Vec<u8>, BadRecord> {
         let sealed = &self.buffer.bytes()[self.range];
         let header = Header::parse(sealed).ok_or(BadRecord::Checksum)?;
         if header.checksum != checksum(sealed) || sealed_bytes(header.object_bytes) != sealed.len() {
@@ -178,7 +168,7 @@ impl RecordBytes {
             .0
             .decrypt_inout_detached(
                 &nonce(header.counter),
-                &owner.associated_data(),
+                &associated_data(owner),
                 InOutBuf::from(&mut object[..]),
                 &Tag::from(tag),
             )
@@ -191,7 +181,7 @@ impl RecordBytes {
 #[derive(Debug)]
 pub struct RecordRef {
     /// Whose page it is.
-    pub owner: RecordOwner,
+    pub owner: Owner,
     /// Where it was found.
     pub place: Place,
     segment: Arc<SegmentCopy>,
@@ -226,7 +216,7 @@ pub(super) fn find_all(segment: SegmentCopy) -> Vec<RecordRef> {
     found.map(|(owner, place)| RecordRef { owner, place, segment: Arc::clone(&segment) }).collect()
 }
 
-fn find(bytes: &[u8], offset: u64) -> impl Iterator<Item = (RecordOwner, Place)> {
+fn find(bytes: &[u8], offset: u64) -> impl Iterator<Item = (Owner, Place)> {
     let mut at = 0;
     std::iter::from_fn(move || {
         while at < bytes.len() {
@@ -253,7 +243,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const OWNER: RecordOwner = RecordOwner { vm: VmId(3), slot: Slot(77) };
+    const OWNER: Owner = Owner { vm: VmId(3), slot: Slot(77) };
 
     fn sealed(counter: u64, object: &[u8]) -> Vec<u8> {
         let mut record = vec![0xee; record_bytes(object.len())];
@@ -267,7 +257,7 @@ mod tests {
         Arc::new(buffer)
     }
 
-    fn open(record: &[u8], object_bytes: usize, owner: RecordOwner, key: u8) -> Result<Vec<u8>, BadRecord> {
+    fn open(record: &[u8], object_bytes: usize, owner: Owner, key: u8) -> Result<Vec<u8>, BadRecord> {
         RecordBytes::new(buffer(record), 0, object_bytes).open(owner, &Cipher::new(&[key; 32]))
     }
 
@@ -276,7 +266,7 @@ mod tests {
         let record = sealed(9, &[5; 100]);
         assert_eq!(open(&record, 100, OWNER, 7), Ok(vec![5; 100]));
         assert_eq!(open(&record, 100, OWNER, 8), Err(BadRecord::NotAuthentic));
-        let other = RecordOwner { slot: Slot(78), ..OWNER };
+        let other = Owner { slot: Slot(78), ..OWNER };
         let found = BadRecord::Owner { vm: VmId(3), slot: Slot(77) };
         assert_eq!(open(&record, 100, other, 7), Err(found));
         assert_eq!(open(&record, 99, OWNER, 7), Err(BadRecord::Checksum));
@@ -307,10 +297,7 @@ mod tests {
         forged[12..16].copy_from_slice(&78u32.to_le_bytes());
         let mended = checksum(&forged[..sealed_bytes(61)]);
         forged[20..24].copy_from_slice(&mended.to_le_bytes());
-        assert_eq!(
-            open(&forged, 61, RecordOwner { slot: Slot(78), ..OWNER }, 7),
-            Err(BadRecord::NotAuthentic)
-        );
+        assert_eq!(open(&forged, 61, Owner { slot: Slot(78), ..OWNER }, 7), Err(BadRecord::NotAuthentic));
     }
 
     #[test]

@@ -335,7 +335,7 @@ mod tests {
     #[test]
     fn what_no_entry_names_is_free_after_a_start() {
         let segments = Segments::new(5, 4);
-        let places = [Place::new(SegmentIndex(2), 4096, 17), Place::new(SegmentIndex(4), 0, 4112)];
+        let places = [Place::new(SegmentIndex(2), 4096, 17), Place::new(SegmentIndex(4), 0, 4110)];
         for place in places {
             segments.adopt(place).unwrap();
         }

@@ -97,6 +97,12 @@ pub struct Status {
 }
 
 impl Writeback {
+    /// Whether the last batch was written, or none was tried: pages can leave for the file.
+    #[must_use]
+    pub fn accepts(&self) -> bool {
+        self.off.get().is_none() && self.report.lock().refusal.is_none()
+    }
+
     /// A snapshot. Walks the segments' words; takes only locks that are never held across I/O.
     #[must_use]
     pub fn status(&self) -> Status {

@@ -13,6 +13,7 @@ use ballast::device::Device;
 use ballast::device::vm::DeviceVm;
 use ballast::page::{PAGE_SIZE, Page, ZERO_PAGE};
 use ballast::store::codec::Compressor;
+use ballast::store::vm::Limits;
 use ballast::store::{Store, StoreConfig, VmSpec};
 
 /// Slots on every test VM's disk.
@@ -47,10 +48,21 @@ pub fn page_of(kind: u8, seed: u64) -> Page {
 
 /// Opens a store with these VMs in `dir`.
 pub fn open_store(dir: &Path, names: &[&str], compressor: Compressor, pool: u64, limit: u64) -> Store {
-    let config =
-        StoreConfig { state_dir: dir.to_owned(), pool_max_bytes: pool, compressor, host_bytes: 1 << 30 };
-    let spec = |name: &&str| VmSpec { name: (*name).to_owned(), slots: SLOTS, limit_bytes: limit };
-    Store::open(config, names.iter().map(spec).collect()).expect("the state opens")
+    let limits = Limits { limit_bytes: limit, ..Limits::NONE };
+    let spec = |name: &&str| VmSpec { name: (*name).to_owned(), slots: SLOTS, limits };
+    let specs = names.iter().map(spec).collect();
+    Store::open(store_config(dir, compressor, pool), specs, || Ok(None)).expect("the state opens")
+}
+
+/// What a test's store is opened with.
+pub fn store_config(dir: &Path, compressor: Compressor, pool: u64) -> StoreConfig {
+    StoreConfig {
+        state_dir: dir.to_owned(),
+        pool_max_bytes: pool,
+        accept_percent: 90,
+        compressor,
+        host_bytes: 1 << 30,
+    }
 }
 
 /// A daemon's worth of rooms in this process. The threads of its sockets end with the process, like a daemon's.

@@ -150,7 +150,10 @@ impl Execution {
                 *target = source;
             }
         };
-        turn.vm.update(slot, page, turn.now, scratch, change).map_err(|_| Failed(Status::IoErr))
+        turn.vm
+            .update(slot, None, page, turn.now, scratch, change)
+            .map(|_| ())
+            .map_err(|_| Failed(Status::IoErr))
     }
 
     fn drop_ranges(
@@ -191,7 +194,10 @@ impl Execution {
             if self.request.kind == Kind::WriteZeroes {
                 let change =
                     |page: &mut Page| page.iter_mut().take(part.end).skip(part.start).for_each(|b| *b = 0);
-                turn.vm.update(slot, page, turn.now, scratch, change).map_err(|_| Failed(Status::IoErr))?;
+                let _ = turn
+                    .vm
+                    .update(slot, None, page, turn.now, scratch, change)
+                    .map_err(|_| Failed(Status::IoErr))?;
             }
             return Ok(range.start.saturating_add(part.len() as u64));
         }
@@ -240,7 +246,7 @@ impl Execution {
 }
 
 fn load(turn: &Turn<'_>, slot: Slot, page: &mut Page, scratch: &mut Scratch) -> Result<(), Failed> {
-    turn.vm.load(slot, page, scratch).map_err(|_| Failed(Status::IoErr))
+    turn.vm.load(slot, None, page, turn.now, scratch).map(|_| ()).map_err(|_| Failed(Status::IoErr))
 }
 
 fn slot_of(position: u64) -> Slot {

@@ -100,7 +100,7 @@ impl Arena {
     ///
     /// # Errors
     /// When a new span is needed and the pool's maximum or the file system forbids it.
-    pub fn allocate(&self, object_bytes: usize) -> Result<Allocation, AllocateError> {
+    pub fn allocate(&self, object_bytes: usize, max_bytes: u64) -> Result<Allocation, AllocateError> {
         let class = self.classes.of(object_bytes);
         let layout = self.classes.layout(class);
         let region = &self.regions[layout.region()];
@@ -110,7 +110,7 @@ impl Arena {
                 AllocateError::NoMemory(io::Error::other("the arena's address space is used up"))
             })?,
         };
-        if let Err(err) = self.back_span(region.span_offset(span), layout.span_bytes()) {
+        if let Err(err) = self.back_span(region.span_offset(span), layout.span_bytes(), max_bytes) {
             region.put_back(span);
             return Err(err);
         }
@@ -118,8 +118,7 @@ impl Arena {
         Ok(Allocation { offset, charged_bytes: layout.object_bytes })
     }
 
-    fn back_span(&self, offset: u64, span_bytes: u64) -> Result<(), AllocateError> {
-        let max = self.max_bytes.load(Ordering::Relaxed);
+    fn back_span(&self, offset: u64, span_bytes: u64, max: u64) -> Result<(), AllocateError> {
         self.used_bytes
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
                 used.checked_add(span_bytes).filter(|used| *used <= max)
@@ -263,7 +262,7 @@ mod tests {
         let arena = arena(256 << 10);
         let mut held = Vec::new();
         loop {
-            match arena.allocate(1000) {
+            match arena.allocate(1000, arena.max_bytes()) {
                 Ok(allocation) => held.push(allocation.offset),
                 Err(err) => break assert!(matches!(err, AllocateError::PoolFull)),
             }
@@ -273,14 +272,14 @@ mod tests {
             arena.free(offset, 1000);
         }
         assert_eq!((arena.used_bytes(), arena.validate()), (0, ArenaCount::default()));
-        let allocation = arena.allocate(1000).unwrap();
+        let allocation = arena.allocate(1000, arena.max_bytes()).unwrap();
         arena.free(allocation.offset, 1000);
     }
 
     #[test]
     fn an_impossible_or_doubled_place_is_not_adopted() {
         let arena = arena(1 << 20);
-        let offset = arena.allocate(1000).unwrap().offset;
+        let offset = arena.allocate(1000, arena.max_bytes()).unwrap().offset;
         arena.free(offset, 1000);
         assert_eq!(arena.adopt(offset, 1000), Ok(()));
         assert_eq!(arena.adopt(offset, 1000), Err(AdoptError::Taken { offset }));
@@ -322,7 +321,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Allocate(object_bytes) => {
-                        let Ok(allocation) = arena.allocate(object_bytes) else { continue };
+                        let Ok(allocation) = arena.allocate(object_bytes, arena.max_bytes()) else { continue };
                         stamp = stamp.wrapping_add(1);
                         let object = vec![stamp; object_bytes];
                         arena.write(&allocation, &object);

@@ -1,0 +1,130 @@
+//! Room: what all VMs share besides the arena, and who is told when it gets short. The shrinker sleeps on the
+//! [`Bell`]; whoever stores rings it when a mark is passed. Reserves are kept as one number, what their owners may
+//! still claim, which changes only when a VM that has a reserve is below it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::arena::Arena;
+use super::pool::Pools;
+use crate::writeback::Writeback;
+
+/// What the VMs of a host share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The memory of all pools.
+    pub arena: Arena,
+    /// The compressors.
+    pub pools: Pools,
+    /// Where the coldest pages go, if there is one.
+    pub file: Option<Arc<Writeback>>,
+    /// Wakes the shrinker.
+    pub bell: Bell,
+    /// What VMs below their reserves may still claim, in bytes.
+    pub(super) unclaimed_bytes: AtomicU64,
+    accept_percent: AtomicU32,
+}
+
+impl Shared {
+    /// A pool that counts as not full again below `accept_percent` of its maximum.
+    #[must_use]
+    pub fn new(arena: Arena, pools: Pools, file: Option<Arc<Writeback>>, accept_percent: u32) -> Self {
+        Self {
+            arena,
+            pools,
+            file,
+            bell: Bell::default(),
+            unclaimed_bytes: AtomicU64::new(0),
+            accept_percent: AtomicU32::new(accept_percent),
+        }
+    }
+
+    /// The marks of something that may hold `max_bytes`.
+    #[must_use]
+    pub fn marks(&self, max_bytes: u64) -> Marks {
+        Marks::new(max_bytes, self.accept_percent.load(Ordering::Relaxed))
+    }
+
+    /// What reserves may still claim, in bytes.
+    #[must_use]
+    pub fn unclaimed_bytes(&self) -> u64 {
+        self.unclaimed_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether pages can leave for a file now.
+    #[must_use]
+    pub fn can_write_back(&self) -> bool {
+        self.file.as_ref().is_some_and(|file| file.accepts())
+    }
+}
+
+/// Where shrinking starts and where it stops, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// Above this it starts. A little below the maximum, so that the next store seldom has to wait.
+    pub start_bytes: u64,
+    /// Below this it stops.
+    pub stop_bytes: u64,
+}
+
+impl Marks {
+    /// The marks below `max_bytes`; `accept_percent` is where a pool counts as not full again.
+    #[must_use]
+    pub fn new(max_bytes: u64, accept_percent: u32) -> Self {
+        let accept = u128::from(max_bytes) * u128::from(accept_percent.min(100)) / 100;
+        let stop_bytes = u64::try_from(accept).unwrap_or(max_bytes);
+        Self { start_bytes: max_bytes - (max_bytes - stop_bytes) / 4, stop_bytes }
+    }
+}
+
+/// Wakes one thread, at most once for any number of reasons; ringing a bell that rings already costs one read.
+#[derive(Debug, Default)]
+pub struct Bell {
+    rung: AtomicBool,
+    asleep: Mutex<()>,
+    wake: Condvar,
+}
+
+impl Bell {
+    /// Wakes the sleeper, or keeps it from falling asleep.
+    pub fn ring(&self) {
+        if !self.rung.load(Ordering::Relaxed) && !self.rung.swap(true, Ordering::AcqRel) {
+            // Under the lock, so that it is not missed between the sleeper's look and its sleep.
+            let _asleep = self.asleep.lock();
+            self.wake.notify_one();
+        }
+    }
+
+    /// Sleeps until the bell is rung, or for `at_most`. True when it was rung.
+    pub fn wait(&self, at_most: Duration) -> bool {
+        let mut asleep = self.asleep.lock();
+        if !self.rung.load(Ordering::Acquire) {
+            let _ = self.wake.wait_for(&mut asleep, at_most);
+        }
+        self.rung.swap(false, Ordering::AcqRel)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shrinking_starts_below_the_maximum_and_ends_at_the_threshold() {
+        assert_eq!(Marks::new(1000, 90), Marks { start_bytes: 975, stop_bytes: 900 });
+        assert_eq!(Marks::new(1000, 100), Marks { start_bytes: 1000, stop_bytes: 1000 });
+        assert_eq!(Marks::new(u64::MAX, 50).stop_bytes, u64::MAX / 2);
+    }
+
+    #[test]
+    fn a_bell_rung_before_the_sleep_is_heard() {
+        let bell = Bell::default();
+        bell.ring();
+        bell.ring();
+        assert!(bell.wait(Duration::from_secs(60)));
+        assert!(!bell.wait(Duration::ZERO));
+    }
+}

@@ -1,0 +1,334 @@
+//! Loads, and changes of a part of a page, which begin with one. A page of the arena is copied out under the VM's
+//! lock; a record of the file is pinned there, read by whoever has the time to wait, and handed back in. Nothing of
+//! a page gets out before it was verified.
+
+use std::sync::atomic::Ordering;
+
+use super::{Cause, Change, Generation, Published, StoreError, VmStore, generation};
+use crate::ids::Slot;
+use crate::page::{Page, ZERO_PAGE};
+use crate::store::accounting::object_bytes;
+use crate::store::codec::{DecompressError, Scratch};
+use crate::store::entry::{BadEntry, Entry};
+use crate::store::lru::Age;
+use crate::store::object::{self, BadObject};
+use crate::store::same_filled;
+use crate::store::table::Record;
+use crate::writeback::{BadRecord, Pin, ReadError, RecordBytes};
+
+/// Where a page was found.
+#[derive(Debug)]
+#[must_use = "the page may not be there yet"]
+pub enum Loaded {
+    /// It is in the caller's buffer.
+    Page,
+    /// It is in the writeback file: [`VmStore::fetch`] it and load again with what came.
+    InFile(InFile),
+}
+
+/// A page in the writeback file, which stays readable while this lives.
+#[derive(Debug)]
+pub struct InFile {
+    slot: Slot,
+    generation: Generation,
+    pin: Pin,
+}
+
+/// What the writeback file gave for a page.
+#[derive(Debug)]
+pub struct Fetched {
+    slot: Slot,
+    generation: Generation,
+    record: Result<RecordBytes, ReadError>,
+}
+
+impl Fetched {
+    /// The slot that it was read for.
+    #[must_use]
+    pub fn slot(&self) -> Slot {
+        self.slot
+    }
+}
+
+/// Why a page was not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The slot's entry is damaged.
+    #[error(transparent)]
+    Entry(#[from] BadEntry),
+    /// The stored page is damaged or another's.
+    #[error(transparent)]
+    Object(#[from] BadObject),
+    /// The payload does not become a page.
+    #[error(transparent)]
+    Decompress(#[from] DecompressError),
+    /// The record in the writeback file is damaged or another's.
+    #[error(transparent)]
+    Record(#[from] BadRecord),
+    /// The writeback file can't be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The entry names a place in the writeback file where nothing is.
+    #[error("the page is not in the writeback file")]
+    NotInFile,
+    /// The page could not be kept.
+    #[error("the page was lost")]
+    Lost,
+}
+
+/// What became of a change.
+#[derive(Debug)]
+#[must_use = "the page may have to be fetched first"]
+pub enum Updated {
+    /// It is done.
+    Done,
+    /// The page is in the writeback file: [`VmStore::fetch`] it and update again with what came.
+    InFile(InFile),
+}
+
+/// Why a part of a page was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum UpdateError {
+    /// The page could not be read first.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The changed page could not be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What an entry said, and a copy of its object if it has one in the arena.
+enum Found {
+    Entry(Entry),
+    InFile(Pin),
+}
+
+impl VmStore {
+    /// Loads `slot` into `page`. The page stays stored: a disk is read as often as its guest likes. `fetched` is what
+    /// an earlier call of this asked for; it is used if the slot has not changed since.
+    ///
+    /// # Errors
+    /// When the stored page is damaged or can't be read; `page` then holds nothing of it.
+    pub fn load(
+        &self,
+        slot: Slot,
+        fetched: Option<Fetched>,
+        page: &mut Page,
+        now: Age,
+        scratch: &mut Scratch,
+    ) -> Result<Loaded, LoadError> {
+        self.load_generation(slot, fetched, page, now, scratch).map(|(loaded, _)| loaded)
+    }
+
+    fn load_generation(
+        &self,
+        slot: Slot,
+        fetched: Option<Fetched>,
+        page: &mut Page,
+        now: Age,
+        scratch: &mut Scratch,
+    ) -> Result<(Loaded, Generation), LoadError> {
+        if let Some(fetched) = fetched.filter(|fetched| fetched.slot == slot) {
+            let generation = fetched.generation;
+            let result = self.load_fetched(fetched, page, now, scratch);
+            if self.count_failure(result)? {
+                return Ok((Loaded::Page, generation));
+            }
+        }
+        let (found, generation) = self.copy_out(slot, now, scratch);
+        let result = found.and_then(|found| match found {
+            Found::InFile(pin) => Ok(Loaded::InFile(InFile { slot, generation, pin })),
+            Found::Entry(entry) => self.unpack(slot, entry, page, scratch).map(|()| Loaded::Page),
+        });
+        self.count_failure(result).map(|loaded| (loaded, generation))
+    }
+
+    fn count_failure<T>(&self, result: Result<T, LoadError>) -> Result<T, LoadError> {
+        if result.is_err() {
+            self.count(|events| events.decompress_fail += 1);
+        }
+        result
+    }
+
+    /// Makes a page of what `entry` says, and of its object in the scratch buffer.
+    fn unpack(
+        &self,
+        slot: Slot,
+        entry: Entry,
+        page: &mut Page,
+        scratch: &mut Scratch,
+    ) -> Result<(), LoadError> {
+        match entry {
+            Entry::Empty => *page = ZERO_PAGE,
+            Entry::SameFilled(word) => same_filled::fill(page, word),
+            Entry::Lost | Entry::File(_) => return Err(LoadError::Lost),
+            Entry::Arena(location) => {
+                let length = object_bytes(location);
+                let (codec, _) = object::open(scratch.object(length), self.owner(slot))?;
+                scratch.decompress(codec, length, page)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the entry of `slot`, copies its object, if it has one, into the scratch buffer, or pins its record.
+    fn copy_out(
+        &self,
+        slot: Slot,
+        now: Age,
+        scratch: &mut Scratch,
+    ) -> (Result<Found, LoadError>, Generation) {
+        let record = self.table.record(slot);
+        let mut numbers = self.numbers.lock();
+        let events = &mut numbers.accounting.events;
+        let Some(Record { entry, age, tag }) = record else {
+            events.loads += 1;
+            return (Ok(Found::Entry(Entry::Empty)), Generation(0));
+        };
+        let generation = generation(tag.load(Ordering::Relaxed));
+        let entry = match Entry::unpack(entry.load(Ordering::Relaxed), slot) {
+            Ok(Entry::File(place)) => {
+                let pin = self.shared.file.as_ref().and_then(|file| file.begin_read(place));
+                return (pin.map(Found::InFile).ok_or(LoadError::NotInFile), generation);
+            }
+            Ok(entry) => entry,
+            Err(err) => return (Err(err.into()), generation),
+        };
+        events.loads += 1;
+        if let Entry::Arena(location) = entry {
+            self.shared.arena.read(location.offset, scratch.object(object_bytes(location)));
+            let before = Age::from_bits(age.load(Ordering::Relaxed));
+            events.refault(before.until(now));
+            if !before.is_loaded() {
+                age.store(before.loaded().to_bits(), Ordering::Relaxed);
+                numbers.accounting.held.duplicate_pages += 1;
+            }
+        }
+        (Ok(Found::Entry(entry)), generation)
+    }
+
+    /// Makes a page of a record. False when the slot has changed since it was asked for.
+    fn load_fetched(
+        &self,
+        fetched: Fetched,
+        page: &mut Page,
+        now: Age,
+        scratch: &mut Scratch,
+    ) -> Result<bool, LoadError> {
+        let Fetched { slot, generation: expected, record } = fetched;
+        if !self.is_current(slot, expected) {
+            return Ok(false);
+        }
+        let object = record?.open(self.owner(slot), &self.cipher)?;
+        let (codec, _) = object::open(&object, self.owner(slot))?;
+        scratch.object(object.len()).copy_from_slice(&object);
+        scratch.decompress(codec, object.len(), page)?;
+        let Some(twice) = self.note_load_from_file(slot, expected, now) else { return Ok(false) };
+        if twice {
+            self.promote(slot, expected, &object, now);
+        }
+        Ok(true)
+    }
+
+    fn is_current(&self, slot: Slot, expected: Generation) -> bool {
+        self.table
+            .record(slot)
+            .is_some_and(|record| generation(record.tag.load(Ordering::Relaxed)) == expected)
+    }
+
+    /// Counts a load from the file. Whether it was loaded from there before; `None` when the slot has changed.
+    fn note_load_from_file(&self, slot: Slot, expected: Generation, now: Age) -> Option<bool> {
+        let record = self.table.record(slot)?;
+        let mut numbers = self.numbers.lock();
+        if generation(record.tag.load(Ordering::Relaxed)) != expected {
+            return None;
+        }
+        let before = Age::from_bits(record.age.load(Ordering::Relaxed));
+        record.age.store(before.loaded().to_bits(), Ordering::Relaxed);
+        let events = &mut numbers.accounting.events;
+        events.loads += 1;
+        events.loaded_from_file += 1;
+        events.refault(before.until(now));
+        Some(before.is_loaded())
+    }
+
+    /// Brings a page back into the pool. If there is no room it stays where it is.
+    fn promote(&self, slot: Slot, expected: Generation, object: &[u8], now: Age) {
+        let Ok(location) = self.keep(object) else { return };
+        let (pool, _) = self.shared.pools.current();
+        let entry = Entry::Arena(location);
+        let change = Change { entry, pool, cause: Cause::Promote(now) };
+        if !matches!(self.publish(slot, change, Some(expected)), Published::Yes) {
+            self.free(entry);
+        }
+    }
+
+    /// The pages among the slots from `from` up to `end` that are in the writeback file, `count` at most: what a
+    /// request will need next.
+    #[must_use]
+    pub fn in_file(&self, from: Slot, end: Slot, count: usize) -> Vec<InFile> {
+        let Some(file) = &self.shared.file else { return Vec::new() };
+        let mut found = Vec::new();
+        for slot in (from.0..end.0.min(self.slots())).map(Slot) {
+            if found.len() >= count {
+                break;
+            }
+            let Some(record) = self.table.record(slot) else { continue };
+            let _numbers = self.numbers.lock();
+            if let Ok(Entry::File(place)) = Entry::unpack(record.entry.load(Ordering::Relaxed), slot)
+                && let Some(pin) = file.begin_read(place)
+            {
+                let generation = generation(record.tag.load(Ordering::Relaxed));
+                found.push(InFile { slot, generation, pin });
+            }
+        }
+        found
+    }
+
+    /// Reads pages from the writeback file. Returns at once; `done` is called when all are there, on another thread,
+    /// and must only pass them on.
+    pub fn fetch(&self, wanted: Vec<InFile>, done: impl FnOnce(Vec<Fetched>) + Send + 'static) {
+        let Some(file) = &self.shared.file else { return done(Vec::new()) };
+        let (slots, pins): (Vec<_>, Vec<_>) =
+            wanted.into_iter().map(|InFile { slot, generation, pin }| ((slot, generation), pin)).unzip();
+        file.read(
+            pins,
+            Box::new(move |records| {
+                let fetched = slots.into_iter().zip(records);
+                done(
+                    fetched
+                        .map(|((slot, generation), record)| Fetched { slot, generation, record })
+                        .collect(),
+                );
+            }),
+        );
+    }
+
+    /// Changes a part of the page in `slot`: loads it, applies `change`, stores it; and all of that again when
+    /// somebody else stored to the slot in between, so that neither change is lost. `fetched` is what an earlier call
+    /// asked for.
+    ///
+    /// # Errors
+    /// Those of load and store.
+    pub fn update(
+        &self,
+        slot: Slot,
+        mut fetched: Option<Fetched>,
+        page: &mut Page,
+        now: Age,
+        scratch: &mut Scratch,
+        mut change: impl FnMut(&mut Page),
+    ) -> Result<Updated, UpdateError> {
+        loop {
+            match self.load_generation(slot, fetched.take(), page, now, scratch)? {
+                (Loaded::InFile(in_file), _) => return Ok(Updated::InFile(in_file)),
+                (Loaded::Page, generation) => {
+                    change(page);
+                    if self.store_if(slot, page, Some(generation), now, scratch)? {
+                        return Ok(Updated::Done);
+                    }
+                }
+            }
+        }
+    }
+}

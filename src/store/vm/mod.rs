@@ -1,0 +1,458 @@
+//! One VM's pages: store, load, invalidate, and the moves that the guest never sees. All of them end in
+//! [`VmStore::publish`], the only place that changes an entry. Compressing, checking and decompressing happen outside
+//! the VM's lock; under it there is only the entry, its numbers and, for a load, one copy of at most a page out of
+//! the arena.
+//!
+//! An object is freed after its entry is gone, by the thread that replaced the entry; so whoever holds the lock and
+//! reads an entry may copy its object, or pin its record in the file.
+
+mod load;
+mod moves;
+
+pub use load::{Fetched, InFile, LoadError, Loaded, UpdateError, Updated};
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::accounting::{Accounting, Events, Held, Share, object_bytes};
+use super::arena::AllocateError;
+use super::codec::{CodecId, Scratch};
+use super::entry::{Entry, Location};
+use super::lru::Age;
+use super::object;
+use super::pool::PoolId;
+use super::room::Shared;
+use super::same_filled;
+use super::table::{CHUNK_SLOTS, Record, Table};
+use crate::ids::{Owner, Slot, VmId};
+use crate::page::Page;
+use crate::writeback::Cipher;
+
+/// What a VM may hold, and how it stands among the others. Can be changed while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The most pool bytes that it may hold.
+    pub limit_bytes: u64,
+    /// The pool bytes that global pressure leaves it.
+    pub reserve_bytes: u64,
+    /// Its share under global pressure; twice as much keeps pages twice as long.
+    pub weight: u32,
+    /// Whether its pages may go to the writeback file.
+    pub writeback: bool,
+}
+
+impl Limits {
+    /// What a VM is given when nothing is said: all it wants, and no favours.
+    pub const NONE: Self = Self { limit_bytes: u64::MAX, reserve_bytes: 0, weight: 100, writeback: true };
+}
+
+/// The pages of one VM.
+#[derive(Debug)]
+pub struct VmStore {
+    table: Table,
+    shared: Arc<Shared>,
+    cipher: Cipher,
+    numbers: Mutex<Numbers>,
+    /// This VM's part of [`Shared::unclaimed_bytes`].
+    unclaimed_bytes: AtomicU64,
+}
+
+/// What changes under the VM's lock.
+#[derive(Debug)]
+struct Numbers {
+    accounting: Accounting,
+    limits: Limits,
+}
+
+/// Why a page was not stored. The slot holds what it held before.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The VM holds as much as it may.
+    #[error("the VM is at its limit")]
+    Limit,
+    /// The pool holds as much as it may.
+    #[error("the pool is at its maximum")]
+    PoolFull,
+    /// The state directory has no memory left.
+    #[error("the state directory has no memory left")]
+    NoMemory(#[source] std::io::Error),
+}
+
+/// Tells whether an entry is still the one that was read. The low 28 bits of a slot's tag; two hundred million
+/// stores to one slot would have to happen between a look and a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Generation(u32);
+
+const POOL_SHIFT: u32 = 28;
+const GENERATION_MASK: u32 = (1 << POOL_SHIFT) - 1;
+
+fn generation(tag: u32) -> Generation {
+    Generation(tag & GENERATION_MASK)
+}
+
+fn pool(tag: u32) -> PoolId {
+    PoolId::from_bits(tag >> POOL_SHIFT)
+}
+
+/// What an entry is changed to, and what for.
+#[derive(Clone, Copy, Debug)]
+struct Change {
+    entry: Entry,
+    /// The pool that made the entry's object.
+    pool: PoolId,
+    cause: Cause,
+}
+
+/// Why an entry changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// The guest wrote the page.
+    Store(Age),
+    /// The guest gave it up.
+    Invalidate,
+    /// It goes to the writeback file.
+    WriteBack,
+    /// It comes back from there.
+    Promote(Age),
+    /// Its object goes elsewhere in the arena.
+    Compact,
+    /// Its record goes elsewhere in the file.
+    Clean,
+    /// Its object was compressed anew.
+    Recompress,
+}
+
+/// What became of an entry that was to be published.
+enum Published {
+    Yes,
+    /// The slot has another generation than the one expected.
+    Stale,
+    OverLimit,
+}
+
+impl VmStore {
+    /// Serves the pages in `table`; what it holds already was counted as `held`.
+    #[must_use]
+    pub fn new(table: Table, shared: Arc<Shared>, limits: Limits, held: Held) -> Self {
+        let cipher = Cipher::new(table.key());
+        let numbers = Numbers { accounting: Accounting { held, ..Accounting::default() }, limits };
+        let vm =
+            Self { table, shared, cipher, numbers: Mutex::new(numbers), unclaimed_bytes: AtomicU64::new(0) };
+        vm.claim(&vm.numbers.lock());
+        vm
+    }
+
+    /// The VM's number.
+    #[must_use]
+    pub fn id(&self) -> VmId {
+        self.table.vm()
+    }
+
+    /// Slots on the VM's device.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        self.table.slots()
+    }
+
+    /// The page table, for whoever walks it.
+    #[must_use]
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// What the VM may hold.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.numbers.lock().limits
+    }
+
+    /// Changes what the VM may hold. Who is then above it shrinks in the background.
+    pub fn set_limits(&self, limits: Limits) {
+        let mut numbers = self.numbers.lock();
+        numbers.limits = limits;
+        self.claim(&numbers);
+        drop(numbers);
+        self.shared.bell.ring();
+    }
+
+    /// The VM's numbers.
+    #[must_use]
+    pub fn accounting(&self) -> Accounting {
+        self.numbers.lock().accounting
+    }
+
+    /// Counts something that happened outside the store.
+    pub fn count(&self, event: impl FnOnce(&mut Events)) {
+        event(&mut self.numbers.lock().accounting.events);
+    }
+
+    /// Whether a store that found no room may find some soon: something can leave.
+    #[must_use]
+    pub fn may_wait(&self, err: &StoreError) -> bool {
+        let own_pages_leave = || self.limits().writeback;
+        self.shared.can_write_back() && (!matches!(err, StoreError::Limit) || own_pages_leave())
+    }
+
+    /// Keeps the number of bytes that reserves may still claim up to date.
+    fn claim(&self, numbers: &Numbers) {
+        let unclaimed = numbers.limits.reserve_bytes.saturating_sub(numbers.accounting.held.pool_bytes);
+        let before = self.unclaimed_bytes.load(Ordering::Relaxed);
+        if unclaimed != before {
+            // Only ever changed under this VM's lock.
+            self.unclaimed_bytes.store(unclaimed, Ordering::Relaxed);
+            self.shared.unclaimed_bytes.fetch_add(unclaimed.wrapping_sub(before), Ordering::Relaxed);
+        }
+    }
+
+    /// The most bytes that the arena may have when this VM asks for more: all that others may not still claim.
+    fn arena_max_bytes(&self) -> u64 {
+        let others =
+            self.shared.unclaimed_bytes().saturating_sub(self.unclaimed_bytes.load(Ordering::Relaxed));
+        self.shared.arena.max_bytes().saturating_sub(others)
+    }
+
+    fn owner(&self, slot: Slot) -> Owner {
+        Owner { vm: self.id(), slot }
+    }
+
+    fn charged_bytes(&self, entry: Entry) -> u64 {
+        match entry {
+            Entry::Arena(location) => self.shared.arena.charged_bytes(object_bytes(location)) as u64,
+            _ => 0,
+        }
+    }
+
+    fn share(&self, entry: Entry, pool: PoolId, age: Age) -> Share {
+        Share { entry, charged_bytes: self.charged_bytes(entry), pool, loaded: age.is_loaded() }
+    }
+
+    /// Stores `page` in `slot`. When this returns, it outlives the process.
+    ///
+    /// # Errors
+    /// When there is no room; the slot then holds what it held before.
+    pub fn store(&self, slot: Slot, page: &Page, now: Age, scratch: &mut Scratch) -> Result<(), StoreError> {
+        let result = self.store_again(slot, page, now, scratch);
+        if let Err(err) = &result {
+            self.count(|events| match err {
+                StoreError::Limit => events.limit_hit += 1,
+                StoreError::PoolFull => events.pool_limit_hit += 1,
+                StoreError::NoMemory(_) => events.reject_alloc_fail += 1,
+            });
+        }
+        result
+    }
+
+    /// The same for a store that was refused before and counted then.
+    ///
+    /// # Errors
+    /// When there still is no room.
+    pub fn store_again(
+        &self,
+        slot: Slot,
+        page: &Page,
+        now: Age,
+        scratch: &mut Scratch,
+    ) -> Result<(), StoreError> {
+        self.store_if(slot, page, None, now, scratch).map(|_| ())
+    }
+
+    /// Stores `page` in `slot` unless the slot changed since `expected` was read. False when it has.
+    fn store_if(
+        &self,
+        slot: Slot,
+        page: &Page,
+        expected: Option<Generation>,
+        now: Age,
+        scratch: &mut Scratch,
+    ) -> Result<bool, StoreError> {
+        let (entry, pool) = self.place(slot, page, scratch).inspect_err(|_| self.shared.bell.ring())?;
+        let change = Change { entry, pool, cause: Cause::Store(now) };
+        match self.publish(slot, change, expected) {
+            Published::Yes => return Ok(true),
+            Published::Stale => {
+                self.free(entry);
+                return Ok(false);
+            }
+            Published::OverLimit => self.free(entry),
+        }
+        self.shared.bell.ring();
+        Err(StoreError::Limit)
+    }
+
+    /// Makes the entry that holds `page`: nobody else knows of it yet.
+    fn place(&self, slot: Slot, page: &Page, scratch: &mut Scratch) -> Result<(Entry, PoolId), StoreError> {
+        self.table.back(slot).map_err(StoreError::NoMemory)?;
+        let (pool, compressor) = self.shared.pools.current();
+        let (codec, object) = match same_filled::word_of(page) {
+            Some(word) => match Entry::same_filled(word) {
+                Some(entry) => return Ok((entry, pool)),
+                None => scratch.same_filled(word),
+            },
+            None => scratch.compress(compressor, page),
+        };
+        object::seal(object, self.owner(slot), codec);
+        self.keep(object).map(|location| (Entry::Arena(location), pool))
+    }
+
+    /// Puts a sealed object into the arena.
+    fn keep(&self, object: &[u8]) -> Result<Location, StoreError> {
+        let arena = &self.shared.arena;
+        let allocation = arena.allocate(object.len(), self.arena_max_bytes()).map_err(|err| match err {
+            AllocateError::PoolFull => StoreError::PoolFull,
+            AllocateError::NoMemory(err) => StoreError::NoMemory(err),
+        })?;
+        arena.write(&allocation, object);
+        Ok(Location { offset: allocation.offset, payload_bytes: object.len() - object::HEADER_BYTES })
+    }
+
+    fn free(&self, entry: Entry) {
+        match entry {
+            Entry::Arena(location) => self.shared.arena.free(location.offset, object_bytes(location)),
+            Entry::File(place) => {
+                if let Some(file) = &self.shared.file {
+                    file.free(place);
+                }
+            }
+            Entry::Empty | Entry::SameFilled(_) | Entry::Lost => {}
+        }
+    }
+
+    /// Replaces the entry of `slot`, if it still has the generation that is expected of it, and frees what it stood
+    /// for. The slot's chunk is backed.
+    fn publish(&self, slot: Slot, change: Change, expected: Option<Generation>) -> Published {
+        let Change { entry, pool: made_by, cause } = change;
+        let record = self.table.record(slot).expect("a slot is backed before an entry is made for it");
+        let mut numbers = self.numbers.lock();
+        let tag = record.tag.load(Ordering::Relaxed);
+        if expected.is_some_and(|expected| expected != generation(tag)) {
+            return Published::Stale;
+        }
+        // An entry that fails its check names no object that could be freed; what it cost is found at the next start.
+        let old = Entry::unpack(record.entry.load(Ordering::Relaxed), slot).unwrap_or(Entry::Empty);
+        let old_age = Age::from_bits(record.age.load(Ordering::Relaxed));
+        let age = cause.age(old_age);
+        let made_by = self.shared.pools.counted_under(made_by);
+        let (new_share, old_share) = (self.share(entry, made_by, age), self.share(old, pool(tag), old_age));
+        let pool_bytes =
+            numbers.accounting.held.pool_bytes + new_share.charged_bytes - old_share.charged_bytes;
+        let limit_bytes = numbers.limits.limit_bytes;
+        if new_share.charged_bytes > old_share.charged_bytes && pool_bytes > limit_bytes {
+            return Published::OverLimit;
+        }
+        numbers.accounting.held.remove(old_share);
+        numbers.accounting.held.add(new_share);
+        cause.count(&mut numbers.accounting.events, old, entry);
+        if numbers.limits.reserve_bytes > 0 {
+            self.claim(&numbers);
+        }
+        record.age.store(age.to_bits(), Ordering::Relaxed);
+        // Everything before this is invisible after a crash; with it, the object that it names is complete.
+        record.entry.store(entry.pack(slot), Ordering::Release);
+        let next = tag.wrapping_add(1) & GENERATION_MASK;
+        record.tag.store(made_by.bits() << POOL_SHIFT | next, Ordering::Relaxed);
+        drop(numbers);
+        self.free(old);
+        if limit_bytes != u64::MAX && pool_bytes > self.shared.marks(limit_bytes).start_bytes {
+            self.shared.bell.ring();
+        }
+        Published::Yes
+    }
+
+    /// Drops the page in `slot`; it reads as zeros from now on.
+    pub fn invalidate(&self, slot: Slot) {
+        if self.table.record(slot).is_some_and(|record| record.entry.load(Ordering::Relaxed) != 0) {
+            let change = Change { entry: Entry::Empty, pool: PoolId::EARLIER, cause: Cause::Invalidate };
+            self.publish(slot, change, None);
+        }
+    }
+
+    /// Drops the pages from `from` up to `end`, but no more than a chunk's worth of them at once. Returns the slot to
+    /// go on from, or `None` when all is done.
+    pub fn invalidate_some(&self, from: Slot, end: Slot) -> Option<Slot> {
+        let from = self.table.next_backed_before(from, end)?;
+        let chunk_end = from.0.saturating_add(u32::try_from(CHUNK_SLOTS / 4).unwrap_or(u32::MAX)).min(end.0);
+        for slot in from.0..chunk_end {
+            self.invalidate(Slot(slot));
+        }
+        (chunk_end < end.0).then_some(Slot(chunk_end))
+    }
+
+    /// Recounts what is held from the entries and compares with the running numbers. `in_file` is called with every
+    /// place in the writeback file that an entry names.
+    ///
+    /// # Panics
+    /// When they differ, or an object is not whole.
+    #[must_use]
+    pub fn validate(&self, mut in_file: impl FnMut(crate::writeback::Place)) -> Held {
+        let mut held = Held::default();
+        let numbers = self.numbers.lock();
+        for slot in self.table.backed_slots() {
+            let Record { entry, age, tag } = self.table.record(slot).expect("backed slots have records");
+            let entry = Entry::unpack(entry.load(Ordering::Relaxed), slot).expect("entries are sound");
+            match entry {
+                Entry::Arena(location) => {
+                    let mut copy = vec![0; object_bytes(location)];
+                    self.shared.arena.read(location.offset, &mut copy);
+                    let (codec, payload) = object::open(&copy, self.owner(slot)).expect("objects are sound");
+                    assert_eq!(codec == CodecId::Raw, payload.len() == object::PAYLOAD_MAX);
+                }
+                Entry::File(place) => in_file(place),
+                Entry::Empty | Entry::SameFilled(_) | Entry::Lost => {}
+            }
+            let age = Age::from_bits(age.load(Ordering::Relaxed));
+            held.add(self.share(entry, pool(tag.load(Ordering::Relaxed)), age));
+        }
+        assert_eq!(held, numbers.accounting.held, "the running numbers are those of the entries");
+        let unclaimed = numbers.limits.reserve_bytes.saturating_sub(held.pool_bytes);
+        assert_eq!(unclaimed, self.unclaimed_bytes.load(Ordering::Relaxed), "reserves are up to date");
+        held
+    }
+
+    /// How long before `now` the page in `slot` was stored.
+    #[must_use]
+    pub fn age(&self, slot: Slot, now: Age) -> Option<Duration> {
+        let record = self.table.record(slot)?;
+        Some(Age::from_bits(record.age.load(Ordering::Relaxed)).until(now))
+    }
+}
+
+impl Drop for VmStore {
+    fn drop(&mut self) {
+        let own = self.unclaimed_bytes.load(Ordering::Relaxed);
+        self.shared.unclaimed_bytes.fetch_sub(own, Ordering::Relaxed);
+    }
+}
+
+impl Cause {
+    /// The age of a page after this happened to it.
+    fn age(self, before: Age) -> Age {
+        match self {
+            // What was loaded twice from the file is in use: as young as a page that was just stored.
+            Self::Store(now) | Self::Promote(now) => now,
+            Self::Invalidate => Age::from_bits(0),
+            // From here on the mark tells whether it was loaded from the file.
+            Self::WriteBack => before.not_loaded(),
+            Self::Compact | Self::Clean | Self::Recompress => before,
+        }
+    }
+
+    fn count(self, events: &mut Events, old: Entry, new: Entry) {
+        match self {
+            Self::Store(_) => {
+                events.stores += 1;
+                events.invalidates += u64::from(old != Entry::Empty);
+                let raw = matches!(new, Entry::Arena(at) if at.payload_bytes == object::PAYLOAD_MAX);
+                events.reject_compress_poor += u64::from(raw);
+            }
+            Self::Invalidate => events.invalidates += u64::from(old != Entry::Empty),
+            Self::WriteBack => events.written_back_pages += 1,
+            Self::Promote(_) => events.promoted_pages += 1,
+            Self::Compact => events.compacted_pages += 1,
+            Self::Recompress => events.recompressed_pages += 1,
+            Self::Clean => {}
+        }
+    }
+}

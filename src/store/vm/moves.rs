@@ -1,0 +1,181 @@
+//! Moves that the guest never sees: to the writeback file, within it, within the arena, to another codec. Each is
+//! the same three steps: copy out under the lock and note the generation; work without it; publish if the
+//! generation is still the same, and drop the work if not.
+
+use std::sync::atomic::Ordering;
+
+use super::{Cause, Change, Generation, Published, VmStore, generation, pool};
+use crate::ids::Slot;
+use crate::page::ZERO_PAGE;
+use crate::store::accounting::object_bytes;
+use crate::store::arena::Allocation;
+use crate::store::codec::{CodecId, Compressor, Scratch};
+use crate::store::entry::{Entry, Location};
+use crate::store::object;
+use crate::store::pool::PoolId;
+use crate::writeback::{Cipher, Place};
+
+/// What became of a page that was to be compressed anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recompressed {
+    /// There was nothing to do.
+    Kept,
+    /// It is in the current pool now.
+    Moved,
+}
+
+impl VmStore {
+    /// What the VM's records in the writeback file are encrypted with.
+    #[must_use]
+    pub fn cipher(&self) -> &Cipher {
+        &self.cipher
+    }
+
+    /// Appends a copy of the object in `slot` to `buffer`: its generation and length, or `None` when the slot has no
+    /// object in the arena.
+    pub fn isolate(&self, slot: Slot, buffer: &mut Vec<u8>) -> Option<(Generation, usize)> {
+        let record = self.table.record(slot)?;
+        let _numbers = self.numbers.lock();
+        let Ok(Entry::Arena(location)) = Entry::unpack(record.entry.load(Ordering::Relaxed), slot) else {
+            return None;
+        };
+        let (start, length) = (buffer.len(), object_bytes(location));
+        buffer.resize(start + length, 0);
+        self.shared.arena.read(location.offset, &mut buffer[start..]);
+        Some((generation(record.tag.load(Ordering::Relaxed)), length))
+    }
+
+    /// Publishes that the page in `slot` is at `place` in the writeback file. False when the slot has changed since
+    /// `expected`; the place is then free again.
+    pub fn write_back(&self, slot: Slot, expected: Generation, place: Place) -> bool {
+        self.settle(slot, expected, Entry::File(place), PoolId::EARLIER, Cause::WriteBack)
+    }
+
+    /// The generation of `slot` if its page is at `place` in the writeback file.
+    #[must_use]
+    pub fn generation_in_file(&self, slot: Slot, place: Place) -> Option<Generation> {
+        if slot.0 >= self.slots() {
+            return None;
+        }
+        let record = self.table.record(slot)?;
+        let _numbers = self.numbers.lock();
+        let entry = Entry::unpack(record.entry.load(Ordering::Relaxed), slot);
+        (entry == Ok(Entry::File(place))).then(|| generation(record.tag.load(Ordering::Relaxed)))
+    }
+
+    /// Publishes that the record of `slot` was moved to `place`. False when the slot has changed since `expected`; the
+    /// place is then free again.
+    pub fn move_in_file(&self, slot: Slot, expected: Generation, place: Place) -> bool {
+        self.settle(slot, expected, Entry::File(place), PoolId::EARLIER, Cause::Clean)
+    }
+
+    /// Moves the object at `from` in the arena, which the header there says is that of `slot`, to `to`. False when
+    /// it is not the slot's object (any more): nothing was moved, and `to` is still the caller's.
+    pub fn relocate(&self, slot: Slot, from: u64, to: &Allocation, scratch: &mut Scratch) -> bool {
+        if slot.0 >= self.slots() {
+            return false;
+        }
+        let Some(record) = self.table.record(slot) else { return false };
+        let numbers = self.numbers.lock();
+        let tag = record.tag.load(Ordering::Relaxed);
+        let location = match Entry::unpack(record.entry.load(Ordering::Relaxed), slot) {
+            Ok(Entry::Arena(location)) if location.offset == from => location,
+            _ => return false,
+        };
+        let object = scratch.object(object_bytes(location));
+        self.shared.arena.read(from, object);
+        drop(numbers);
+        if object.len() > to.charged_bytes {
+            return false;
+        }
+        self.shared.arena.write(to, object);
+        let entry = Entry::Arena(Location { offset: to.offset, ..location });
+        let change = Change { entry, pool: pool(tag), cause: Cause::Compact };
+        matches!(self.publish(slot, change, Some(generation(tag))), Published::Yes)
+    }
+
+    /// Moves the page in `slot` to the current pool, if it is in the arena and another pool made it. A page that would
+    /// not get smaller than it is only changes its pool on the books.
+    pub fn recompress(&self, slot: Slot, scratch: &mut Scratch) -> Recompressed {
+        let (current, compressor) = self.shared.pools.current();
+        let Some((location, tag)) = self.of_other_pool(slot, current, scratch) else {
+            return Recompressed::Kept;
+        };
+        let expected = generation(tag);
+        let length = object_bytes(location);
+        let Ok((codec, _)) = object::open(scratch.object(length), self.owner(slot)) else {
+            // Damaged: for the load that finds it to say so.
+            return Recompressed::Kept;
+        };
+        // lz4 has no levels: what an earlier daemon wrote with it is what this one would write.
+        let same = codec == CodecId::SameFilled || (codec, compressor) == (CodecId::Lz4, Compressor::Lz4);
+        let anew = if same { None } else { self.compress_anew(slot, location, codec, compressor, scratch) };
+        match anew {
+            Some(entry) if self.settle(slot, expected, entry, current, Cause::Recompress) => {
+                Recompressed::Moved
+            }
+            Some(_) => Recompressed::Kept,
+            None => {
+                self.adopt_into(slot, expected, current);
+                Recompressed::Kept
+            }
+        }
+    }
+
+    fn of_other_pool(&self, slot: Slot, current: PoolId, scratch: &mut Scratch) -> Option<(Location, u32)> {
+        let record = self.table.record(slot)?;
+        let _numbers = self.numbers.lock();
+        let tag = record.tag.load(Ordering::Relaxed);
+        match Entry::unpack(record.entry.load(Ordering::Relaxed), slot) {
+            Ok(Entry::Arena(location)) if pool(tag) != current => {
+                self.shared.arena.read(location.offset, scratch.object(object_bytes(location)));
+                Some((location, tag))
+            }
+            _ => None,
+        }
+    }
+
+    /// Compresses the object in the scratch buffer anew. `None` when that gains nothing or there is no room.
+    fn compress_anew(
+        &self,
+        slot: Slot,
+        location: Location,
+        codec: CodecId,
+        compressor: Compressor,
+        scratch: &mut Scratch,
+    ) -> Option<Entry> {
+        let mut page = ZERO_PAGE;
+        scratch.decompress(codec, object_bytes(location), &mut page).ok()?;
+        let (codec, object) = scratch.compress(compressor, &page);
+        if codec == CodecId::Raw {
+            return None;
+        }
+        object::seal(object, self.owner(slot), codec);
+        self.keep(object).ok().map(Entry::Arena)
+    }
+
+    /// Counts the object of `slot` under another pool.
+    fn adopt_into(&self, slot: Slot, expected: Generation, current: PoolId) {
+        let Some(record) = self.table.record(slot) else { return };
+        let mut numbers = self.numbers.lock();
+        let tag = record.tag.load(Ordering::Relaxed);
+        let entry = Entry::unpack(record.entry.load(Ordering::Relaxed), slot);
+        if generation(tag) != expected || !matches!(entry, Ok(Entry::Arena(_))) {
+            return;
+        }
+        let current = self.shared.pools.counted_under(current);
+        let objects = &mut numbers.accounting.held.objects_by_pool;
+        objects[pool(tag).index()] -= 1;
+        objects[current.index()] += 1;
+        record.tag.store(current.bits() << super::POOL_SHIFT | expected.0, Ordering::Relaxed);
+    }
+
+    fn settle(&self, slot: Slot, expected: Generation, entry: Entry, made_by: PoolId, cause: Cause) -> bool {
+        let change = Change { entry, pool: made_by, cause };
+        let published = matches!(self.publish(slot, change, Some(expected)), Published::Yes);
+        if !published {
+            self.free(entry);
+        }
+        published
+    }
+}
