@@ -8,5 +8,6 @@ pub mod device;
 pub mod frontend;
 pub mod ids;
 pub mod page;
+pub mod reclaim;
 pub mod runtime;
 pub mod store;
