@@ -44,7 +44,4 @@ pub enum ConfigError {
         /// What would be right.
         allowed: String,
     },
-    /// A part of the design that this version doesn't have yet.
-    #[error("[writeback] is given, but this version of Ballast has no writeback: remove the section")]
-    NoWriteback,
 }

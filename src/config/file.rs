@@ -1,7 +1,6 @@
 //! The file as it is written: which keys exist, what each may be, and what holds when one is left out. Keys that
 //! don't exist are refused by serde, which lists those that do.
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,23 +8,13 @@ use serde::Deserialize;
 use toml::Value;
 
 use super::value::{self, Key};
-use super::{
-    Config, ConfigError, PoolConfig, RUNTIME_DIR_DEFAULT, SOCKET_PATH_BYTES_MAX, STATE_DIR_DEFAULT, VmConfig,
-    uuid,
-};
+use super::vm::{self, Vm};
+use super::writeback::{self, Writeback};
+use super::{Config, ConfigError, PoolConfig, RUNTIME_DIR_DEFAULT, SOCKET_PATH_BYTES_MAX, STATE_DIR_DEFAULT};
 use crate::page::PAGE_SIZE_U64;
 use crate::store::codec::Compressor;
 
 const MIB: u64 = 1 << 20;
-/// A slot's index is a u32, and an 8 TiB disk is already a thousand times what anybody swaps to.
-const SIZE_BYTES_MAX: u64 = 8 << 40;
-/// Virtqueues are told apart by the bits of a u64.
-const QUEUES_MAX: u32 = 64;
-/// Each VM costs a listening socket and a thread; this many would be thousands of guests on one host.
-const VMS_MAX: usize = 4096;
-const LABEL_DEFAULT: &str = "ballast";
-/// The width of a swap header's label.
-const LABEL_BYTES_MAX: usize = 16;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -36,7 +25,7 @@ struct File {
     poll_us: Option<Value>,
     #[serde(default)]
     pool: Pool,
-    writeback: Option<Value>,
+    writeback: Option<Writeback>,
     #[serde(default)]
     vm: Vec<Vm>,
 }
@@ -47,34 +36,24 @@ struct Pool {
     max: Option<Value>,
     compressor: Option<Value>,
     accept_threshold: Option<Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Vm {
-    name: Option<Value>,
-    size: Option<Value>,
-    limit: Option<Value>,
-    queues: Option<Value>,
-    label: Option<Value>,
-    uuid: Option<Value>,
+    store_deadline_ms: Option<Value>,
+    pressure: Option<Value>,
 }
 
 pub(super) fn parse(text: &str, host_bytes: u64) -> Result<Config, ConfigError> {
     let file: File = toml::from_str(text).map_err(|error| ConfigError::Syntax(Box::new(error)))?;
-    if file.writeback.is_some() {
-        return Err(ConfigError::NoWriteback);
-    }
     let workers = Key::new("workers", file.workers.as_ref()).number(workers_default(), 1..=64)?;
     let poll_us = Key::new("poll_us", file.poll_us.as_ref()).number(50, 0..=1000)?;
+    let pool = pool(&file.pool, host_bytes)?;
     let config = Config {
         state_dir: Key::new("state_dir", file.state_dir.as_ref()).directory(STATE_DIR_DEFAULT)?,
         runtime_dir: Key::new("runtime_dir", file.runtime_dir.as_ref()).directory(RUNTIME_DIR_DEFAULT)?,
         workers: workers as usize,
         poll: Duration::from_micros(u64::from(poll_us)),
-        pool: pool(&file.pool, host_bytes)?,
+        pool,
+        writeback: file.writeback.as_ref().map(writeback::parse).transpose()?,
         host_bytes,
-        vms: vms(&file.vm)?,
+        vms: vm::parse(&file.vm, pool.max_bytes)?,
     };
     check_socket_paths(&config)?;
     Ok(config)
@@ -105,72 +84,15 @@ fn pool(pool: &Pool, host_bytes: u64) -> Result<PoolConfig, ConfigError> {
         |value| value.as_str()?.parse().ok(),
     )?;
     let threshold = Key::new("pool.accept_threshold", pool.accept_threshold.as_ref());
+    let deadline = Key::new("pool.store_deadline_ms", pool.store_deadline_ms.as_ref());
+    let pressure = Key::new("pool.pressure", pool.pressure.as_ref());
     Ok(PoolConfig {
         max_bytes: max_bytes / PAGE_SIZE_U64 * PAGE_SIZE_U64,
         compressor,
         accept_threshold_percent: threshold.number(90, 1..=100)?,
+        store_deadline: Duration::from_millis(deadline.number(5000, 0..=60_000)?.into()),
+        pressure: pressure.boolean(true)?,
     })
-}
-
-fn vms(vms: &[Vm]) -> Result<Vec<VmConfig>, ConfigError> {
-    if vms.len() > VMS_MAX {
-        return Err(ConfigError::Value {
-            key: "number of [[vm]] sections".to_owned(),
-            given: vms.len().to_string(),
-            allowed: format!("must be at most {VMS_MAX}"),
-        });
-    }
-    let mut names = HashSet::new();
-    vms.iter().enumerate().map(|(index, vm)| self::vm(index, vm, &mut names)).collect()
-}
-
-fn vm(index: usize, vm: &Vm, names: &mut HashSet<String>) -> Result<VmConfig, ConfigError> {
-    let name = vm_name(&Key::new(format!("[[vm]] number {}: name", index + 1), vm.name.as_ref()), vm, names)?;
-    let of_vm = |key: &str| format!("[[vm]] {name:?}: {key}");
-    let size_bytes =
-        Key::new(of_vm("size"), vm.size.as_ref()).size(None, MIB..=SIZE_BYTES_MAX, PAGE_SIZE_U64)?;
-    // A full disk of pages that don't shrink fits: each takes a page and the header of its object.
-    let limit_default = size_bytes + size_bytes / 64;
-    let limit =
-        Key::new(of_vm("limit"), vm.limit.as_ref()).size(Some(limit_default), MIB..=2 * SIZE_BYTES_MAX, 1)?;
-    let queues = Key::new(of_vm("queues"), vm.queues.as_ref()).number(4, 1..=QUEUES_MAX)?;
-    let label = Key::new(of_vm("label"), vm.label.as_ref()).or(
-        LABEL_DEFAULT.to_owned(),
-        "must be a text of 1 to 16 bytes without control characters",
-        |value| {
-            let label = value.as_str()?;
-            let fits = (1..=LABEL_BYTES_MAX).contains(&label.len()) && !label.contains(char::is_control);
-            fits.then(|| label.to_owned())
-        },
-    )?;
-    let uuid = Key::new(of_vm("uuid"), vm.uuid.as_ref()).or(
-        uuid::of_name(&name),
-        "must be a UUID such as \"6d1b4a52-93c7-4c0e-8f0a-2b7d5c1e9a34\"",
-        |value| uuid::parse(value.as_str()?),
-    )?;
-    let queues = u16::try_from(queues).unwrap_or(u16::MAX);
-    Ok(VmConfig { name, size_bytes, limit_bytes: limit, queues, label, uuid })
-}
-
-fn vm_name(key: &Key<'_>, vm: &Vm, names: &mut HashSet<String>) -> Result<String, ConfigError> {
-    let name = vm.name.as_ref().and_then(Value::as_str).filter(|name| is_vm_name(name));
-    let name = name.ok_or_else(|| {
-        key.error("must be 1 to 64 letters (A-Z, a-z), digits, dots, underscores and dashes, the first a letter or a digit")
-    })?;
-    if name == "control" {
-        return Err(key.error("must be another name: control.sock is the daemon's own socket"));
-    }
-    if !names.insert(name.to_owned()) {
-        return Err(key.error("must be unique, and an earlier [[vm]] has this name"));
-    }
-    Ok(name.to_owned())
-}
-
-/// Names become file names and socket names, so what a shell or a path would read otherwise stays out.
-fn is_vm_name(name: &str) -> bool {
-    (1..=64).contains(&name.len())
-        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
 }
 
 fn check_socket_paths(config: &Config) -> Result<(), ConfigError> {

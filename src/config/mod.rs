@@ -6,11 +6,14 @@ mod error;
 mod file;
 mod uuid;
 mod value;
+mod vm;
+mod writeback;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use self::error::ConfigError;
+pub use self::vm::{LIMIT_BYTES, WEIGHT};
 use crate::page::PAGE_SIZE_U64;
 use crate::store::codec::Compressor;
 
@@ -38,6 +41,8 @@ pub struct Config {
     pub poll: Duration,
     /// The memory that all VMs share.
     pub pool: PoolConfig,
+    /// Where cold pages move to; without it they stay.
+    pub writeback: Option<WritebackConfig>,
     /// The host's memory when the file was read; what a percentage is a percentage of.
     pub host_bytes: u64,
     /// The VMs, in the file's order; their names are unique.
@@ -53,6 +58,24 @@ pub struct PoolConfig {
     pub compressor: Compressor,
     /// The share of `max_bytes` below which a pool that was full counts as not full again.
     pub accept_threshold_percent: u32,
+    /// How long a store may wait for room before it fails; at most a minute.
+    pub store_deadline: Duration,
+    /// Whether pages leave when the host runs short of memory.
+    pub pressure: bool,
+}
+
+/// Where cold pages move to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WritebackConfig {
+    /// A file, made when it isn't there, or a block device.
+    pub path: PathBuf,
+    /// How much of it is used, at least 64 MiB; `None` for the whole of a block device.
+    pub size_bytes: Option<u64>,
+    /// Most bytes that are written to it in a day.
+    pub daily_limit_bytes: Option<u64>,
+    /// Pages that weren't used for this long leave before anybody needs their room, while the disk is idle; at least a
+    /// second.
+    pub idle: Option<Duration>,
 }
 
 /// One VM and its disk.
@@ -64,6 +87,12 @@ pub struct VmConfig {
     pub size_bytes: u64,
     /// Most pool bytes that the VM may hold.
     pub limit_bytes: u64,
+    /// Pool bytes that the VM keeps whatever the others need; at most its limit. All reserves fit into the pool.
+    pub reserve_bytes: u64,
+    /// Its share of the pool against the other VMs', 1 to 10000.
+    pub weight: u32,
+    /// Whether its pages may move to the writeback file.
+    pub writeback: bool,
     /// Virtqueues that the device offers, 1 to 64.
     pub queues: u16,
     /// The swap header's label, at most 16 bytes.
@@ -85,12 +114,16 @@ impl Config {
     /// Reads and checks the file at `path`; a percentage is taken of this host's memory.
     ///
     /// # Errors
-    /// When the file can't be read, or says something that isn't allowed.
+    /// When the file can't be read, or says something that isn't allowed; also when the writeback file is no block device
+    /// and has no size.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, host_bytes())
-            .map_err(|source| ConfigError::InFile { path: path.to_owned(), source: Box::new(source) })
+        let checked = Self::parse(&text, host_bytes()).and_then(|config| {
+            config.writeback.as_ref().map_or(Ok(()), writeback::check_size)?;
+            Ok(config)
+        });
+        checked.map_err(|source| ConfigError::InFile { path: path.to_owned(), source: Box::new(source) })
     }
 
     /// Checks a configuration's text, for a host with `host_bytes` of memory.

@@ -17,6 +17,8 @@ fn an_empty_file_is_the_defaults() {
     assert_eq!(config.poll, Duration::from_micros(50));
     assert_eq!(config.pool.max_bytes, (HOST_BYTES / 100 * 25) / 4096 * 4096);
     assert_eq!((config.pool.compressor, config.pool.accept_threshold_percent), (Compressor::Lz4, 90));
+    assert_eq!((config.pool.store_deadline, config.pool.pressure), (Duration::from_secs(5), true));
+    assert_eq!(config.writeback, None);
     assert!(config.vms.is_empty());
 }
 
@@ -32,10 +34,20 @@ fn every_key_is_read() {
         max = "8GiB"
         compressor = "zstd:3"
         accept_threshold = 80
+        store_deadline_ms = 0
+        pressure = false
+        [writeback]
+        path = "/var/lib/b/file"
+        size = "64MiB"
+        daily_limit = "100GiB"
+        idle = "30m"
         [[vm]]
         name = "web1"
         size = "4GiB"
         limit = "1.5GiB"
+        reserve = "1.5GiB"
+        weight = 10000
+        writeback = false
         queues = 2
         label = "swap"
         uuid = "00112233-4455-6677-8899-aabbccddeeff"
@@ -46,13 +58,27 @@ fn every_key_is_read() {
     )
     .unwrap();
     assert_eq!((config.workers, config.poll, config.host_bytes), (3, Duration::ZERO, HOST_BYTES));
-    let pool =
-        PoolConfig { max_bytes: 8 << 30, compressor: Compressor::Zstd(3), accept_threshold_percent: 80 };
+    let pool = PoolConfig {
+        max_bytes: 8 << 30,
+        compressor: Compressor::Zstd(3),
+        accept_threshold_percent: 80,
+        store_deadline: Duration::ZERO,
+        pressure: false,
+    };
     assert_eq!(config.pool, pool);
+    let writeback = WritebackConfig {
+        path: "/var/lib/b/file".into(),
+        size_bytes: Some(64 << 20),
+        daily_limit_bytes: Some(100 << 30),
+        idle: Some(Duration::from_secs(1800)),
+    };
+    assert_eq!(config.writeback, Some(writeback));
     let web = config.vm("web1").unwrap();
     assert_eq!((web.slots(), web.limit_bytes, web.queues), (1 << 20, 3 << 29, 2));
     assert_eq!((web.label.as_str(), web.uuid[15]), ("swap", 0xff));
+    assert_eq!((web.reserve_bytes, web.weight, web.writeback), (3 << 29, 10_000, false));
     let db = &config.vms[1];
+    assert_eq!((db.reserve_bytes, db.weight, db.writeback), (0, 100, true));
     assert_eq!(
         (db.slots(), db.limit_bytes, db.queues, db.label.as_str()),
         (256, (1 << 20) + (1 << 14), 4, "ballast")
@@ -86,7 +112,18 @@ const REFUSED: &[(&str, [&str; 3])] = &[
     ("[pool]\ncompressor = \"zstd:23\"", ["pool.compressor", "\"zstd:23\"", "-7 to 22"]),
     ("[pool]\naccept_threshold = 0", ["pool.accept_threshold", "= 0", "1 to 100"]),
     ("[pool]\nmaximum = 1", ["maximum", "unknown field", "`max`"]),
-    ("[writeback]\npath = \"/x\"", ["[writeback]", "no writeback", "remove"]),
+    ("[pool]\nstore_deadline_ms = 60001", ["pool.store_deadline_ms", "60001", "0 to 60000"]),
+    ("[pool]\npressure = \"psi\"", ["pool.pressure", "\"psi\"", "true or false"]),
+    ("[writeback]\nsize = \"1GiB\"", ["writeback.path", "missing", "absolute path"]),
+    ("[writeback]\npath = \"x\"", ["writeback.path", "\"x\"", "absolute path"]),
+    ("[writeback]\npath = \"/var/\"", ["writeback.path", "\"/var/\"", "file or a block device"]),
+    ("[writeback]\npath = 1", ["writeback.path", "1", "absolute path"]),
+    ("[writeback]\npath = \"/x\"\nsize = \"63MiB\"", ["writeback.size", "63MiB", "64MiB to 16TiB"]),
+    ("[writeback]\npath = \"/x\"\ndaily_limit = 0", ["writeback.daily_limit", "= 0", "1MiB to 1024TiB"]),
+    ("[writeback]\npath = \"/x\"\nidle = \"0s\"", ["writeback.idle", "\"0s\"", "from 1s to 30d"]),
+    ("[writeback]\npath = \"/x\"\nidle = \"31d\"", ["writeback.idle", "\"31d\"", "from 1s to 30d"]),
+    ("[writeback]\npath = \"/x\"\nidle = 30", ["writeback.idle", "30", "\"30m\""]),
+    ("[writeback]\npath = \"/x\"\nlimit = 1", ["limit", "unknown field", "`daily_limit`"]),
     ("[[vm]]\nsize = \"1GiB\"", ["number 1: name", "missing", "1 to 64 letters"]),
     ("[[vm]]\nname = \"../etc\"", ["number 1: name", "\"../etc\"", "1 to 64 letters"]),
     ("[[vm]]\nname = \".a\"", ["name", "\".a\"", "first a letter"]),
@@ -104,7 +141,14 @@ const REFUSED: &[(&str, [&str; 3])] = &[
     ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nqueues = 65", ["\"a\": queues", "65", "1 to 64"]),
     ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nlabel = \"12345678901234567\"", ["label", "4567", "16 bytes"]),
     ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nuuid = \"zz\"", ["\"a\": uuid", "\"zz\"", "UUID"]),
-    ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nweight = 2", ["weight", "unknown field", "`limit`"]),
+    ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nwieght = 2", ["wieght", "unknown field", "`weight`"]),
+    ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nweight = 0", ["\"a\": weight", "= 0", "1 to 10000"]),
+    ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nweight = 10001", ["\"a\": weight", "10001", "1 to 10000"]),
+    ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nwriteback = 1", ["\"a\": writeback", "1", "true or false"]),
+    (
+        "[[vm]]\nname = \"a\"\nsize = \"2GiB\"\nlimit = \"1GiB\"\nreserve = \"2GiB\"",
+        ["\"a\": reserve", "\"2GiB\"", "0B to the VM's limit (1GiB)"],
+    ),
     ("workers", ["workers", "line 1", "="]),
 ];
 
@@ -114,6 +158,68 @@ fn every_refusal_names_the_key_the_value_and_what_is_allowed() {
         let message = parse(text).unwrap_err().to_string();
         for part in parts {
             assert!(message.contains(part), "{text:?} said {message:?}, without {part:?}");
+        }
+    }
+}
+
+#[test]
+fn reserves_that_the_pool_does_not_have_are_refused() {
+    let vm = |name: &str, reserve: &str| {
+        format!("[[vm]]\nname = \"{name}\"\nsize = \"4GiB\"\nreserve = \"{reserve}\"\n")
+    };
+    let with =
+        |second: &str| parse(&format!("[pool]\nmax = \"4GiB\"\n{}{}", vm("a", "3GiB"), vm("b", second)));
+    assert!(with("1GiB").is_ok());
+    let message = with("1.5GiB").unwrap_err().to_string();
+    for part in ["sum of reserve", "\"4.50GiB\"", "at most pool.max (4GiB)"] {
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn durations_are_whole_numbers_with_a_unit() {
+    let idle = |text: &str| {
+        let config = parse(&format!("[writeback]\npath = \"/x\"\nidle = \"{text}\""))?;
+        Ok::<_, ConfigError>(config.writeback.unwrap().idle.unwrap().as_secs())
+    };
+    for (text, seconds) in [("1s", 1), ("90m", 5400), ("2h", 7200), ("30d", 30 * 86_400)] {
+        assert_eq!(idle(text).unwrap(), seconds, "{text}");
+    }
+    for text in ["", "s", "1", "1.5h", "+1m", "-1m", "1 m", "1w", "1mm", "\u{e9}", "99999999999999999d"] {
+        assert!(idle(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn the_example_is_right_with_and_without_its_comments() {
+    let example = include_str!("../../vmm-configs/ballast.toml");
+    let config = parse(example).unwrap();
+    assert!(config.writeback.is_none());
+    let uncommented: Vec<_> = example
+        .lines()
+        .map(|line| line.strip_prefix('#').filter(|line| !line.starts_with(' ')).unwrap_or(line))
+        .collect();
+    let all = parse(&uncommented.join("\n")).unwrap();
+    assert_eq!((all.pool, &all.vms), (config.pool, &config.vms), "what is commented out is the default");
+    assert_eq!(all.writeback.unwrap().idle, Some(Duration::from_secs(7200)));
+}
+
+#[test]
+fn only_a_block_device_needs_no_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ballast.toml");
+    let load = |writeback: &str| {
+        std::fs::write(&path, format!("[writeback]\n{writeback}")).unwrap();
+        Config::load(&path)
+    };
+    let file = dir.path().join("file");
+    assert!(load(&format!("path = {file:?}\nsize = \"64MiB\"")).is_ok());
+    // Neither of these is one: a file that is yet to be made, a directory.
+    for path in [file.as_path(), dir.path()] {
+        let error = load(&format!("path = {path:?}")).unwrap_err();
+        let message = std::error::Error::source(&error).unwrap().to_string();
+        for part in ["writeback.size is missing", path.to_str().unwrap(), "block device", "64MiB"] {
+            assert!(message.contains(part), "{message}");
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use toml::Value;
 
@@ -52,6 +53,31 @@ impl<'a> Key<'a> {
         })
     }
 
+    /// True or false.
+    pub(super) fn boolean(&self, default: bool) -> Result<bool, ConfigError> {
+        self.or(default, "must be true or false", Value::as_bool)
+    }
+
+    /// A size in bytes that may be left out.
+    pub(super) fn optional_size(&self, allowed: RangeInclusive<u64>) -> Result<Option<u64>, ConfigError> {
+        self.value.map(|_| self.size(None, allowed, 1)).transpose()
+    }
+
+    /// A duration that may be left out.
+    pub(super) fn optional_duration(
+        &self,
+        allowed: RangeInclusive<Duration>,
+    ) -> Result<Option<Duration>, ConfigError> {
+        let text = format!(
+            "must be a duration from {} to {}, a whole number and s, m, h or d, for example \"30m\"",
+            in_units(*allowed.start()),
+            in_units(*allowed.end())
+        );
+        let read =
+            |value: &Value| duration(value.as_str()?).filter(|given| allowed.contains(given)).map(Some);
+        self.or(None, &text, read)
+    }
+
     /// A size in bytes. Without a default the key must be there.
     pub(super) fn size(
         &self,
@@ -73,6 +99,15 @@ impl<'a> Key<'a> {
             .ok_or_else(|| self.error(text))
     }
 
+    /// A file or a device, by its absolute path. The key must be there.
+    pub(super) fn file(&self) -> Result<PathBuf, ConfigError> {
+        let allowed = "must be the absolute path of a file or a block device, without control characters";
+        let text = self.value.and_then(Value::as_str);
+        let fits =
+            |text: &&str| text.starts_with('/') && !text.ends_with('/') && !text.contains(char::is_control);
+        text.filter(fits).map(PathBuf::from).ok_or_else(|| self.error(allowed))
+    }
+
     /// A directory, by its absolute path.
     pub(super) fn directory(&self, default: &str) -> Result<PathBuf, ConfigError> {
         // VMMs separate the parts of an option by commas, and cloud-hypervisor knows no way to write one.
@@ -92,4 +127,23 @@ pub(super) fn bytes(value: &Value) -> Option<u64> {
         Value::String(text) => text.parse().ok().map(|Bytes(bytes)| bytes),
         _ => None,
     }
+}
+
+const DURATION_UNITS: [(char, u64); 4] = [('d', 24 * 3600), ('h', 3600), ('m', 60), ('s', 1)];
+
+/// A whole number and a unit, such as `30m`.
+fn duration(text: &str) -> Option<Duration> {
+    let (number, seconds) =
+        DURATION_UNITS.iter().find_map(|(unit, seconds)| Some((text.strip_suffix(*unit)?, *seconds)))?;
+    // `parse` would take a leading plus sign.
+    let number: u64 = number.bytes().all(|byte| byte.is_ascii_digit()).then(|| number.parse().ok())??;
+    number.checked_mul(seconds).map(Duration::from_secs)
+}
+
+/// The duration as one would write it.
+fn in_units(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let whole = |(_, unit): &&(char, u64)| seconds >= *unit && seconds.is_multiple_of(*unit);
+    let (name, unit) = DURATION_UNITS.iter().find(whole).copied().unwrap_or(('s', 1));
+    format!("{}{name}", seconds / unit)
 }

@@ -1,0 +1,3 @@
+//! What leaves the pool, when and why.
+
+pub mod pressure;
