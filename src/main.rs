@@ -7,12 +7,16 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use ballast::bench::BenchArgs;
-use ballast::config::{CONFIG_PATH_DEFAULT, CONTROL_SOCKET_NAME, Config, ConfigError, RUNTIME_DIR_DEFAULT};
+use ballast::config::{
+    CONFIG_PATH_DEFAULT, CONTROL_SOCKET_NAME, Config, ConfigError, LIMIT_BYTES, RUNTIME_DIR_DEFAULT, WEIGHT,
+};
+use ballast::control::api::{PoolChange, VmChange};
 use ballast::control::client::Client;
 use ballast::control::table;
 use ballast::control::vm_args::{self, Guest, MEMORY_DEFAULT, Vmm};
 use ballast::demo::DemoArgs;
-use ballast::ids::Bytes;
+use ballast::ids::{Bytes, ParseBytesError};
+use ballast::store::codec::Compressor;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -50,6 +54,9 @@ enum Command {
     /// What concerns one VM.
     #[command(subcommand)]
     Vm(VmCommand),
+    /// What concerns the memory that all VMs share.
+    #[command(subcommand)]
+    Pool(PoolCommand),
     /// Write to a vhost-user disk, read back, compare, and say how fast it was.
     Bench(BenchArgs),
     /// Boot two guests that swap into one daemon, and watch.
@@ -60,10 +67,51 @@ enum Command {
 enum VmCommand {
     /// Print the arguments that a VMM needs, ready to be pasted into a shell.
     Args(VmArgsArgs),
+    /// Change a VM's share of the pool until the daemon starts again, which reads the configuration.
+    Set(VmSetArgs),
     /// Drop all pages of a powered-off VM.
     Clear {
         /// The VM.
         name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct VmSetArgs {
+    /// The VM.
+    name: String,
+    #[command(flatten)]
+    values: VmSetValues,
+}
+
+/// At least one of them.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+struct VmSetValues {
+    /// Most pool bytes that it may hold.
+    #[arg(long, value_name = "SIZE", value_parser = parse_limit)]
+    limit: Option<Bytes>,
+    /// Pool bytes that it keeps whatever the others need; at most its limit.
+    #[arg(long, value_name = "SIZE")]
+    reserve: Option<Bytes>,
+    /// Its share of the pool against the other VMs', 1 to 10000.
+    #[arg(long, value_name = "N", value_parser = parse_weight)]
+    weight: Option<u32>,
+    /// Whether its pages may move to the writeback file.
+    #[arg(long, value_name = "true|false", hide_possible_values = true)]
+    writeback: Option<bool>,
+}
+
+#[derive(Debug, Subcommand)]
+enum PoolCommand {
+    /// Change the compressor until the daemon starts again, which reads the configuration.
+    Set {
+        /// What new pages are compressed with: lz4, zstd or zstd:LEVEL.
+        #[arg(long, value_name = "C")]
+        compressor: Compressor,
+        /// Compress the pages that are there again, too, a few at a time.
+        #[arg(long)]
+        recompress: bool,
     },
 }
 
@@ -80,6 +128,17 @@ struct VmArgsArgs {
     /// The QEMU is older than 9.2 (Debian 12 has 7.2) and knows no reconnect-ms.
     #[arg(long = "qemu-before-9.2")]
     qemu_before_9_2: bool,
+}
+
+fn parse_limit(text: &str) -> Result<Bytes, String> {
+    let limit: Bytes = text.parse().map_err(|error: ParseBytesError| error.to_string())?;
+    let (least, most) = (Bytes(*LIMIT_BYTES.start()), Bytes(*LIMIT_BYTES.end()));
+    if LIMIT_BYTES.contains(&limit.0) { Ok(limit) } else { Err(format!("must be from {least} to {most}")) }
+}
+
+fn parse_weight(text: &str) -> Result<u32, String> {
+    let weight = text.parse().ok().filter(|weight| WEIGHT.contains(weight));
+    weight.ok_or_else(|| format!("must be a whole number from {} to {}", WEIGHT.start(), WEIGHT.end()))
 }
 
 fn main() -> ExitCode {
@@ -106,7 +165,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve => Ok(ballast::runtime::serve(global.load_config()?)?),
         Command::Status => status(global),
         Command::Vm(VmCommand::Args(args)) => print_vm_args(global, &args),
+        Command::Vm(VmCommand::Set(args)) => set_vm(global, &args),
         Command::Vm(VmCommand::Clear { name }) => clear_vm(global, &name),
+        Command::Pool(PoolCommand::Set { compressor, recompress }) => {
+            set_pool(global, PoolChange { compressor, recompress })
+        }
         Command::Bench(args) => Ok(ballast::bench::run(&args)?),
         Command::Demo(args) => Ok(ballast::demo::run(args)?),
     }
@@ -132,6 +195,22 @@ impl Global {
 fn status(global: &Global) -> anyhow::Result<()> {
     let status = global.client()?.status()?;
     if global.json { print_json(&status) } else { print(&table::render(&status)) }
+}
+
+fn set_vm(global: &Global, VmSetArgs { name, values }: &VmSetArgs) -> anyhow::Result<()> {
+    let change = VmChange {
+        limit_bytes: values.limit.map(|limit| limit.0),
+        reserve_bytes: values.reserve.map(|reserve| reserve.0),
+        weight: values.weight,
+        writeback: values.writeback,
+    };
+    let vm = global.client()?.set_vm(name, change)?;
+    if global.json { print_json(&vm) } else { print(&table::share(&vm)) }
+}
+
+fn set_pool(global: &Global, change: PoolChange) -> anyhow::Result<()> {
+    let pool = global.client()?.set_pool(change)?;
+    if global.json { print_json(&pool) } else { print(&table::pool(&pool)) }
 }
 
 fn clear_vm(global: &Global, name: &str) -> anyhow::Result<()> {

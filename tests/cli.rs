@@ -5,6 +5,14 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+
+use ballast::control::api::{
+    ClearError, CompressorPool, CompressorPoolState, Host, PoolChange, PoolStatus, SetError, Status,
+    VmChange, VmStatus,
+};
+use ballast::control::server::Server;
+use ballast::control::socket::bind;
 
 fn ballast(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ballast")).args(args).stdin(Stdio::null()).output().unwrap()
@@ -41,9 +49,14 @@ const TWO_VMS: &str = "[[vm]]\nname = \"web1\"\nsize = \"1GiB\"\n[[vm]]\nname = 
 #[test]
 fn a_wrong_configuration_is_exit_2_with_key_value_and_range() {
     let config = Written::new("workers = 99\n");
-    for command in
-        [&["serve"][..], &["status"], &["vm", "clear", "web1"], &["vm", "args", "web1", "--vmm=qemu"]]
-    {
+    for command in [
+        &["serve"][..],
+        &["status"],
+        &["vm", "clear", "web1"],
+        &["vm", "args", "web1", "--vmm=qemu"],
+        &["vm", "set", "web1", "--weight=7"],
+        &["pool", "set", "--compressor=lz4"],
+    ] {
         let (code, stdout, stderr) = outcome(&[command, &["--config", config.path()]].concat());
         assert_eq!((code, stdout.as_str()), (Some(2), ""), "{command:?}: {stderr}");
         for part in [config.path(), "workers", "99", "1 to 64"] {
@@ -90,6 +103,95 @@ fn a_wrong_usage_is_exit_2() {
     let (code, _, stderr) = outcome(&["vm", "args", "web1", "--vmm", "qemu", "--memory", "1000"]);
     assert_eq!(code, Some(2));
     assert!(stderr.contains("multiple of 1MiB"), "{stderr}");
+}
+
+/// The arguments, then what the message must hold.
+const WRONG_CHANGES: &[(&[&str], [&str; 2])] = &[
+    (&["vm", "set", "web1"], ["--limit", "--writeback"]),
+    (&["vm", "set", "--weight", "7"], ["<NAME>", "required"]),
+    (&["vm", "set", "web1", "--limit", "1KiB"], ["--limit", "1MiB to 16TiB"]),
+    (&["vm", "set", "web1", "--limit", "1GB"], ["--limit", "IEC unit"]),
+    (&["vm", "set", "web1", "--reserve", "much"], ["--reserve", "IEC unit"]),
+    (&["vm", "set", "web1", "--weight", "0"], ["--weight", "1 to 10000"]),
+    (&["vm", "set", "web1", "--weight", "heavy"], ["--weight", "1 to 10000"]),
+    (&["vm", "set", "web1", "--writeback", "yes"], ["--writeback", "true, false"]),
+    (&["pool"], ["pool", "set"]),
+    (&["pool", "set"], ["--compressor", "required"]),
+    (&["pool", "set", "--recompress"], ["--compressor", "required"]),
+    (&["pool", "set", "--compressor", "gzip"], ["\"gzip\"", "-7 to 22"]),
+    (&["pool", "set", "--compressor", "zstd:23"], ["\"zstd:23\"", "-7 to 22"]),
+];
+
+#[test]
+fn a_wrong_change_is_exit_2_with_what_would_be_right() {
+    for (args, parts) in WRONG_CHANGES {
+        let (code, stdout, stderr) = outcome(args);
+        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{args:?}: {stderr}");
+        for part in parts {
+            assert!(stderr.contains(part), "{args:?}: {stderr}");
+        }
+    }
+}
+
+/// A daemon's answers over its control socket, from a host that knows the VM "web1".
+struct FakeHost;
+
+impl Host for FakeHost {
+    fn status(&self) -> Status {
+        Status::default()
+    }
+
+    fn clear_vm(&self, name: &str) -> Result<(), ClearError> {
+        Err(ClearError::Connected { name: name.to_owned() })
+    }
+
+    fn set_vm(&self, name: &str, change: VmChange) -> Result<VmStatus, SetError> {
+        if name != "web1" {
+            return Err(SetError::Unknown { name: name.to_owned(), known: vec!["web1".to_owned()] });
+        }
+        Ok(VmStatus {
+            name: name.to_owned(),
+            limit_bytes: change.limit_bytes.unwrap_or(1 << 30),
+            reserve_bytes: change.reserve_bytes.unwrap_or(0),
+            weight: change.weight.unwrap_or(100),
+            writeback: change.writeback.unwrap_or(true),
+            ..VmStatus::default()
+        })
+    }
+
+    fn set_pool(&self, change: PoolChange) -> Result<PoolStatus, SetError> {
+        let compressor = change.compressor.to_string();
+        let old = CompressorPool {
+            compressor: "lz4".to_owned(),
+            state: CompressorPoolState::Draining,
+            objects: u64::from(change.recompress),
+        };
+        Ok(PoolStatus { compressor, pools: vec![old], ..PoolStatus::default() })
+    }
+}
+
+#[test]
+fn a_change_prints_the_new_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("control.sock");
+    let _server = Server::start(bind(&socket).unwrap(), Arc::new(FakeHost)).unwrap();
+    let ask = |args: &[&str]| outcome(&[args, &["--socket", socket.to_str().unwrap()]].concat());
+    let set =
+        ["vm", "set", "web1", "--limit", "1.5GiB", "--reserve=512MiB", "--weight=7", "--writeback=false"];
+    let printed = "web1: limit 1.50GiB, reserve 512MiB, weight 7, writeback false\n";
+    assert_eq!(ask(&set), (Some(0), printed.to_owned(), String::new()));
+    let (code, json, _) = ask(&["vm", "set", "web1", "--weight", "7", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code, &json["weight"], &json["writeback"]), (Some(0), &7.into(), &true.into()));
+    let (code, text, _) = ask(&["pool", "set", "--compressor", "zstd:3", "--recompress"]);
+    assert!(code == Some(0) && text.contains("(zstd:3)"), "{text}");
+    assert!(text.ends_with("draining: lz4, objects left: 1\n"), "{text}");
+    let (code, json, _) = ask(&["pool", "set", "--compressor=zstd", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code, &json["compressor"]), (Some(0), &"zstd:1".into()));
+    let (code, stdout, stderr) = ask(&["vm", "set", "web2", "--weight", "7"]);
+    assert_eq!((code, stdout.as_str()), (Some(1), ""));
+    assert!(stderr.contains("\"web2\"") && stderr.contains("the VMs are: web1"), "{stderr}");
 }
 
 #[test]

@@ -84,7 +84,9 @@ fn status_has_the_documented_fields() {
     assert_eq!(status["state_dir"], dir.path().join("state").to_str().unwrap());
     let pool = &status["pool"];
     assert_eq!((pool["max_bytes"].as_u64(), pool["compressor"].as_str()), (Some(64 << 20), Some("lz4")));
-    for field in ["used_bytes", "payload_bytes", "metadata_bytes", "stored_pages", "same_filled_pages"] {
+    for field in
+        ["used_bytes", "object_bytes", "payload_bytes", "metadata_bytes", "stored_pages", "same_filled_pages"]
+    {
         assert!(pool[field].as_u64() > Some(0), "{field}: {pool}");
     }
     let names: Vec<_> = status["vms"].as_array().unwrap().iter().map(|vm| vm["name"].clone()).collect();
@@ -101,6 +103,11 @@ fn status_has_the_documented_fields() {
     {
         assert!(vm[field].as_u64() > Some(0), "{field}: {vm}");
     }
+    for (field, value) in [("weight", 100), ("reserve_bytes", 0), ("written_back_pages", 0)] {
+        assert_eq!(vm[field], value, "{field}");
+    }
+    assert!(vm["writeback"] == true && vm["counters"]["limit_hit"] == 0, "{vm}");
+    assert!(status["writeback"].is_null() && pool["accept_threshold_percent"] == 90, "{status}");
     assert!(vm["loads"].is_u64() && vm["errors"] == 0 && vm["connected"] == true, "{vm}");
     assert_eq!(status["vms"][1]["connected"], false);
 }
@@ -157,10 +164,12 @@ fn a_vm_is_cleared_only_when_no_vmm_is_connected() {
     let (_device, mut queue) = attach(&daemon, "web1");
     assert!(queue.read_pages(10, 60).unwrap().iter().all(|page| page == &ZERO_PAGE));
     assert_eq!(&queue.read_page(0).unwrap()[4086..], b"SWAPSPACE2");
-    let output = daemon.ask(&["vm", "clear", "web3"]);
-    assert_eq!(output.status.code(), Some(1));
-    let message = stderr(&output);
-    assert!(message.contains("\"web3\"") && message.contains("web1, web2"), "{message}");
+    for command in [&["vm", "clear", "web3"][..], &["vm", "set", "web3", "--weight", "7"]] {
+        let output = daemon.ask(command);
+        assert_eq!(output.status.code(), Some(1));
+        let message = stderr(&output);
+        assert!(message.contains("\"web3\"") && message.contains("web1, web2"), "{message}");
+    }
     assert_pages_there(&daemon, "web2");
 }
 

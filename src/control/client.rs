@@ -5,14 +5,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::Request;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
-use super::api::{ErrorBody, STATUS_PATH, Status};
+use super::api::{ErrorBody, POOL_PATH, PoolChange, PoolStatus, STATUS_PATH, Status, VmChange, VmStatus};
 
 /// A clear of a VM with millions of pages takes seconds; a daemon that says nothing for this long is stuck.
 const ANSWER_WAIT: Duration = Duration::from_secs(60);
@@ -91,8 +93,24 @@ impl Client {
     /// # Errors
     /// When there is no daemon, or it gave no such answer.
     pub fn status(&self) -> Result<Status, ClientError> {
-        let body = self.expect_success("GET", STATUS_PATH)?;
-        serde_json::from_slice(&body).map_err(|error| self.protocol(&error))
+        let body = self.expect_success("GET", STATUS_PATH, Bytes::new())?;
+        self.parse(&body)
+    }
+
+    /// Changes a VM's share of the pool; gives the VM as it is then.
+    ///
+    /// # Errors
+    /// When there is no daemon, no such VM, or the change isn't allowed.
+    pub fn set_vm(&self, name: &str, change: VmChange) -> Result<VmStatus, ClientError> {
+        self.set(&format!("/api/v1/vms/{}", escape(name)), &change)
+    }
+
+    /// Changes what new pages are compressed with; gives the pool as it is then.
+    ///
+    /// # Errors
+    /// When there is no daemon, or it went wrong.
+    pub fn set_pool(&self, change: PoolChange) -> Result<PoolStatus, ClientError> {
+        self.set(POOL_PATH, &change)
     }
 
     /// Drops all pages of a powered-off VM.
@@ -100,27 +118,37 @@ impl Client {
     /// # Errors
     /// When there is no daemon, no such VM, or the VM is connected.
     pub fn clear_vm(&self, name: &str) -> Result<(), ClientError> {
-        self.expect_success("POST", &format!("/api/v1/vms/{}/clear", escape(name))).map(drop)
+        self.expect_success("POST", &format!("/api/v1/vms/{}/clear", escape(name)), Bytes::new()).map(drop)
     }
 
-    fn expect_success(&self, method: &str, path: &str) -> Result<Bytes, ClientError> {
-        let (status, body) = self.request(method, path)?;
+    fn set<S: DeserializeOwned>(&self, path: &str, change: &impl Serialize) -> Result<S, ClientError> {
+        let change = serde_json::to_vec(change).map_err(|error| self.protocol(&error))?;
+        let body = self.expect_success("POST", path, change.into())?;
+        self.parse(&body)
+    }
+
+    fn parse<T: DeserializeOwned>(&self, body: &Bytes) -> Result<T, ClientError> {
+        serde_json::from_slice(body).map_err(|error| self.protocol(&error))
+    }
+
+    fn expect_success(&self, method: &str, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
+        let (status, body) = self.request(method, path, body)?;
         if (200..300).contains(&status) {
             return Ok(body);
         }
-        let error: ErrorBody = serde_json::from_slice(&body).map_err(|error| self.protocol(&error))?;
+        let error: ErrorBody = self.parse(&body)?;
         Err(ClientError::Refused { status, message: error.error })
     }
 
-    /// One request without a body; gives the status and the body of whatever was answered.
-    pub(super) fn request(&self, method: &str, path: &str) -> Result<(u16, Bytes), ClientError> {
+    /// One request; gives the status and the body of whatever was answered.
+    pub(super) fn request(&self, method: &str, path: &str, body: Bytes) -> Result<(u16, Bytes), ClientError> {
         self.runtime.block_on(async {
-            let answer = tokio::time::timeout(ANSWER_WAIT, self.exchange(method, path)).await;
+            let answer = tokio::time::timeout(ANSWER_WAIT, self.exchange(method, path, body)).await;
             answer.unwrap_or_else(|_| Err(ClientError::Silent { socket: self.socket.clone() }))
         })
     }
 
-    async fn exchange(&self, method: &str, path: &str) -> Result<(u16, Bytes), ClientError> {
+    async fn exchange(&self, method: &str, path: &str, body: Bytes) -> Result<(u16, Bytes), ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unconnected(error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
@@ -131,7 +159,7 @@ impl Client {
             .uri(path)
             .header("host", "ballast")
             .header("connection", "close")
-            .body(Empty::<Bytes>::new())
+            .body(Full::new(body))
             .map_err(|error| self.protocol(&error))?;
         let response = sender.send_request(request).await.map_err(|error| self.protocol(&error))?;
         let status = response.status().as_u16();

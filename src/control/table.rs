@@ -1,49 +1,51 @@
-//! `ballast status` for people: a line for the pool and a row for each VM, sizes in IEC units. A pure function from a
-//! status to a text.
+//! `ballast status` for people: a few lines for what all VMs share and a row for each VM, sizes in IEC units. Pure
+//! functions from a status to a text. What there is nothing to say about has no line and no column.
 
-use super::api::{PoolStatus, Status, VmStatus};
+use super::api::{CompressorPoolState, PoolStatus, Status, VmStatus, WritebackStatus};
 use crate::ids::Bytes;
 use crate::page::PAGE_SIZE_U64;
 
-const HEADINGS: [&str; 11] = [
-    "VM",
-    "STATE",
-    "CONNECTED",
-    "SIZE",
-    "STORED",
-    "SAME-FILLED",
-    "POOL",
-    "LIMIT",
-    "STORES",
-    "LOADS",
-    "ERRORS",
-];
+/// A column: its heading, and what a VM has there.
+type Column = (&'static str, fn(&VmStatus) -> String);
+
 /// The columns before this one hold words and stand left; numbers stand right.
 const NUMBERS_FROM: usize = 3;
+const COLUMNS: [Column; 11] = [
+    ("VM", |vm| vm.name.clone()),
+    ("STATE", |vm| vm.state.as_str().to_owned()),
+    ("CONNECTED", |vm| if vm.connected { "yes" } else { "no" }.to_owned()),
+    ("SIZE", |vm| Bytes(vm.size_bytes).to_string()),
+    ("STORED", |vm| pages(vm.stored_pages)),
+    ("SAME-FILLED", |vm| pages(vm.same_filled_pages)),
+    ("POOL", |vm| Bytes(vm.pool_bytes).to_string()),
+    ("LIMIT", |vm| Bytes(vm.limit_bytes).to_string()),
+    ("STORES", |vm| vm.stores.to_string()),
+    ("LOADS", |vm| vm.loads.to_string()),
+    ("ERRORS", |vm| vm.errors.to_string()),
+];
+/// Only where there is a file, or was one: it stands before the pool's bytes.
+const IN_FILE: Column = ("IN FILE", |vm| pages(vm.written_back_pages));
+const IN_FILE_AT: usize = 6;
 
 /// The whole answer, with a newline at its end.
 #[must_use]
 pub fn render(status: &Status) -> String {
-    let mut text = pool_line(&status.pool);
+    let mut text = pool(&status.pool);
+    if let Some(file) = &status.writeback {
+        text.push_str(&writeback(file));
+    }
+    if let Some(source) = &status.pool.pressure_source {
+        text.push_str(&format!("pressure: told by {source}\n"));
+    }
     if status.vms.is_empty() {
         text.push_str("no VM is configured\n");
         return text;
     }
-    let rows: Vec<_> =
-        std::iter::once(HEADINGS.map(str::to_owned)).chain(status.vms.iter().map(row)).collect();
-    let mut widths = [0; HEADINGS.len()];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
-        }
+    let mut columns = COLUMNS.to_vec();
+    if status.writeback.is_some() || status.vms.iter().any(|vm| vm.written_back_pages > 0) {
+        columns.insert(IN_FILE_AT, IN_FILE);
     }
-    for row in &rows {
-        let cells = row.iter().zip(widths).enumerate().map(|(column, (cell, width))| {
-            if column < NUMBERS_FROM { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-        });
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
-    }
+    text.push_str(&table(&columns, &status.vms));
     for vm in &status.vms {
         if let Some(message) = &vm.message {
             text.push_str(&format!("{}: {message}\n", vm.name));
@@ -52,10 +54,37 @@ pub fn render(status: &Status) -> String {
     text
 }
 
-fn pool_line(pool: &PoolStatus) -> String {
+fn table(columns: &[Column], vms: &[VmStatus]) -> String {
+    let headings = columns.iter().map(|(heading, _)| (*heading).to_owned()).collect();
+    let row = |vm| columns.iter().map(|(_, cell)| cell(vm)).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(headings).chain(vms.iter().map(row)).collect();
+    let mut widths = vec![0; columns.len()];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {
+            if column < NUMBERS_FROM { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+        });
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn pages(pages: u64) -> String {
+    Bytes(pages.saturating_mul(PAGE_SIZE_U64)).to_string()
+}
+
+/// The pool's line, and what there is to say beyond it: that it is full, which pools drain.
+#[must_use]
+pub fn pool(pool: &PoolStatus) -> String {
     let stored_bytes = pool.stored_pages.saturating_mul(PAGE_SIZE_U64);
     let cost_bytes = pool.used_bytes.saturating_add(pool.metadata_bytes);
-    format!(
+    let mut text = format!(
         "pool: {} of {} used, payload {}, metadata {}; {} stored ({}), ratio {}, saved {}\n",
         Bytes(pool.used_bytes),
         Bytes(pool.max_bytes),
@@ -65,6 +94,43 @@ fn pool_line(pool: &PoolStatus) -> String {
         pool.compressor,
         ratio(pool),
         Bytes(stored_bytes.saturating_sub(cost_bytes)),
+    );
+    if pool.full {
+        let percent = pool.accept_threshold_percent;
+        text.push_str(&format!("full: pages leave until less than {percent} % is used\n"));
+    }
+    // A VM at its limit has its writes wait, too, whatever the pool is.
+    if pool.waiting_stores > 0 {
+        text.push_str(&format!("writes that wait for room: {}\n", pool.waiting_stores));
+    }
+    for old in pool.pools.iter().filter(|pool| pool.state == CompressorPoolState::Draining) {
+        text.push_str(&format!("draining: {}, objects left: {}\n", old.compressor, old.objects));
+    }
+    text
+}
+
+fn writeback(file: &WritebackStatus) -> String {
+    let limit = file.daily_limit_bytes.map_or_else(String::new, |limit| format!(" of {}", Bytes(limit)));
+    let reason = file.message.as_ref().map_or_else(String::new, |message| format!(" ({message})"));
+    format!(
+        "writeback: {}{reason}; {} of {} in use, {}{limit} written today\n",
+        file.state.as_str(),
+        Bytes(file.live_bytes),
+        Bytes(file.size_bytes),
+        Bytes(file.written_today_bytes),
+    )
+}
+
+/// A VM's share of the pool, as `vm set` left it.
+#[must_use]
+pub fn share(vm: &VmStatus) -> String {
+    format!(
+        "{}: limit {}, reserve {}, weight {}, writeback {}\n",
+        vm.name,
+        Bytes(vm.limit_bytes),
+        Bytes(vm.reserve_bytes),
+        vm.weight,
+        vm.writeback
     )
 }
 
@@ -78,26 +144,9 @@ fn ratio(pool: &PoolStatus) -> String {
     }
 }
 
-fn row(vm: &VmStatus) -> [String; HEADINGS.len()] {
-    let pages = |pages: u64| Bytes(pages.saturating_mul(PAGE_SIZE_U64)).to_string();
-    [
-        vm.name.clone(),
-        vm.state.as_str().to_owned(),
-        if vm.connected { "yes" } else { "no" }.to_owned(),
-        Bytes(vm.size_bytes).to_string(),
-        pages(vm.stored_pages),
-        pages(vm.same_filled_pages),
-        Bytes(vm.pool_bytes).to_string(),
-        Bytes(vm.limit_bytes).to_string(),
-        vm.stores.to_string(),
-        vm.loads.to_string(),
-        vm.errors.to_string(),
-    ]
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::api::VmState;
+    use super::super::api::{CompressorPool, VmState, WritebackState};
     use super::*;
 
     #[test]
@@ -128,6 +177,7 @@ mod tests {
             stored_pages: 1024,
             same_filled_pages: 24,
             compressor: "lz4".to_owned(),
+            ..PoolStatus::default()
         };
         let text = render(&Status { pool, vms: vec![web, damaged], ..Status::default() });
         let expected = "\
@@ -145,5 +195,49 @@ a-long-name: its page table is damaged
         let text = render(&Status::default());
         assert!(text.contains("ratio -, saved 0B"), "{text}");
         assert!(text.ends_with("no VM is configured\n"), "{text}");
+    }
+
+    #[test]
+    fn what_is_full_or_drains_or_is_in_the_file_is_said() {
+        let draining =
+            CompressorPool { compressor: "lz4".to_owned(), state: CompressorPoolState::Draining, objects: 7 };
+        let pool = PoolStatus {
+            compressor: "zstd:3".to_owned(),
+            full: true,
+            accept_threshold_percent: 90,
+            waiting_stores: 3,
+            pools: vec![CompressorPool::default(), draining],
+            pressure_source: Some("psi+cgroup".to_owned()),
+            ..PoolStatus::default()
+        };
+        let writeback = WritebackStatus {
+            state: WritebackState::Failed,
+            message: Some("no space".to_owned()),
+            size_bytes: 64 << 30,
+            live_bytes: 1 << 30,
+            written_today_bytes: 2 << 30,
+            daily_limit_bytes: Some(3 << 30),
+            ..WritebackStatus::default()
+        };
+        let vm = VmStatus { name: "web1".to_owned(), written_back_pages: 512, ..VmStatus::default() };
+        let mut status =
+            Status { pool, writeback: Some(writeback), vms: vec![vm.clone()], ..Status::default() };
+        let expected = "\
+pool: 0B of 0B used, payload 0B, metadata 0B; 0B stored (zstd:3), ratio -, saved 0B
+full: pages leave until less than 90 % is used
+writes that wait for room: 3
+draining: lz4, objects left: 7
+writeback: failed (no space); 1GiB of 64GiB in use, 2GiB of 3GiB written today
+pressure: told by psi+cgroup
+VM    STATE  CONNECTED  SIZE  STORED  SAME-FILLED  IN FILE  POOL  LIMIT  STORES  LOADS  ERRORS
+web1  ready  no           0B      0B           0B     2MiB    0B     0B       0      0       0
+";
+        assert_eq!(render(&status), expected);
+        status.writeback = None;
+        assert!(render(&status).contains("IN FILE"), "pages may be left of a file that was taken away");
+        status.vms = vec![VmStatus::default()];
+        assert!(!render(&status).contains("IN FILE"));
+        let vm = VmStatus { limit_bytes: 1 << 30, weight: 100, ..vm };
+        assert_eq!(share(&vm), "web1: limit 1GiB, reserve 0B, weight 100, writeback false\n");
     }
 }

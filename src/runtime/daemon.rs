@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use super::ServeError;
 use crate::config::{Config, VmConfig};
-use crate::control::api::{ClearError, Host, PoolStatus, Status, VmState as ApiVmState, VmStatus};
+use crate::control::api::{
+    ClearError, Counters, Host, PoolChange, PoolStatus, SetError, Status, VmChange, VmState as ApiVmState,
+    VmStatus,
+};
 use crate::control::socket;
 use crate::device::Device;
 use crate::device::blk::swap_header;
@@ -70,11 +73,16 @@ impl Daemon {
     }
 
     fn vm_status(&self, name: &str, vm: &VmState) -> VmStatus {
-        let device_vm = self.vms.iter().find(|(config, _)| config.name == name).map(|(_, vm)| vm);
+        let configured = self.vms.iter().find(|(config, _)| config.name == name);
+        let config = configured.map(|(config, _)| config);
+        let device_vm = configured.map(|(_, vm)| vm);
         let mut status = VmStatus {
             name: name.to_owned(),
             errors: device_vm.map_or(0, |vm| vm.errors()),
             connected: device_vm.is_some_and(|vm| vm.connected()),
+            reserve_bytes: config.map_or(0, |config| config.reserve_bytes),
+            weight: config.map_or(0, |config| config.weight),
+            writeback: config.is_some_and(|config| config.writeback),
             ..VmStatus::default()
         };
         let pages = match vm {
@@ -100,6 +108,13 @@ impl Daemon {
         status.stores = events.stores;
         status.loads = events.loads;
         status.invalidates = events.invalidates;
+        status.counters = Counters {
+            pool_limit_hit: events.pool_limit_hit,
+            limit_hit: events.limit_hit,
+            reject_alloc_fail: events.reject_alloc_fail,
+            decompress_fail: events.decompress_fail,
+            ..Counters::default()
+        };
         status
     }
 }
@@ -127,13 +142,18 @@ impl Host for Daemon {
             pool: PoolStatus {
                 max_bytes: self.store.arena().max_bytes(),
                 used_bytes: self.store.arena().used_bytes(),
+                object_bytes: sum(|vm| vm.pool_bytes),
                 payload_bytes: sum(|vm| vm.payload_bytes),
                 metadata_bytes,
                 stored_pages: sum(|vm| vm.stored_pages),
                 same_filled_pages: sum(|vm| vm.same_filled_pages),
+                accept_threshold_percent: self.config.pool.accept_threshold_percent,
                 compressor: self.config.pool.compressor.to_string(),
+                counters: vms.iter().map(|vm| vm.counters).sum(),
+                ..PoolStatus::default()
             },
             vms,
+            ..Status::default()
         }
     }
 
@@ -152,16 +172,31 @@ impl Host for Daemon {
         });
         replaced.unwrap_or_else(|| Err(ClearError::Connected { name: name.to_owned() }))
     }
+
+    fn set_vm(&self, name: &str, _change: VmChange) -> Result<VmStatus, SetError> {
+        let known = self.known();
+        if !known.iter().any(|other| other == name) {
+            return Err(SetError::Unknown { name: name.to_owned(), known });
+        }
+        Err(SetError::Failed { message: "not supported yet".to_owned() })
+    }
+
+    fn set_pool(&self, _change: PoolChange) -> Result<PoolStatus, SetError> {
+        Err(SetError::Failed { message: "not supported yet".to_owned() })
+    }
 }
 
 impl Daemon {
+    /// The names of all VMs.
+    fn known(&self) -> Vec<String> {
+        let mut known = Vec::new();
+        self.store.for_each(|name, _| known.push(name.to_owned()));
+        known
+    }
+
     fn clear_error(&self, err: store::ClearError) -> ClearError {
         match err {
-            store::ClearError::Unknown(name) => {
-                let mut known = Vec::new();
-                self.store.for_each(|name, _| known.push(name.to_owned()));
-                ClearError::Unknown { name, known }
-            }
+            store::ClearError::Unknown(name) => ClearError::Unknown { name, known: self.known() },
             err => ClearError::Failed { message: err.to_string() },
         }
     }

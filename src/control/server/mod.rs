@@ -10,17 +10,23 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use axum::extract::{Path, State};
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use super::api::{ClearError, ErrorBody, Host, STATUS_PATH};
+use super::api::{ClearError, ErrorBody, Host, POOL_PATH, STATUS_PATH, SetError};
 
 /// How long a stop waits for answers that are under way.
 const STOP_WAIT: Duration = Duration::from_secs(1);
+/// The longest body that is read; a change has a hundred bytes.
+const CHANGE_BYTES_MAX: usize = 64 << 10;
 
 /// The running server; dropping it stops the server and removes the socket.
 #[derive(Debug)]
@@ -81,11 +87,14 @@ async fn serve(listener: tokio::net::UnixListener, router: Router, stopped: ones
 fn router(host: Arc<dyn Host>) -> Router {
     Router::new()
         .route(STATUS_PATH, get(status))
+        .route(POOL_PATH, post(set_pool))
+        .route("/api/v1/vms/{name}", post(set_vm))
         .route("/api/v1/vms/{name}/clear", post(clear_vm))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
             failure(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method")
         })
+        .layer(DefaultBodyLimit::max(CHANGE_BYTES_MAX))
         .with_state(host)
 }
 
@@ -106,13 +115,53 @@ async fn clear_vm(State(host): State<Arc<dyn Host>>, Path(name): Path<String>) -
     };
     let message = error.to_string();
     match error {
-        ClearError::Unknown { known, .. } => {
-            let body = ErrorBody { error: message, known: Some(known) };
-            (StatusCode::NOT_FOUND, Json(body)).into_response()
-        }
+        ClearError::Unknown { known, .. } => unknown(message, known),
         ClearError::Connected { .. } => failure(StatusCode::CONFLICT, &message),
         ClearError::Failed { .. } => failure(StatusCode::INTERNAL_SERVER_ERROR, &message),
     }
+}
+
+async fn set_vm(
+    State(host): State<Arc<dyn Host>>,
+    Path(name): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    set(body, move |change| host.set_vm(&name, change)).await
+}
+
+async fn set_pool(State(host): State<Arc<dyn Host>>, body: Result<Bytes, BytesRejection>) -> Response {
+    set(body, move |change| host.set_pool(change)).await
+}
+
+/// Makes the change that the body describes, and answers with what it led to.
+async fn set<C: DeserializeOwned + Send + 'static, S: Serialize + Send + 'static>(
+    body: Result<Bytes, BytesRejection>,
+    apply: impl FnOnce(C) -> Result<S, SetError> + Send + 'static,
+) -> Response {
+    // Whatever content type it claims to be: `curl -d` says that JSON is a form.
+    let change = match body.map(|body| serde_json::from_slice(&body)) {
+        Ok(Ok(change)) => change,
+        Ok(Err(error)) => {
+            return failure(StatusCode::BAD_REQUEST, &format!("the body is no such change: {error}"));
+        }
+        Err(rejection) => return failure(rejection.status(), &rejection.body_text()),
+    };
+    let outcome = tokio::task::spawn_blocking(move || apply(change)).await;
+    let error = match outcome {
+        Ok(Ok(status)) => return Json(status).into_response(),
+        Ok(Err(error)) => error,
+        Err(error) => SetError::Failed { message: error.to_string() },
+    };
+    let message = error.to_string();
+    match error {
+        SetError::Unknown { known, .. } => unknown(message, known),
+        SetError::Invalid { .. } => failure(StatusCode::BAD_REQUEST, &message),
+        SetError::Failed { .. } => failure(StatusCode::INTERNAL_SERVER_ERROR, &message),
+    }
+}
+
+fn unknown(error: String, known: Vec<String>) -> Response {
+    (StatusCode::NOT_FOUND, Json(ErrorBody { error, known: Some(known) })).into_response()
 }
 
 fn failure(status: StatusCode, error: &str) -> Response {
@@ -120,91 +169,4 @@ fn failure(status: StatusCode, error: &str) -> Response {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::net::UnixStream;
-    use std::time::Instant;
-
-    use super::super::api::{Status, VmStatus};
-    use super::super::client::{Client, ClientError};
-    use super::super::socket;
-    use super::*;
-
-    struct FakeHost;
-
-    impl Host for FakeHost {
-        fn status(&self) -> Status {
-            let vms = vec![VmStatus { name: "web1".to_owned(), stores: 7, ..VmStatus::default() }];
-            Status { version: "1".to_owned(), vms, ..Status::default() }
-        }
-
-        fn clear_vm(&self, name: &str) -> Result<(), ClearError> {
-            match name {
-                "idle" => Ok(()),
-                "web1" => Err(ClearError::Connected { name: name.to_owned() }),
-                "bad" => Err(ClearError::Failed { message: "the disk is on fire".to_owned() }),
-                _ => Err(ClearError::Unknown {
-                    name: name.to_owned(),
-                    known: vec!["idle".to_owned(), "web1".to_owned()],
-                }),
-            }
-        }
-    }
-
-    fn started() -> (tempfile::TempDir, PathBuf, Server) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("control.sock");
-        let server = Server::start(socket::bind(&path).unwrap(), Arc::new(FakeHost)).unwrap();
-        (dir, path, server)
-    }
-
-    #[test]
-    fn the_client_gets_the_status_that_the_host_gave() {
-        let (_dir, path, _server) = started();
-        let client = Client::new(path).unwrap();
-        assert_eq!(client.status().unwrap(), FakeHost.status());
-        assert_eq!(client.status().unwrap().vms[0].stores, 7);
-    }
-
-    #[test]
-    fn a_clear_ends_as_the_host_says() {
-        let (_dir, path, _server) = started();
-        let client = Client::new(path).unwrap();
-        client.clear_vm("idle").unwrap();
-        let refusal = |name: &str| match client.clear_vm(name).unwrap_err() {
-            ClientError::Refused { status, message } => (status, message),
-            other => panic!("{other}"),
-        };
-        let (status, message) = refusal("web1");
-        assert!(status == 409 && message.contains("power it off"), "{message}");
-        assert_eq!(refusal("bad"), (500, "the disk is on fire".to_owned()));
-        for name in ["nobody", "../status", "a b/\u{e9}?x"] {
-            let (status, message) = refusal(name);
-            assert!(status == 404 && message.contains("idle, web1"), "{message}");
-            assert!(message.contains(&format!("{name:?}")), "{message}");
-        }
-    }
-
-    #[test]
-    fn what_does_not_exist_is_a_json_error() {
-        let (_dir, path, _server) = started();
-        let client = Client::new(path).unwrap();
-        for (method, path, status) in [("GET", "/", 404), ("POST", STATUS_PATH, 405)] {
-            let (given, body) = client.request(method, path).unwrap();
-            assert_eq!(given, status);
-            assert!(serde_json::from_slice::<ErrorBody>(&body).is_ok());
-        }
-    }
-
-    #[test]
-    fn a_dropped_server_is_gone_with_its_socket_even_if_a_client_stays_silent() {
-        let (_dir, path, server) = started();
-        let _silent = UnixStream::connect(&path).unwrap();
-        let before = Instant::now();
-        drop(server);
-        assert!(before.elapsed() < Duration::from_secs(4));
-        assert!(!path.exists());
-        let error = Client::new(path.clone()).unwrap().status().unwrap_err();
-        assert!(matches!(error, ClientError::NotRunning { .. }), "{error}");
-        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
-    }
-}
+mod tests;

@@ -1,0 +1,197 @@
+//! What may be changed while the daemon runs. It lasts until the next start, which reads the configuration again.
+
+use std::ops::RangeInclusive;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{LIMIT_BYTES, VmConfig, WEIGHT, known_vms};
+use crate::ids::Bytes;
+use crate::store::codec::Compressor;
+
+/// `POST /api/v1/vms/NAME`: what is to be another, and the rest stays. The answer is the VM's status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmChange {
+    /// Most pool bytes that it may hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_bytes: Option<u64>,
+    /// Pool bytes that it keeps whatever the others need.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserve_bytes: Option<u64>,
+    /// Its share of the pool against the other VMs'.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+    /// Whether its pages may move to the writeback file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writeback: Option<bool>,
+}
+
+impl VmChange {
+    /// The VM after this change, when it was `vm` before; the same holds as for the configuration.
+    ///
+    /// # Errors
+    /// [`SetError::Invalid`] when a value is out of its range, or the pool is too small for this reserve and those of the
+    /// other VMs.
+    pub fn applied(
+        &self,
+        vm: &VmConfig,
+        other_reserves_bytes: u64,
+        pool_max_bytes: u64,
+    ) -> Result<VmConfig, SetError> {
+        let limit_bytes = self.limit_bytes.unwrap_or(vm.limit_bytes);
+        let reserve_bytes = self.reserve_bytes.unwrap_or(vm.reserve_bytes);
+        let weight = self.weight.unwrap_or(vm.weight);
+        if self.limit_bytes.is_some() {
+            check("limit_bytes", limit_bytes, &LIMIT_BYTES)?;
+        }
+        check("weight", weight, &WEIGHT)?;
+        if reserve_bytes > limit_bytes {
+            return Err(SetError::Invalid {
+                message: format!(
+                    "the reserve {} must be at most the VM's limit ({})",
+                    Bytes(reserve_bytes),
+                    Bytes(limit_bytes)
+                ),
+            });
+        }
+        let all_reserves_bytes = reserve_bytes.saturating_add(other_reserves_bytes);
+        // Room that was taken away meanwhile keeps nobody from asking for less.
+        if reserve_bytes > vm.reserve_bytes && all_reserves_bytes > pool_max_bytes {
+            return Err(SetError::Invalid {
+                message: format!(
+                    "the reserves of all VMs would be {}, and must be at most pool.max ({})",
+                    Bytes(all_reserves_bytes),
+                    Bytes(pool_max_bytes)
+                ),
+            });
+        }
+        let writeback = self.writeback.unwrap_or(vm.writeback);
+        Ok(VmConfig { limit_bytes, reserve_bytes, weight, writeback, ..vm.clone() })
+    }
+}
+
+fn check<T: PartialOrd + std::fmt::Display>(
+    name: &str,
+    value: T,
+    allowed: &RangeInclusive<T>,
+) -> Result<(), SetError> {
+    if allowed.contains(&value) {
+        return Ok(());
+    }
+    let (start, end) = (allowed.start(), allowed.end());
+    Err(SetError::Invalid { message: format!("{name} = {value}: must be from {start} to {end}") })
+}
+
+/// `POST /api/v1/pool`: a new current pool. The answer is the pool's status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolChange {
+    /// What new pages are compressed with.
+    #[serde(with = "compressor")]
+    pub compressor: Compressor,
+    /// Whether the pages that are there are compressed again, a few at a time.
+    #[serde(default)]
+    pub recompress: bool,
+}
+
+/// A compressor as the text that the configuration has for it.
+mod compressor {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    use crate::store::codec::Compressor;
+
+    pub(super) fn serialize<S: Serializer>(value: &Compressor, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Compressor, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// Why nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SetError {
+    /// There is no such VM (404).
+    #[error("there is no VM {name:?}; {}", known_vms(.known))]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// What exists.
+        known: Vec<String>,
+    },
+    /// What was asked for isn't allowed (400).
+    #[error("{message}")]
+    Invalid {
+        /// What it is, and what would be right.
+        message: String,
+    },
+    /// It went wrong (500).
+    #[error("{message}")]
+    Failed {
+        /// What happened.
+        message: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    const MIB: u64 = 1 << 20;
+
+    fn vm() -> VmConfig {
+        let text = "[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nlimit = \"100MiB\"\nreserve = \"10MiB\"\n";
+        Config::parse(text, 1 << 30).unwrap().vms.remove(0)
+    }
+
+    fn refusal(change: VmChange) -> String {
+        change.applied(&vm(), 50 * MIB, 100 * MIB).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_not_named_stays() {
+        assert_eq!(VmChange::default().applied(&vm(), 0, MIB).unwrap(), vm());
+        let change = VmChange { weight: Some(7), writeback: Some(false), ..VmChange::default() };
+        let after = change.applied(&vm(), 0, 100 * MIB).unwrap();
+        assert_eq!(after, VmConfig { weight: 7, writeback: false, ..vm() });
+        let change =
+            VmChange { limit_bytes: Some(60 * MIB), reserve_bytes: Some(50 * MIB), ..VmChange::default() };
+        let after = change.applied(&vm(), 50 * MIB, 100 * MIB).unwrap();
+        assert_eq!(after, VmConfig { limit_bytes: 60 * MIB, reserve_bytes: 50 * MIB, ..vm() });
+    }
+
+    #[test]
+    fn what_the_configuration_refuses_is_refused() {
+        let nothing = VmChange::default();
+        for (change, parts) in [
+            (VmChange { limit_bytes: Some(1), ..nothing }, ["limit_bytes = 1:", "1048576 to"]),
+            (VmChange { limit_bytes: Some(5 * MIB), ..nothing }, ["reserve 10MiB", "limit (5MiB)"]),
+            (VmChange { reserve_bytes: Some(101 * MIB), ..nothing }, ["reserve 101MiB", "(100MiB)"]),
+            (VmChange { reserve_bytes: Some(51 * MIB), ..nothing }, ["would be 101MiB", "max (100MiB)"]),
+            (VmChange { weight: Some(0), ..nothing }, ["weight = 0:", "1 to 10000"]),
+        ] {
+            let message = refusal(change);
+            assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_smaller_reserve_is_allowed_even_when_the_sum_stays_too_large() {
+        let change = VmChange { reserve_bytes: Some(9 * MIB), ..VmChange::default() };
+        assert_eq!(change.applied(&vm(), 200 * MIB, 100 * MIB).unwrap().reserve_bytes, 9 * MIB);
+    }
+
+    #[test]
+    fn changes_are_json_with_the_names_of_the_configuration() {
+        let change = VmChange { weight: Some(7), ..VmChange::default() };
+        assert_eq!(serde_json::to_string(&change).unwrap(), r#"{"weight":7}"#);
+        assert!(serde_json::from_str::<VmChange>(r#"{"wieght":7}"#).is_err());
+        let change: PoolChange = serde_json::from_str(r#"{"compressor":"zstd:3"}"#).unwrap();
+        assert_eq!(change, PoolChange { compressor: Compressor::Zstd(3), recompress: false });
+        assert_eq!(serde_json::to_string(&change).unwrap(), r#"{"compressor":"zstd:3","recompress":false}"#);
+        let error = serde_json::from_str::<PoolChange>(r#"{"compressor":"gzip"}"#).unwrap_err().to_string();
+        assert!(error.contains("\"gzip\" is not a compressor"), "{error}");
+    }
+}

@@ -1,0 +1,83 @@
+//! What the control socket speaks: HTTP/1.1 with JSON bodies, under `/api/v1`. Other people script against the
+//! names here, so they are only ever added to. Sizes are bytes, units stand last in the names.
+
+mod change;
+mod counters;
+mod status;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::change::{PoolChange, SetError, VmChange};
+pub use self::counters::{Bucket, Counters, buckets};
+pub use self::status::{
+    CompressorPool, CompressorPoolState, PoolStatus, RunsByReason, ShrinkerStatus, Status, VmState, VmStatus,
+    WritebackState, WritebackStatus,
+};
+use crate::config::known_vms;
+
+/// `GET`: a [`Status`].
+pub const STATUS_PATH: &str = "/api/v1/status";
+
+/// `POST` of a [`PoolChange`]: the [`PoolStatus`] after it.
+pub const POOL_PATH: &str = "/api/v1/pool";
+
+/// The body of every answer that isn't a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What went wrong, for people.
+    pub error: String,
+    /// When a VM was named that doesn't exist: those that do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known: Option<Vec<String>>,
+}
+
+/// Why a VM's pages weren't dropped.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClearError {
+    /// There is no such VM (404).
+    #[error("there is no VM {name:?}; {}", known_vms(.known))]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// What exists.
+        known: Vec<String>,
+    },
+    /// It is running (409).
+    #[error(
+        "a VMM is connected to the VM {name:?}: power it off first, its swap would turn to zeros under it"
+    )]
+    Connected {
+        /// The VM.
+        name: String,
+    },
+    /// It went wrong (500).
+    #[error("{message}")]
+    Failed {
+        /// What happened.
+        message: String,
+    },
+}
+
+/// The daemon, as the control server sees it.
+pub trait Host: Send + Sync {
+    /// The daemon as it is now.
+    fn status(&self) -> Status;
+
+    /// Drops all pages of a powered-off VM and gives it a fresh swap header. May take a while.
+    ///
+    /// # Errors
+    /// When there is no such VM, when it is connected, or when it went wrong.
+    fn clear_vm(&self, name: &str) -> Result<(), ClearError>;
+
+    /// Changes a VM's share of the pool, until the daemon starts again; gives the VM as it is then.
+    ///
+    /// # Errors
+    /// When there is no such VM, when the change isn't allowed, or when it went wrong.
+    fn set_vm(&self, name: &str, change: VmChange) -> Result<VmStatus, SetError>;
+
+    /// Changes what new pages are compressed with, until the daemon starts again; gives the pool as it is then.
+    ///
+    /// # Errors
+    /// When it went wrong.
+    fn set_pool(&self, change: PoolChange) -> Result<PoolStatus, SetError>;
+}

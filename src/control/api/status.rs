@@ -1,0 +1,285 @@
+//! The daemon as `GET /api/v1/status` shows it. What a daemon doesn't know yet is zero or null to a newer client.
+
+use serde::{Deserialize, Serialize};
+
+use super::counters::{Bucket, Counters};
+
+/// `GET /api/v1/status`: the daemon as it is now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// Where its pages are.
+    pub state_dir: String,
+    /// What all VMs share.
+    pub pool: PoolStatus,
+    /// What takes pages out of the pool.
+    pub shrinker: ShrinkerStatus,
+    /// The file that they move to, when there is one.
+    pub writeback: Option<WritebackStatus>,
+    /// The VMs of the configuration in its order, then those that only the state directory knows.
+    pub vms: Vec<VmStatus>,
+}
+
+/// The memory that all VMs share.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PoolStatus {
+    /// Most bytes that the arena may take.
+    pub max_bytes: u64,
+    /// Bytes that the arena takes: objects, and what is lost between them.
+    pub used_bytes: u64,
+    /// Bytes of the objects: compressed pages with their headers, each in its size class.
+    pub object_bytes: u64,
+    /// Bytes of the compressed pages themselves.
+    pub payload_bytes: u64,
+    /// Bytes of everything that is kept beside the arena: page tables, lists, generations.
+    pub metadata_bytes: u64,
+    /// Pages that are kept in memory, same-filled ones included (as in zswap).
+    pub stored_pages: u64,
+    /// Those of them that repeat one word and cost no pool memory.
+    pub same_filled_pages: u64,
+    /// Pages that are in the writeback file now.
+    pub written_back_pages: u64,
+    /// Writes that wait for room now.
+    pub waiting_stores: u64,
+    /// Whether the pool was at its maximum and hasn't fallen below the accept threshold since.
+    pub full: bool,
+    /// The share of the maximum below which a pool that was full counts as not full again.
+    pub accept_threshold_percent: u32,
+    /// What new pages are compressed with.
+    pub compressor: String,
+    /// The pool that new pages go to, then those that drain.
+    pub pools: Vec<CompressorPool>,
+    /// How the daemon learns that the host's memory is short: `psi`, `psi+cgroup` or `meminfo`; null when it doesn't.
+    pub pressure_source: Option<String>,
+    /// The sums over all VMs.
+    pub counters: Counters,
+}
+
+/// What one compressor made, and is still held.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CompressorPool {
+    /// The compressor, as in the configuration.
+    pub compressor: String,
+    /// Whether new pages go here.
+    pub state: CompressorPoolState,
+    /// Objects in the arena that it made.
+    pub objects: u64,
+}
+
+/// Whether new pages go to a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CompressorPoolState {
+    /// They do.
+    #[default]
+    Current,
+    /// They don't, and it is gone when its last object is.
+    Draining,
+}
+
+impl CompressorPoolState {
+    /// The word that `status` shows; the same as in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Current => "current",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// What takes pages out of the pool, since the daemon started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ShrinkerStatus {
+    /// Its runs, by what they were for.
+    pub runs_by_reason: RunsByReason,
+    /// Pages that it moved out of the arena.
+    pub evicted_pages: u64,
+    /// Objects that it moved to other places, to make the arena smaller.
+    pub compacted_objects: u64,
+    /// Objects that it compressed again because the compressor changed.
+    pub recompressed_objects: u64,
+}
+
+/// Runs of the shrinker, by what they were for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RunsByReason {
+    /// The pool was at its maximum, or near it.
+    pub pool_full: u64,
+    /// A VM was at its limit.
+    pub limit: u64,
+    /// The host's memory was short.
+    pub pressure: u64,
+    /// Pages had been idle for long, and the disk was idle too.
+    pub idle: u64,
+}
+
+/// The file that pages move to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WritebackStatus {
+    /// Whether pages can move to it.
+    pub state: WritebackState,
+    /// Why they can't, when they can't.
+    pub message: Option<String>,
+    /// The file or the block device.
+    pub path: String,
+    /// How much of it is used at most.
+    pub size_bytes: u64,
+    /// Segments that this is divided into.
+    pub segments: u64,
+    /// Segments with nothing in them.
+    pub free_segments: u64,
+    /// Bytes in the file that an entry names.
+    pub live_bytes: u64,
+    /// Bytes written to it since the daemon started.
+    pub written_bytes: u64,
+    /// Bytes written to it today.
+    pub written_today_bytes: u64,
+    /// Most bytes that may be written to it in a day; null for any number.
+    pub daily_limit_bytes: Option<u64>,
+    /// How it is read and written: `io_uring` or `threads`.
+    pub io: String,
+}
+
+/// Whether pages can move to the writeback file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WritebackState {
+    /// They can.
+    #[default]
+    Ready,
+    /// Not yet: the writes of the daemon before this one are still landing.
+    Waiting,
+    /// Not today: the daily limit is used up.
+    Limited,
+    /// Not any more: it couldn't be written or read.
+    Failed,
+}
+
+impl WritebackState {
+    /// The word that `status` shows; the same as in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Waiting => "waiting",
+            Self::Limited => "limited",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// One VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VmStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether its device is served.
+    pub state: VmState,
+    /// Why it isn't, when it isn't.
+    pub message: Option<String>,
+    /// What the guest sees.
+    pub size_bytes: u64,
+    /// Most pool bytes that it may hold.
+    pub limit_bytes: u64,
+    /// Pool bytes that it keeps whatever the others need.
+    pub reserve_bytes: u64,
+    /// Its share of the pool against the other VMs'.
+    pub weight: u32,
+    /// Whether its pages may move to the writeback file.
+    pub writeback: bool,
+    /// Pages that are kept in memory, same-filled ones included.
+    pub stored_pages: u64,
+    /// Those of them that repeat one word.
+    pub same_filled_pages: u64,
+    /// Those of them that would not shrink and are kept as they are.
+    pub incompressible_pages: u64,
+    /// Those of them that the guest read since it wrote them, and may still have.
+    pub duplicates: u64,
+    /// Pages that are in the writeback file now.
+    pub written_back_pages: u64,
+    /// What they take of the pool.
+    pub pool_bytes: u64,
+    /// Bytes of the compressed pages themselves.
+    pub payload_bytes: u64,
+    /// Writes that wait for room now.
+    pub waiting_stores: u64,
+    /// Pages that the guest wrote, since the daemon started.
+    pub stores: u64,
+    /// Pages that the guest read, since the daemon started.
+    pub loads: u64,
+    /// Pages that the guest discarded or overwrote, since the daemon started.
+    pub invalidates: u64,
+    /// Requests that ended in an error, since the daemon started.
+    pub errors: u64,
+    /// Whether a VMM is connected.
+    pub connected: bool,
+    /// What happened to it, since the daemon started.
+    pub counters: Counters,
+    /// How long pages had been stored when they were read, in seconds.
+    pub refault_age_seconds: Vec<Bucket>,
+    /// How long writes waited for room, those that did, in milliseconds.
+    pub store_delay_ms: Vec<Bucket>,
+}
+
+/// Whether a VM's device is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmState {
+    /// It is.
+    #[default]
+    Ready,
+    /// It isn't: its file in the state directory is damaged, and left alone.
+    Damaged,
+    /// It isn't: the state directory has its pages, but the configuration doesn't name it.
+    Unconfigured,
+}
+
+impl VmState {
+    /// The word that `status` shows; the same as in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Damaged => "damaged",
+            Self::Unconfigured => "unconfigured",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_without_the_newer_fields_is_understood() {
+        let text = r#"{"version": "0.1.0", "state_dir": "/s", "pool": {"max_bytes": 7},
+            "vms": [{"name": "a", "state": "damaged", "from_the_future": 1}]}"#;
+        let status: Status = serde_json::from_str(text).unwrap();
+        assert_eq!((status.pool.max_bytes, status.vms[0].state), (7, VmState::Damaged));
+        assert_eq!((status.writeback, status.vms[0].counters), (None, Counters::default()));
+    }
+
+    #[test]
+    fn words_are_the_same_in_json() {
+        let json = |value: serde_json::Result<String>| value.unwrap().trim_matches('"').to_owned();
+        for state in [VmState::Ready, VmState::Damaged, VmState::Unconfigured] {
+            assert_eq!(json(serde_json::to_string(&state)), state.as_str());
+        }
+        for state in [CompressorPoolState::Current, CompressorPoolState::Draining] {
+            assert_eq!(json(serde_json::to_string(&state)), state.as_str());
+        }
+        use WritebackState::{Failed, Limited, Ready, Waiting};
+        for state in [Ready, Waiting, Limited, Failed] {
+            assert_eq!(json(serde_json::to_string(&state)), state.as_str());
+        }
+    }
+}

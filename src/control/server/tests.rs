@@ -1,0 +1,162 @@
+//! The server over a real socket, with a host that answers by the name it is asked for.
+
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use super::super::api::{PoolChange, PoolStatus, Status, VmChange, VmStatus};
+use super::super::client::{Client, ClientError};
+use super::super::socket;
+use super::*;
+use crate::store::codec::Compressor;
+
+struct FakeHost;
+
+impl Host for FakeHost {
+    fn status(&self) -> Status {
+        let vms = vec![VmStatus { name: "web1".to_owned(), stores: 7, ..VmStatus::default() }];
+        Status { version: "1".to_owned(), vms, ..Status::default() }
+    }
+
+    fn clear_vm(&self, name: &str) -> Result<(), ClearError> {
+        match name {
+            "idle" => Ok(()),
+            "web1" => Err(ClearError::Connected { name: name.to_owned() }),
+            "bad" => Err(ClearError::Failed { message: "the disk is on fire".to_owned() }),
+            _ => Err(ClearError::Unknown { name: name.to_owned(), known: known() }),
+        }
+    }
+
+    fn set_vm(&self, name: &str, change: VmChange) -> Result<VmStatus, SetError> {
+        match name {
+            "web1" => Ok(VmStatus {
+                name: name.to_owned(),
+                limit_bytes: change.limit_bytes.unwrap_or(1),
+                weight: change.weight.unwrap_or(2),
+                writeback: change.writeback.unwrap_or(true),
+                ..VmStatus::default()
+            }),
+            "idle" => Err(SetError::Invalid { message: "too much".to_owned() }),
+            "bad" => Err(SetError::Failed { message: "the disk is on fire".to_owned() }),
+            _ => Err(SetError::Unknown { name: name.to_owned(), known: known() }),
+        }
+    }
+
+    fn set_pool(&self, change: PoolChange) -> Result<PoolStatus, SetError> {
+        let compressor = format!("{} {}", change.compressor, change.recompress);
+        Ok(PoolStatus { compressor, ..PoolStatus::default() })
+    }
+}
+
+fn known() -> Vec<String> {
+    vec!["idle".to_owned(), "web1".to_owned()]
+}
+
+fn started() -> (tempfile::TempDir, PathBuf, Server) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("control.sock");
+    let server = Server::start(socket::bind(&path).unwrap(), Arc::new(FakeHost)).unwrap();
+    (dir, path, server)
+}
+
+/// The HTTP status and the message of a refusal.
+fn refused<T: std::fmt::Debug>(outcome: Result<T, ClientError>) -> (u16, String) {
+    match outcome.unwrap_err() {
+        ClientError::Refused { status, message } => (status, message),
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn the_client_gets_the_status_that_the_host_gave() {
+    let (_dir, path, _server) = started();
+    let client = Client::new(path).unwrap();
+    assert_eq!(client.status().unwrap(), FakeHost.status());
+    assert_eq!(client.status().unwrap().vms[0].stores, 7);
+}
+
+#[test]
+fn a_clear_ends_as_the_host_says() {
+    let (_dir, path, _server) = started();
+    let client = Client::new(path).unwrap();
+    client.clear_vm("idle").unwrap();
+    let refusal = |name: &str| refused(client.clear_vm(name));
+    let (status, message) = refusal("web1");
+    assert!(status == 409 && message.contains("power it off"), "{message}");
+    assert_eq!(refusal("bad"), (500, "the disk is on fire".to_owned()));
+    for name in ["nobody", "../status", "a b/\u{e9}?x"] {
+        let (status, message) = refusal(name);
+        assert!(status == 404 && message.contains("idle, web1"), "{message}");
+        assert!(message.contains(&format!("{name:?}")), "{message}");
+    }
+}
+
+#[test]
+fn a_change_goes_to_the_host_and_its_answer_comes_back() {
+    let (_dir, path, _server) = started();
+    let client = Client::new(path).unwrap();
+    let change = VmChange { weight: Some(7), ..VmChange::default() };
+    let vm = client.set_vm("web1", change).unwrap();
+    assert_eq!((vm.limit_bytes, vm.weight, vm.writeback), (1, 7, true));
+    let pool = client.set_pool(PoolChange { compressor: Compressor::Zstd(3), recompress: true }).unwrap();
+    assert_eq!(pool.compressor, "zstd:3 true");
+    assert_eq!(refused(client.set_vm("idle", change)), (400, "too much".to_owned()));
+    assert_eq!(refused(client.set_vm("bad", change)), (500, "the disk is on fire".to_owned()));
+    for name in ["nobody", "clear/", "a b/\u{e9}?x"] {
+        let (status, message) = refused(client.set_vm(name, change));
+        assert!(status == 404 && message.contains("idle, web1"), "{message}");
+        assert!(message.contains(&format!("{name:?}")), "{message}");
+    }
+}
+
+#[test]
+fn a_body_that_is_no_change_is_refused_with_the_reason() {
+    let (_dir, path, _server) = started();
+    let client = Client::new(path).unwrap();
+    for (path, body, part) in [
+        ("/api/v1/vms/web1", "", "EOF"),
+        ("/api/v1/vms/web1", "{", "EOF"),
+        ("/api/v1/vms/web1", "7", "invalid type"),
+        ("/api/v1/vms/web1", r#"{"limit": 1}"#, "`limit_bytes`"),
+        ("/api/v1/vms/web1", r#"{"weight": -1}"#, "-1"),
+        (POOL_PATH, "{}", "`compressor`"),
+        (POOL_PATH, r#"{"compressor": "gzip"}"#, "is not a compressor"),
+    ] {
+        let (given, answer) = client.request("POST", path, body.to_owned().into()).unwrap();
+        let answer: ErrorBody = serde_json::from_slice(&answer).unwrap();
+        assert!(given == 400 && answer.error.contains(part), "{given}: {}", answer.error);
+    }
+}
+
+#[test]
+fn a_body_that_is_too_long_is_refused() {
+    let (_dir, path, _server) = started();
+    // One byte too many: the server has read it all when it refuses it.
+    let body = vec![b' '; CHANGE_BYTES_MAX + 1];
+    let (status, answer) = Client::new(path).unwrap().request("POST", POOL_PATH, body.into()).unwrap();
+    assert_eq!(status, 413);
+    assert!(serde_json::from_slice::<ErrorBody>(&answer).is_ok());
+}
+
+#[test]
+fn what_does_not_exist_is_a_json_error() {
+    let (_dir, path, _server) = started();
+    let client = Client::new(path).unwrap();
+    for (method, path, status) in [("GET", "/", 404), ("POST", STATUS_PATH, 405), ("GET", POOL_PATH, 405)] {
+        let (given, body) = client.request(method, path, Bytes::new()).unwrap();
+        assert_eq!(given, status);
+        assert!(serde_json::from_slice::<ErrorBody>(&body).is_ok());
+    }
+}
+
+#[test]
+fn a_dropped_server_is_gone_with_its_socket_even_if_a_client_stays_silent() {
+    let (_dir, path, server) = started();
+    let _silent = UnixStream::connect(&path).unwrap();
+    let before = Instant::now();
+    drop(server);
+    assert!(before.elapsed() < Duration::from_secs(4));
+    assert!(!path.exists());
+    let error = Client::new(path.clone()).unwrap().status().unwrap_err();
+    assert!(matches!(error, ClientError::NotRunning { .. }), "{error}");
+    assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+}
