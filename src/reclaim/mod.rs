@@ -1,3 +1,12 @@
-//! What leaves the pool, when and why.
+//! Reclaim: what leaves the pool, when and why. One shrinker thread carries out what a pure policy decides; it also
+//! moves objects together (compaction), cleans the writeback file and moves pages to the current pool.
 
+pub mod policy;
 pub mod pressure;
+pub mod shrinker;
+
+mod cold;
+mod recompress;
+mod stats;
+
+pub use stats::{Reclaimed, ShrinkerStats};

@@ -4,28 +4,31 @@ use std::sync::Arc;
 
 use super::ServeError;
 use crate::config::{Config, VmConfig};
-use crate::control::api::{
-    ClearError, Counters, Host, PoolChange, PoolStatus, SetError, Status, VmChange, VmState as ApiVmState,
-    VmStatus,
-};
+use crate::control::api::{ClearError, Host, PoolChange, PoolStatus, SetError, Status, VmChange, VmStatus};
 use crate::control::socket;
 use crate::device::Device;
 use crate::device::blk::swap_header;
 use crate::device::vm::DeviceVm;
 use crate::ids::Slot;
-use crate::page::PAGE_SIZE_U64;
+use crate::reclaim::policy::Policy;
+use crate::reclaim::pressure::{Files, Monitor};
+use crate::reclaim::shrinker::{self, Shrinker};
 use crate::store::codec::Scratch;
 use crate::store::lru::Age;
+use crate::store::state::StateDir;
 use crate::store::vm::{Limits, VmStore};
 use crate::store::{self, Store, StoreConfig, VmSpec, VmState};
+use crate::writeback::{LOCK_WAIT, OpenError, Options, Writeback};
 
 /// A daemon whose pages are back.
 pub struct Daemon {
-    config: Config,
-    store: Store,
+    pub(super) config: Config,
+    pub(super) store: Arc<Store>,
     device: Arc<Device>,
+    pub(super) shrinker: Arc<shrinker::Handle>,
+    pub(super) pressure: Option<Monitor>,
     /// The configured VMs, in the configuration's order.
-    vms: Vec<(VmConfig, Arc<DeviceVm>)>,
+    pub(super) vms: Vec<(VmConfig, Arc<DeviceVm>)>,
 }
 
 impl Daemon {
@@ -38,12 +41,9 @@ impl Daemon {
             compressor: config.pool.compressor,
             host_bytes: config.host_bytes,
         };
-        let spec = |vm: &VmConfig| VmSpec {
-            name: vm.name.clone(),
-            slots: vm.slots(),
-            limits: Limits { limit_bytes: vm.limit_bytes, ..Limits::NONE },
-        };
-        let store = Store::open(store_config, config.vms.iter().map(spec).collect(), || Ok(None))?;
+        let spec = |vm: &VmConfig| VmSpec { name: vm.name.clone(), slots: vm.slots(), limits: limits_of(vm) };
+        let store = Store::open(store_config, config.vms.iter().map(spec).collect(), || open_file(&config))?;
+        let store = Arc::new(store);
         store.for_each(|name, vm| match vm {
             VmState::Ready(_) => {}
             VmState::Unconfigured(_) => {
@@ -64,7 +64,10 @@ impl Daemon {
             }
             vms.push((vm.clone(), Arc::new(DeviceVm::new(&vm.name, vm.queues, pages))));
         }
-        Ok(Self { config, store, device: Arc::new(device), vms })
+        let device = Arc::new(device);
+        let shrinker = Arc::new(start_shrinker(&config, &store, &device)?);
+        let pressure = config.pool.pressure.then(|| watch_pressure(&shrinker)).transpose()?;
+        Ok(Self { config, store, device, shrinker, pressure, vms })
     }
 
     /// Opens every VM's socket.
@@ -75,90 +78,11 @@ impl Daemon {
         }
         Ok(())
     }
-
-    fn vm_status(&self, name: &str, vm: &VmState) -> VmStatus {
-        let configured = self.vms.iter().find(|(config, _)| config.name == name);
-        let config = configured.map(|(config, _)| config);
-        let device_vm = configured.map(|(_, vm)| vm);
-        let mut status = VmStatus {
-            name: name.to_owned(),
-            errors: device_vm.map_or(0, |vm| vm.errors()),
-            connected: device_vm.is_some_and(|vm| vm.connected()),
-            reserve_bytes: config.map_or(0, |config| config.reserve_bytes),
-            weight: config.map_or(0, |config| config.weight),
-            writeback: config.is_some_and(|config| config.writeback),
-            ..VmStatus::default()
-        };
-        let pages = match vm {
-            VmState::Ready(pages) => pages,
-            VmState::Unconfigured(pages) => {
-                status.state = ApiVmState::Unconfigured;
-                pages
-            }
-            VmState::Damaged(damaged) => {
-                status.state = ApiVmState::Damaged;
-                status.message = Some(damaged.reason.clone());
-                return status;
-            }
-        };
-        let store::accounting::Accounting { held, events } = pages.accounting();
-        status.size_bytes = u64::from(pages.slots()) * PAGE_SIZE_U64;
-        status.limit_bytes = pages.limits().limit_bytes;
-        status.stored_pages = held.stored_pages;
-        status.same_filled_pages = held.same_filled_pages;
-        status.incompressible_pages = held.incompressible_pages;
-        status.pool_bytes = held.pool_bytes;
-        status.payload_bytes = held.payload_bytes;
-        status.stores = events.stores;
-        status.loads = events.loads;
-        status.invalidates = events.invalidates;
-        status.counters = Counters {
-            pool_limit_hit: events.pool_limit_hit,
-            limit_hit: events.limit_hit,
-            reject_alloc_fail: events.reject_alloc_fail,
-            decompress_fail: events.decompress_fail,
-            ..Counters::default()
-        };
-        status
-    }
 }
 
 impl Host for Daemon {
     fn status(&self) -> Status {
-        let mut vms = Vec::new();
-        let mut metadata_bytes = self.store.arena().metadata_bytes();
-        // Two steps: what a VMM's connection holds is never waited for under the store's list.
-        let mut found = Vec::new();
-        self.store.for_each(|name, vm| found.push((name.to_owned(), vm.clone())));
-        for (name, vm) in &found {
-            vms.push(self.vm_status(name, vm));
-            if let VmState::Ready(pages) | VmState::Unconfigured(pages) = vm {
-                metadata_bytes += pages.table().metadata_bytes();
-            }
-        }
-        // Configured ones first, in the configuration's order.
-        let place = |vm: &VmStatus| self.vms.iter().position(|(config, _)| config.name == vm.name);
-        vms.sort_by_key(|vm| place(vm).unwrap_or(usize::MAX));
-        let sum = |of: fn(&VmStatus) -> u64| vms.iter().map(of).sum();
-        Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            state_dir: self.config.state_dir.display().to_string(),
-            pool: PoolStatus {
-                max_bytes: self.store.arena().max_bytes(),
-                used_bytes: self.store.arena().used_bytes(),
-                object_bytes: sum(|vm| vm.pool_bytes),
-                payload_bytes: sum(|vm| vm.payload_bytes),
-                metadata_bytes,
-                stored_pages: sum(|vm| vm.stored_pages),
-                same_filled_pages: sum(|vm| vm.same_filled_pages),
-                accept_threshold_percent: self.config.pool.accept_threshold_percent,
-                compressor: self.config.pool.compressor.to_string(),
-                counters: vms.iter().map(|vm| vm.counters).sum(),
-                ..PoolStatus::default()
-            },
-            vms,
-            ..Status::default()
-        }
+        super::status::of(self)
     }
 
     fn clear_vm(&self, name: &str) -> Result<(), ClearError> {
@@ -166,10 +90,13 @@ impl Host for Daemon {
         let Some((config, vm)) = self.vms.iter().find(|(config, _)| config.name == name) else {
             return clear();
         };
+        let limits = self.store.ready(name).map(|pages| pages.limits());
         let replaced = vm.replace_store(|| {
             clear()?;
             let pages = self.store.ready(name);
             if let Some(pages) = &pages {
+                // What was changed while it ran holds for its new pages too.
+                limits.into_iter().for_each(|limits| pages.set_limits(limits));
                 initialise(pages, config).map_err(|err| ClearError::Failed { message: err.to_string() })?;
             }
             Ok(pages)
@@ -177,16 +104,33 @@ impl Host for Daemon {
         replaced.unwrap_or_else(|| Err(ClearError::Connected { name: name.to_owned() }))
     }
 
-    fn set_vm(&self, name: &str, _change: VmChange) -> Result<VmStatus, SetError> {
-        let known = self.known();
-        if !known.iter().any(|other| other == name) {
-            return Err(SetError::Unknown { name: name.to_owned(), known });
-        }
-        Err(SetError::Failed { message: "not supported yet".to_owned() })
+    fn set_vm(&self, name: &str, change: VmChange) -> Result<VmStatus, SetError> {
+        let unknown = || SetError::Unknown { name: name.to_owned(), known: self.known() };
+        let (config, _) = self.vms.iter().find(|(config, _)| config.name == name).ok_or_else(unknown)?;
+        let Some(pages) = self.store.ready(name) else {
+            let message = format!("the VM {name:?} is out of service: see `ballast status`");
+            return Err(SetError::Failed { message });
+        };
+        let others = self.store.in_use();
+        let others = others.iter().filter(|(other, _)| other != name);
+        let reserves_bytes = others.map(|(_, vm)| vm.limits().reserve_bytes).sum();
+        let before = with_limits(config, pages.limits());
+        let after = change.applied(&before, reserves_bytes, self.store.arena().max_bytes())?;
+        pages.set_limits(limits_of(&after));
+        tracing::info!(vm = name, limits = ?pages.limits(), "what the VM may hold was changed");
+        let status = self.status().vms.into_iter().find(|vm| vm.name == name);
+        status.ok_or_else(unknown)
     }
 
-    fn set_pool(&self, _change: PoolChange) -> Result<PoolStatus, SetError> {
-        Err(SetError::Failed { message: "not supported yet".to_owned() })
+    fn set_pool(&self, change: PoolChange) -> Result<PoolStatus, SetError> {
+        let failed = |message| SetError::Failed { message };
+        let pools = &self.store.shared().pools;
+        pools.set_current(change.compressor).map_err(|err| failed(err.to_string()))?;
+        tracing::info!(compressor = %change.compressor, "the compressor was changed");
+        if change.recompress {
+            self.shrinker.recompress();
+        }
+        Ok(self.status().pool)
     }
 }
 
@@ -204,6 +148,60 @@ impl Daemon {
             err => ClearError::Failed { message: err.to_string() },
         }
     }
+}
+
+/// What a VM may hold by its configuration.
+fn limits_of(vm: &VmConfig) -> Limits {
+    Limits {
+        limit_bytes: vm.limit_bytes,
+        reserve_bytes: vm.reserve_bytes,
+        weight: vm.weight,
+        writeback: vm.writeback,
+    }
+}
+
+/// The same VM with the limits that it has now.
+fn with_limits(vm: &VmConfig, limits: Limits) -> VmConfig {
+    VmConfig {
+        limit_bytes: limits.limit_bytes,
+        reserve_bytes: limits.reserve_bytes,
+        weight: limits.weight,
+        writeback: limits.writeback,
+        ..vm.clone()
+    }
+}
+
+fn open_file(config: &Config) -> Result<Option<Writeback>, OpenError> {
+    let Some(writeback) = &config.writeback else { return Ok(None) };
+    let options = Options {
+        path: writeback.path.clone(),
+        size_bytes: writeback.size_bytes.unwrap_or(u64::MAX),
+        state_path: StateDir::writeback_path(&config.state_dir),
+        daily_bytes_max: writeback.daily_limit_bytes,
+        lock_wait: LOCK_WAIT,
+    };
+    Writeback::open(&options).map(Some)
+}
+
+fn start_shrinker(
+    config: &Config,
+    store: &Arc<Store>,
+    device: &Arc<Device>,
+) -> Result<shrinker::Handle, ServeError> {
+    let idle = config.writeback.as_ref().and_then(|writeback| writeback.idle);
+    let options = shrinker::Options { policy: Policy::default(), idle };
+    let device = Arc::clone(device);
+    let shrinker = Shrinker::new(Arc::clone(store), options, move || device.wake_waiting());
+    shrinker.start().map_err(ServeError::Thread)
+}
+
+fn watch_pressure(shrinker: &Arc<shrinker::Handle>) -> Result<Monitor, ServeError> {
+    let shrinker = Arc::clone(shrinker);
+    Monitor::start(Files::of_this_host(), move |pressure| {
+        tracing::debug!(?pressure, "the host runs short of memory");
+        shrinker.press(pressure.level);
+    })
+    .map_err(ServeError::Thread)
 }
 
 /// Puts a swap header into slot 0 of a VM that is new.

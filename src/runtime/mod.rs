@@ -3,6 +3,7 @@
 //! and every start takes it.
 
 mod daemon;
+mod status;
 
 use std::fs;
 use std::io;

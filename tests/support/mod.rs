@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "not every test uses everything")]
 
 pub mod daemon;
+pub mod file;
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};

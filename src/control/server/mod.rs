@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, State};
+use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -25,6 +25,8 @@ use super::api::{ClearError, ErrorBody, Host, POOL_PATH, STATUS_PATH, SetError};
 
 /// How long a stop waits for answers that are under way.
 const STOP_WAIT: Duration = Duration::from_secs(1);
+/// The longest body that is read; a change has a hundred bytes.
+const CHANGE_BYTES_MAX: usize = 64 << 10;
 
 /// The running server; dropping it stops the server and removes the socket.
 #[derive(Debug)]
@@ -92,6 +94,7 @@ fn router(host: Arc<dyn Host>) -> Router {
         .method_not_allowed_fallback(|| async {
             failure(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method")
         })
+        .layer(DefaultBodyLimit::max(CHANGE_BYTES_MAX))
         .with_state(host)
 }
 

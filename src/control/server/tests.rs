@@ -112,21 +112,29 @@ fn a_change_goes_to_the_host_and_its_answer_comes_back() {
 fn a_body_that_is_no_change_is_refused_with_the_reason() {
     let (_dir, path, _server) = started();
     let client = Client::new(path).unwrap();
-    let too_long = " ".repeat(4 << 20);
-    for (path, body, status, part) in [
-        ("/api/v1/vms/web1", "", 400, "EOF"),
-        ("/api/v1/vms/web1", "{", 400, "EOF"),
-        ("/api/v1/vms/web1", "7", 400, "invalid type"),
-        ("/api/v1/vms/web1", r#"{"limit": 1}"#, 400, "`limit_bytes`"),
-        ("/api/v1/vms/web1", r#"{"weight": -1}"#, 400, "-1"),
-        ("/api/v1/vms/web1", too_long.as_str(), 413, "limit"),
-        (POOL_PATH, "{}", 400, "`compressor`"),
-        (POOL_PATH, r#"{"compressor": "gzip"}"#, 400, "is not a compressor"),
+    for (path, body, part) in [
+        ("/api/v1/vms/web1", "", "EOF"),
+        ("/api/v1/vms/web1", "{", "EOF"),
+        ("/api/v1/vms/web1", "7", "invalid type"),
+        ("/api/v1/vms/web1", r#"{"limit": 1}"#, "`limit_bytes`"),
+        ("/api/v1/vms/web1", r#"{"weight": -1}"#, "-1"),
+        (POOL_PATH, "{}", "`compressor`"),
+        (POOL_PATH, r#"{"compressor": "gzip"}"#, "is not a compressor"),
     ] {
         let (given, answer) = client.request("POST", path, body.to_owned().into()).unwrap();
         let answer: ErrorBody = serde_json::from_slice(&answer).unwrap();
-        assert!(given == status && answer.error.contains(part), "{given}: {}", answer.error);
+        assert!(given == 400 && answer.error.contains(part), "{given}: {}", answer.error);
     }
+}
+
+#[test]
+fn a_body_that_is_too_long_is_refused() {
+    let (_dir, path, _server) = started();
+    // One byte too many: the server has read it all when it refuses it.
+    let body = vec![b' '; CHANGE_BYTES_MAX + 1];
+    let (status, answer) = Client::new(path).unwrap().request("POST", POOL_PATH, body.into()).unwrap();
+    assert_eq!(status, 413);
+    assert!(serde_json::from_slice::<ErrorBody>(&answer).is_ok());
 }
 
 #[test]

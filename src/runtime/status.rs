@@ -1,0 +1,188 @@
+//! The daemon's status, put together from what each room counts.
+
+use super::daemon::Daemon;
+use crate::control::api::{
+    CompressorPool, CompressorPoolState, Counters, PoolStatus, RunsByReason, ShrinkerStatus, Status,
+    VmState as ApiVmState, VmStatus, WritebackState as ApiWritebackState, WritebackStatus, buckets,
+};
+use crate::page::PAGE_SIZE_U64;
+use crate::store::VmState;
+use crate::store::accounting::{Accounting, Events, Held};
+use crate::store::vm::VmStore;
+use crate::writeback::{Writeback, WritebackState};
+
+/// What the daemon shows of itself.
+pub(super) fn of(daemon: &Daemon) -> Status {
+    let mut vms = Vec::new();
+    let mut metadata_bytes = daemon.store.arena().metadata_bytes();
+    // Two steps: what a VMM's connection holds is never waited for under the store's list.
+    let mut found = Vec::new();
+    daemon.store.for_each(|name, vm| found.push((name.to_owned(), vm.clone())));
+    for (name, vm) in &found {
+        vms.push(vm_status(daemon, name, vm));
+        if let VmState::Ready(pages) | VmState::Unconfigured(pages) = vm {
+            metadata_bytes += pages.table().metadata_bytes();
+        }
+    }
+    // Configured ones first, in the configuration's order.
+    let place = |vm: &VmStatus| daemon.vms.iter().position(|(config, _)| config.name == vm.name);
+    vms.sort_by_key(|vm| place(vm).unwrap_or(usize::MAX));
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        state_dir: daemon.config.state_dir.display().to_string(),
+        pool: pool_status(daemon, &vms, metadata_bytes),
+        shrinker: shrinker_status(daemon),
+        writeback: daemon.store.shared().file.as_ref().map(|file| writeback_status(daemon, file)),
+        vms,
+    }
+}
+
+fn pool_status(daemon: &Daemon, vms: &[VmStatus], metadata_bytes: u64) -> PoolStatus {
+    let sum = |of: fn(&VmStatus) -> u64| vms.iter().map(of).sum();
+    let (arena, shared) = (daemon.store.arena(), daemon.store.shared());
+    let (_, compressor) = shared.pools.current();
+    PoolStatus {
+        max_bytes: arena.max_bytes(),
+        used_bytes: arena.used_bytes(),
+        object_bytes: sum(|vm| vm.pool_bytes),
+        payload_bytes: sum(|vm| vm.payload_bytes),
+        metadata_bytes,
+        stored_pages: sum(|vm| vm.stored_pages),
+        same_filled_pages: sum(|vm| vm.same_filled_pages),
+        written_back_pages: sum(|vm| vm.written_back_pages),
+        waiting_stores: sum(|vm| vm.waiting_stores),
+        full: daemon.shrinker.stats().get().full,
+        accept_threshold_percent: daemon.config.pool.accept_threshold_percent,
+        compressor: compressor.to_string(),
+        pools: pools(daemon),
+        pressure_source: daemon.pressure.as_ref().map(|monitor| monitor.source().to_string()),
+        counters: vms.iter().map(|vm| vm.counters).sum(),
+    }
+}
+
+/// The current pool and those that still hold something.
+fn pools(daemon: &Daemon) -> Vec<CompressorPool> {
+    let mut objects = [0u64; crate::store::pool::POOLS_MAX];
+    for (_, vm) in daemon.store.in_use() {
+        for (sum, more) in objects.iter_mut().zip(vm.accounting().held.objects_by_pool) {
+            *sum += more;
+        }
+    }
+    let list = daemon.store.shared().pools.list().into_iter();
+    let shown = list.filter(|pool| pool.current || objects[pool.id.index()] > 0);
+    shown
+        .map(|pool| CompressorPool {
+            compressor: pool
+                .compressor
+                .map_or_else(|| "earlier".to_owned(), |compressor| compressor.to_string()),
+            state: if pool.current { CompressorPoolState::Current } else { CompressorPoolState::Draining },
+            objects: objects[pool.id.index()],
+        })
+        .collect()
+}
+
+fn shrinker_status(daemon: &Daemon) -> ShrinkerStatus {
+    let done = daemon.shrinker.stats().get();
+    ShrinkerStatus {
+        runs_by_reason: RunsByReason {
+            pool_full: done.runs_pool_full,
+            limit: done.runs_limit,
+            pressure: done.runs_pressure,
+            idle: done.runs_idle,
+        },
+        evicted_pages: done.evicted_pages,
+        compacted_objects: done.compacted_objects,
+        recompressed_objects: done.recompressed_pages,
+    }
+}
+
+fn writeback_status(daemon: &Daemon, file: &Writeback) -> WritebackStatus {
+    let now = file.status();
+    let (state, message) = match now.state {
+        WritebackState::On => (ApiWritebackState::Ready, None),
+        WritebackState::Full => (
+            ApiWritebackState::Waiting,
+            Some("the file is full: make it larger, or discard pages".to_owned()),
+        ),
+        WritebackState::Budget => {
+            (ApiWritebackState::Limited, Some("as much was written today as daily_limit allows".to_owned()))
+        }
+        WritebackState::Off { reason } => (ApiWritebackState::Failed, Some(reason)),
+    };
+    let path = daemon.config.writeback.as_ref().map(|writeback| writeback.path.display().to_string());
+    WritebackStatus {
+        state,
+        message,
+        path: path.unwrap_or_default(),
+        size_bytes: now.size_bytes,
+        segments: now.segments.total,
+        free_segments: now.segments.free,
+        live_bytes: now.segments.live_bytes,
+        written_bytes: now.written_bytes_total,
+        written_today_bytes: now.written_bytes_today,
+        daily_limit_bytes: now.daily_bytes_max,
+        io: format!("{}{}", now.io.name(), if now.direct { ", direct" } else { "" }),
+    }
+}
+
+fn vm_status(daemon: &Daemon, name: &str, vm: &VmState) -> VmStatus {
+    let device_vm = daemon.vms.iter().find(|(config, _)| config.name == name).map(|(_, vm)| vm);
+    let mut status = VmStatus {
+        name: name.to_owned(),
+        errors: device_vm.map_or(0, |vm| vm.errors()),
+        connected: device_vm.is_some_and(|vm| vm.connected()),
+        ..VmStatus::default()
+    };
+    match vm {
+        VmState::Ready(pages) => count(&mut status, pages),
+        VmState::Unconfigured(pages) => {
+            status.state = ApiVmState::Unconfigured;
+            count(&mut status, pages);
+        }
+        VmState::Damaged(damaged) => {
+            status.state = ApiVmState::Damaged;
+            status.message = Some(damaged.reason.clone());
+        }
+    }
+    status
+}
+
+fn count(status: &mut VmStatus, pages: &VmStore) {
+    let Accounting { held, events } = pages.accounting();
+    let limits = pages.limits();
+    status.size_bytes = u64::from(pages.slots()) * PAGE_SIZE_U64;
+    status.limit_bytes = limits.limit_bytes;
+    status.reserve_bytes = limits.reserve_bytes;
+    status.weight = limits.weight;
+    status.writeback = limits.writeback;
+    // In memory; as in zswap, what was written back is counted apart.
+    status.stored_pages = held.stored_pages - held.file_pages;
+    status.same_filled_pages = held.same_filled_pages;
+    status.incompressible_pages = held.incompressible_pages;
+    status.duplicates = held.duplicate_pages;
+    status.written_back_pages = held.file_pages;
+    status.pool_bytes = held.pool_bytes;
+    status.payload_bytes = held.payload_bytes;
+    status.stores = events.stores;
+    status.loads = events.loads;
+    status.invalidates = events.invalidates;
+    status.counters = counters(&held, &events);
+    status.refault_age_seconds = buckets(&events.refault_age_seconds.0);
+    status.store_delay_ms = buckets(&events.store_delay_ms.0);
+}
+
+fn counters(held: &Held, events: &Events) -> Counters {
+    Counters {
+        pool_limit_hit: events.pool_limit_hit,
+        limit_hit: events.limit_hit,
+        reject_reclaim_fail: events.reject_reclaim_fail,
+        reject_alloc_fail: events.reject_alloc_fail,
+        reject_compress_poor: events.reject_compress_poor,
+        decompress_fail: events.decompress_fail,
+        written_back_pages: events.written_back_pages,
+        loaded_from_file: events.loaded_from_file,
+        promoted_pages: events.promoted_pages,
+        stored_incompressible_pages: held.incompressible_pages,
+        delayed_stores: events.delayed_stores,
+    }
+}

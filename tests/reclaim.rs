@@ -1,0 +1,259 @@
+//! The shrinker on a real store with a real file: who leaves, in which order, how far, and that nothing is lost by it.
+
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
+mod support;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ballast::ids::Slot;
+use ballast::page::{PAGE_SIZE, Page, ZERO_PAGE};
+use ballast::reclaim::shrinker::{Options, Shrinker};
+use ballast::store::Store;
+use ballast::store::codec::{Compressor, Scratch};
+use ballast::store::entry::Entry;
+use ballast::store::lru::Age;
+use ballast::store::vm::{Limits, StoreError, VmStore};
+use support::file::{load_waiting, neutral_shrinker, open_with_file, settle};
+use support::page_of;
+
+const FILE_BYTES: u64 = 256 << 20;
+
+fn at(ms: u64) -> Age {
+    Age::stored(Duration::from_millis(ms))
+}
+
+fn in_file(vm: &VmStore, slot: u32) -> bool {
+    let record = vm.table().record(Slot(slot)).unwrap();
+    let entry = record.entry.load(std::sync::atomic::Ordering::Relaxed);
+    matches!(Entry::unpack(entry, Slot(slot)), Ok(Entry::File(_)))
+}
+
+/// Stores, and lets the shrinker make room when there is none.
+fn store_waiting(
+    vm: &VmStore,
+    shrinker: &mut Shrinker,
+    slot: u32,
+    page: &Page,
+    age: Age,
+    scratch: &mut Scratch,
+) {
+    for _ in 0..100 {
+        match vm.store(Slot(slot), page, age, scratch) {
+            Ok(()) => return,
+            Err(err @ (StoreError::Limit | StoreError::PoolFull)) => {
+                assert!(vm.may_wait(&err), "{err}");
+                settle(shrinker);
+            }
+            Err(err) => panic!("{err}"),
+        }
+    }
+    panic!("no room for slot {slot}: {:?}", vm.accounting());
+}
+
+#[test]
+fn a_full_pool_keeps_the_new_pages_and_nothing_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let vms = [("a", 40_000, Limits::NONE), ("b", 40_000, Limits::NONE)];
+    let store = Arc::new(open_with_file(dir.path(), &vms, 8 << 20, FILE_BYTES));
+    let mut shrinker = neutral_shrinker(&store);
+    let mut scratch = Scratch::default();
+    let both = [store.ready("a").unwrap(), store.ready("b").unwrap()];
+    for n in 0..10_000u32 {
+        let vm = &both[n as usize % 2];
+        store_waiting(vm, &mut shrinker, n, &page_of(2, u64::from(n)), at(u64::from(n) * 100), &mut scratch);
+        assert!(store.arena().used_bytes() <= 8 << 20);
+    }
+    settle(&mut shrinker);
+    store.validate();
+    let stats = shrinker.stats().get();
+    assert!(stats.evicted_pages > 2000 && stats.runs_pool_full > 5, "{stats:?}");
+    // No inversion: what is in the file is older than what is in the pool.
+    let newest_out = (0..10_000).filter(|n| in_file(&both[*n as usize % 2], *n)).max().unwrap();
+    let oldest_in = (0..10_000).find(|n| !in_file(&both[*n as usize % 2], *n)).unwrap();
+    assert_eq!(newest_out + 1, oldest_in, "pages left in the order of their age");
+    let check = |store: &Store| {
+        let mut page = ZERO_PAGE;
+        let mut scratch = Scratch::default();
+        for n in 0..10_000u32 {
+            let vm = store.ready(["a", "b"][n as usize % 2]).unwrap();
+            load_waiting(&vm, n, &mut page, &mut scratch).unwrap();
+            assert!(page == page_of(2, u64::from(n)), "{n}");
+        }
+    };
+    check(&store);
+    drop((both, shrinker));
+    drop(store);
+    let store = open_with_file(dir.path(), &vms, 8 << 20, FILE_BYTES);
+    store.validate();
+    check(&store);
+}
+
+#[test]
+fn loaded_pages_leave_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(open_with_file(dir.path(), &[("a", 40_000, Limits::NONE)], 8 << 20, FILE_BYTES));
+    let mut shrinker = neutral_shrinker(&store);
+    let mut scratch = Scratch::default();
+    let vm = store.ready("a").unwrap();
+    let mut page = ZERO_PAGE;
+    for n in 0..5000u32 {
+        vm.store(Slot(n), &page_of(2, u64::from(n)), at(u64::from(n) * 100), &mut scratch).unwrap();
+    }
+    for n in 4000..4500 {
+        load_waiting(&vm, n, &mut page, &mut scratch).unwrap();
+    }
+    assert_eq!(vm.accounting().held.duplicate_pages, 500);
+    let mut n = 5000;
+    while shrinker.stats().get().evicted_pages == 0 {
+        store_waiting(&vm, &mut shrinker, n, &page_of(2, u64::from(n)), at(u64::from(n) * 100), &mut scratch);
+        n += 1;
+    }
+    assert!((4000..4500).all(|n| in_file(&vm, n)), "the guest has copies of these");
+    store.validate();
+}
+
+#[test]
+fn a_vm_at_its_limit_shrinks_alone_and_a_lower_limit_shrinks_it_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits { limit_bytes: 2 << 20, ..Limits::NONE };
+    let vms = [("small", 40_000, limits), ("other", 40_000, Limits::NONE)];
+    let store = Arc::new(open_with_file(dir.path(), &vms, 1 << 30, FILE_BYTES));
+    let mut shrinker = neutral_shrinker(&store);
+    let mut scratch = Scratch::default();
+    let (small, other) = (store.ready("small").unwrap(), store.ready("other").unwrap());
+    for n in 0..1000u32 {
+        other.store(Slot(n), &page_of(2, u64::from(n)), at(1), &mut scratch).unwrap();
+    }
+    for n in 0..5000u32 {
+        store_waiting(
+            &small,
+            &mut shrinker,
+            n,
+            &page_of(2, u64::from(n)),
+            at(u64::from(n) * 100),
+            &mut scratch,
+        );
+        assert!(small.accounting().held.pool_bytes <= 2 << 20, "a limit is a limit");
+    }
+    assert!(small.accounting().held.file_pages > 3000);
+    assert_eq!(other.accounting().held.file_pages, 0, "nobody else pays for it");
+    small.set_limits(Limits { limit_bytes: 1 << 20, ..limits });
+    settle(&mut shrinker);
+    let held = small.accounting().held;
+    assert!(held.pool_bytes <= 1 << 20 && held.pool_bytes > 800 << 10, "{held:?}");
+    small.set_limits(Limits { limit_bytes: 512 << 10, writeback: false, ..limits });
+    settle(&mut shrinker);
+    assert_eq!(small.accounting().held.pool_bytes, held.pool_bytes, "its pages may not leave");
+    assert!(!small.may_wait(&StoreError::Limit));
+    store.validate();
+}
+
+#[test]
+fn a_vm_within_its_reserve_loses_nothing_to_a_flood() {
+    let dir = tempfile::tempdir().unwrap();
+    let reserved = Limits { reserve_bytes: 3 << 20, ..Limits::NONE };
+    let vms = [("quiet", 40_000, reserved), ("flood", 40_000, Limits::NONE)];
+    let store = Arc::new(open_with_file(dir.path(), &vms, 8 << 20, FILE_BYTES));
+    let mut shrinker = neutral_shrinker(&store);
+    let mut scratch = Scratch::default();
+    let (quiet, flood) = (store.ready("quiet").unwrap(), store.ready("flood").unwrap());
+    for n in 0..1000u32 {
+        quiet.store(Slot(n), &page_of(2, u64::from(n)), at(1), &mut scratch).unwrap();
+    }
+    for n in 0..10_000u32 {
+        store_waiting(
+            &flood,
+            &mut shrinker,
+            n,
+            &page_of(2, u64::from(n)),
+            at(u64::from(n) * 100),
+            &mut scratch,
+        );
+    }
+    assert_eq!(quiet.accounting().held.file_pages, 0);
+    // What it may still claim is there, at once, although the flood would have taken it.
+    for n in 1000..2700u32 {
+        quiet.store(Slot(n), &page_of(2, u64::from(n)), at(2), &mut scratch).unwrap();
+    }
+    assert!(quiet.accounting().held.pool_bytes > 5 << 19);
+    store.validate();
+}
+
+#[test]
+fn a_page_read_twice_from_the_file_comes_back_into_the_pool() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits { limit_bytes: 1 << 20, ..Limits::NONE };
+    let store = Arc::new(open_with_file(dir.path(), &[("a", 40_000, limits)], 1 << 30, FILE_BYTES));
+    let mut shrinker = neutral_shrinker(&store);
+    let mut scratch = Scratch::default();
+    let vm = store.ready("a").unwrap();
+    for n in 0..2000u32 {
+        store_waiting(&vm, &mut shrinker, n, &page_of(2, u64::from(n)), at(u64::from(n) * 100), &mut scratch);
+    }
+    settle(&mut shrinker);
+    let mut page = ZERO_PAGE;
+    assert!(in_file(&vm, 7));
+    for twice in [false, true] {
+        load_waiting(&vm, 7, &mut page, &mut scratch).unwrap();
+        assert!(page == page_of(2, 7));
+        assert_eq!(in_file(&vm, 7), !twice);
+    }
+    let events = vm.accounting().events;
+    assert_eq!((events.loaded_from_file, events.promoted_pages), (2, 1));
+    load_waiting(&vm, 7, &mut page, &mut scratch).unwrap();
+    assert!(page == page_of(2, 7));
+    store.validate();
+}
+
+#[test]
+fn the_compressor_changes_under_load_and_old_pools_drain() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(open_with_file(dir.path(), &[("a", 40_000, Limits::NONE)], 4 << 20, FILE_BYTES));
+    let mut shrinker = Shrinker::new(Arc::clone(&store), Options::default(), || {});
+    let mut scratch = Scratch::default();
+    let vm = store.ready("a").unwrap();
+    let mut truth: HashMap<u32, Page> = HashMap::new();
+    for change in 0..10u32 {
+        let level = i32::try_from(change % 3).unwrap();
+        let compressor = if level == 0 { Compressor::Lz4 } else { Compressor::Zstd(level) };
+        store.shared().pools.set_current(compressor).unwrap();
+        for n in 0..600u32 {
+            let slot = (n * 7 + change * 311) % 4000;
+            let page = page_of(u8::try_from(n % 4).unwrap(), u64::from(n * 16 + change));
+            store_waiting(&vm, &mut shrinker, slot, &page, Age::now(), &mut scratch);
+            truth.insert(slot, page);
+        }
+        settle(&mut shrinker);
+        store.validate();
+    }
+    let objects = vm.accounting().held.objects_by_pool;
+    assert!(objects.iter().filter(|count| **count > 0).count() >= 3, "{objects:?}");
+    let mut page = [0xee; PAGE_SIZE];
+    for (slot, right) in &truth {
+        load_waiting(&vm, *slot, &mut page, &mut scratch).unwrap();
+        assert!(&page == right, "{slot}");
+    }
+    // Everything moves over once it is idle, and the old pools end.
+    store.shared().pools.set_current(Compressor::Zstd(5)).unwrap();
+    let later = Duration::from_millis(1100);
+    std::thread::sleep(later);
+    shrinker.request_recompression();
+    for _ in 0..1000 {
+        settle(&mut shrinker);
+        store.end_drained_pools();
+        if store.shared().pools.list().len() == 2 {
+            break;
+        }
+    }
+    let objects = vm.accounting().held.objects_by_pool;
+    assert_eq!(objects.iter().filter(|count| **count > 0).count(), 1, "{objects:?}");
+    assert!(shrinker.stats().get().recompressed_pages > 100);
+    store.validate();
+    for (slot, right) in &truth {
+        load_waiting(&vm, *slot, &mut page, &mut scratch).unwrap();
+        assert!(&page == right, "{slot}");
+    }
+}
