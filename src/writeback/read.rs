@@ -10,9 +10,9 @@ use parking_lot::Mutex;
 
 use super::Writeback;
 use super::io::{Buffer, Op, transfer};
+use super::pin::Pin;
 use super::place::{BLOCK_BYTES, Place, SEGMENT_BYTES_U64};
 use super::record::RecordBytes;
-use super::segments::Pin;
 use super::status::bump;
 
 /// Records with a gap of more bytes between them are read apart.
