@@ -145,10 +145,12 @@ impl BackingFile for Spy {
 }
 
 #[test]
-fn both_ways_of_io_write_and_read() {
-    for kind in [IoKind::IoUring, IoKind::Threads] {
+fn both_ways_of_io_write_and_read_directly_and_not() {
+    let ways = [IoKind::IoUring, IoKind::Threads].map(|kind| [(kind, true), (kind, false)]);
+    for (kind, direct) in ways.into_iter().flatten() {
         let dir = tempfile::tempdir().unwrap();
-        let writeback = Writeback::open_with(&options(dir.path(), 4), |target| start(target, kind)).unwrap();
+        let start = |target: Target| start(if direct { target } else { target.buffered() }, kind);
+        let writeback = Writeback::open_with(&options(dir.path(), 4), start).unwrap();
         writeback.finish_adoption();
         let mut places = append(&writeback, 0..40, 1300).unwrap();
         places.extend(append(&writeback, 40..41, 4112).unwrap());

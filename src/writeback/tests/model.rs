@@ -9,7 +9,7 @@ use super::*;
 use crate::writeback::io::faulty::Fault;
 
 /// Few, so that they fill up and are written anew.
-const SEGMENTS: u64 = 5;
+const SEGMENTS: u64 = 3;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -34,7 +34,7 @@ fn fault() -> impl Strategy<Value = Fault> {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let range = || (0u32..600, 1u32..200);
+    let range = || (0u32..400, 1u32..120);
     let step = prop_oneof![
         10 => (range(), 17usize..=4112).prop_map(|((first, count), bytes)| Step::Append { first, count, bytes }),
         6 => range().prop_map(|(first, count)| Step::Free { first, count }),
@@ -178,7 +178,7 @@ impl Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(20))]
     #[test]
     fn what_lives_can_be_read_whatever_happens(steps in steps(), uring: bool) {
         let mut model = Model::new(if uring { IoKind::IoUring } else { IoKind::Threads });
