@@ -3,6 +3,7 @@
 mod failing;
 mod model;
 mod opening;
+mod racing;
 
 use std::collections::HashMap;
 use std::path::Path;
