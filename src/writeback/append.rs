@@ -10,10 +10,11 @@ use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Writeback;
+use super::find::RecordRef;
 use super::io::{Buffer, Op, transfer_blocking};
 use super::place::{Place, SEGMENT_BYTES, SegmentIndex};
 use super::plan::{Cursor, Plan, Run, plan};
-use super::record::{self, Cipher, RecordRef};
+use super::record::{self, Cipher};
 use super::state::{State, StateError};
 use super::status::{Refusal, bump};
 use crate::ids::Owner;

@@ -2,10 +2,11 @@
 //! it becomes free. Which records live is for the page tables to say; here there are only headers.
 
 use super::Writeback;
+use super::find::{RecordRef, SegmentCopy, find_all};
 use super::io::{Buffer, Op, transfer_blocking};
 use super::place::{SEGMENT_BYTES, SEGMENT_BYTES_U64, SegmentIndex};
 use super::read::ReadError;
-use super::record::{RecordRef, SegmentCopy, find_all};
+
 use super::status::bump;
 
 impl Writeback {

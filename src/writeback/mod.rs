@@ -21,8 +21,10 @@
 mod append;
 mod clean;
 pub mod file;
+mod find;
 pub mod io;
 mod open;
+mod pin;
 mod place;
 mod plan;
 mod read;
@@ -39,14 +41,16 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 pub use append::{Outgoing, WriteError};
+pub use find::RecordRef;
 pub use open::{LOCK_WAIT, OpenError, Options, forget_file};
+pub use pin::Pin;
 pub use place::{
     FILE_BYTES_MAX, OBJECT_BYTES_MAX, OBJECT_BYTES_MIN, Place, RECORD_ALIGN, SEGMENT_BYTES, SegmentIndex,
     record_bytes,
 };
 pub use read::{ReadDone, ReadError};
-pub use record::{BadRecord, Cipher, RecordBytes, RecordRef};
-pub use segments::{AdoptError, Pin, SegmentCount};
+pub use record::{BadRecord, Cipher, RecordBytes};
+pub use segments::{AdoptError, SegmentCount};
 pub use state::StateError;
 pub use status::{Status, WritebackState};
 

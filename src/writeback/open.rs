@@ -36,8 +36,8 @@ pub struct Options {
 /// Why there is no writeback.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process has it, or a killed one's writes take too long.
-    #[error("the writeback file {} is in use by another process: stop it, or configure another path", path.display())]
+    /// Another process has it, it is mounted, or a killed one's writes take too long.
+    #[error("the writeback file {} is mounted or in use by another process: stop it, or configure another path", path.display())]
     InUse {
         /// The file.
         path: PathBuf,

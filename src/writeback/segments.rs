@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+use super::pin::{Pin, SegmentPin};
 use super::place::{Place, SEGMENT_BYTES_U64, SegmentIndex};
 
 /// A word: live bytes in bits 0–31, readers in 32–61, open in 62, closed in 63. Zero is a free segment.
@@ -40,22 +41,6 @@ struct Lists {
     dead: Vec<SegmentIndex>,
     /// The same, beyond the limit.
     beyond: Vec<SegmentIndex>,
-}
-
-/// A record that stays readable until this is dropped.
-#[derive(Debug)]
-#[must_use = "the record may be overwritten once the pin is dropped"]
-pub struct Pin {
-    place: Place,
-    _segment: SegmentPin,
-}
-
-/// A segment that is not written anew until this is dropped.
-#[derive(Debug)]
-#[must_use = "the segment may be overwritten once the pin is dropped"]
-pub struct SegmentPin {
-    segments: Arc<Segments>,
-    segment: SegmentIndex,
 }
 
 /// Why a recovered entry can't be right.
@@ -174,7 +159,7 @@ impl Segments {
     /// Keeps the segment of `place` from being written anew. The caller holds the lock of the entry that names the
     /// place, so that its [`Segments::free`] comes later. `None` when nothing lives there: a damaged entry.
     pub fn pin(self: &Arc<Self>, place: Place) -> Option<Pin> {
-        Some(Pin { place, _segment: self.pin_segment(self.segment_of(place)?)? })
+        Some(Pin::new(place, self.pin_segment(self.segment_of(place)?)?))
     }
 
     /// Keeps a segment from being written anew. `None` when nothing lives there.
@@ -184,10 +169,11 @@ impl Segments {
                 (word & LIVE_MASK > 0).then_some(word + READER)
             })
             .ok()?;
-        Some(SegmentPin { segments: Arc::clone(self), segment })
+        Some(SegmentPin::new(Arc::clone(self), segment))
     }
 
-    fn unpin(&self, segment: SegmentIndex) {
+    /// Ends a [`SegmentPin`].
+    pub(super) fn unpin(&self, segment: SegmentIndex) {
         self.word(segment).fetch_sub(READER, Ordering::AcqRel);
         self.retire_if_idle(segment);
     }
@@ -285,20 +271,6 @@ impl Segments {
     }
 }
 
-impl Pin {
-    /// The record that is pinned.
-    #[must_use]
-    pub fn place(&self) -> Place {
-        self.place
-    }
-}
-
-impl Drop for SegmentPin {
-    fn drop(&mut self) {
-        self.segments.unpin(self.segment);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::place::SEGMENT_BYTES;
@@ -358,7 +330,7 @@ mod tests {
         assert_eq!(segments.adopt(place), Err(AdoptError::Misplaced { place }));
         let place = Place { offset: 4096, object_bytes: 100 };
         assert_eq!(segments.adopt(place), Err(AdoptError::Misplaced { place }));
-        let place = Place::new(SegmentIndex(1), 0, 4112);
+        let place = Place::new(SegmentIndex(1), 0, 4110);
         for _ in 0..SEGMENT_BYTES / place.record_bytes() {
             segments.adopt(place).unwrap();
         }

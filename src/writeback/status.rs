@@ -97,16 +97,16 @@ pub struct Status {
 }
 
 impl Writeback {
-    /// Whether the last batch was written, or none was tried: pages can leave for the file.
-    #[must_use]
-    pub fn accepts(&self) -> bool {
-        self.is_on() && self.report.lock().refusal.is_none()
-    }
-
     /// Whether writing has not failed.
     #[must_use]
     pub fn is_on(&self) -> bool {
         self.off.get().is_none()
+    }
+
+    /// Whether the last batch was written, or none was tried: pages can leave for the file.
+    #[must_use]
+    pub fn accepts(&self) -> bool {
+        self.is_on() && self.report.lock().refusal.is_none()
     }
 
     /// A snapshot. Walks the segments' words; takes only locks that are never held across I/O.

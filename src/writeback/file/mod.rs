@@ -89,6 +89,15 @@ impl Target {
         self.direct
     }
 
+    /// The same file through the page cache, as where direct I/O is refused.
+    #[cfg(test)]
+    #[must_use]
+    pub fn buffered(mut self) -> Self {
+        assert!(self.set_direct(false));
+        self.direct = false;
+        self
+    }
+
     /// Whether it is a block device.
     #[must_use]
     pub fn device(&self) -> bool {
