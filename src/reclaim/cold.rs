@@ -74,7 +74,8 @@ impl ColdEnd {
     /// Looks for cold pages, if those that were found are used up or stale.
     pub(super) fn refill(&mut self, vm: &VmStore) {
         let fresh = self.scanned.is_some_and(|at| at.elapsed() < SCAN_AGE_MAX);
-        if !self.limits.writeback || (fresh && self.next < self.slots.len()) {
+        let empty = self.accounting.held.objects() == 0;
+        if empty || !self.limits.writeback || (fresh && self.next < self.slots.len()) {
             return;
         }
         (self.ages, self.slots) = coldest(vm.table(), SCAN_PAGES).into_iter().unzip();

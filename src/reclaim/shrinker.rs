@@ -72,6 +72,8 @@ pub struct Shrinker {
     /// The arena has to come below this because the host runs short.
     goal_bytes: Option<u64>,
     refused: Option<Instant>,
+    /// Whether somebody was told that pages can't leave.
+    complained: bool,
     recompression: Recompression,
     scratch: Scratch,
     buffer: Vec<u8>,
@@ -119,6 +121,7 @@ impl Shrinker {
             full: false,
             goal_bytes: None,
             refused: None,
+            complained: false,
             recompression: Recompression::default(),
             scratch: Scratch::default(),
             buffer: Vec::new(),
@@ -180,8 +183,13 @@ impl Shrinker {
             Ok(()) => Step::Again,
             Err(WriteError::Full) if self.clean(&file) => Step::Again,
             Err(err) => {
-                tracing::warn!(%err, "pages can't leave for the writeback file");
-                self.refused = Some(Instant::now());
+                // Said once, until a batch is written again.
+                if !self.complained {
+                    tracing::warn!(%err, "pages can't leave for the writeback file");
+                }
+                (self.refused, self.complained) = (Some(Instant::now()), true);
+                // Those that wait need not wait longer: there will be no room.
+                (self.made_room)();
                 Step::Later
             }
         }
@@ -273,6 +281,7 @@ impl Shrinker {
             })
             .collect();
         let places = file.append(&outgoing)?;
+        self.complained = false;
         let (mut pages, mut bytes) = (0, 0);
         for (page, place) in batch.iter().zip(places) {
             if self.vms[&page.vm].0.write_back(page.slot, page.generation, place) {

@@ -74,8 +74,9 @@ impl Marks {
     /// The marks below `max_bytes`; `accept_percent` is where a pool counts as not full again.
     #[must_use]
     pub fn new(max_bytes: u64, accept_percent: u32) -> Self {
-        let accept = u128::from(max_bytes) * u128::from(accept_percent.min(100)) / 100;
-        let stop_bytes = u64::try_from(accept).unwrap_or(max_bytes);
+        // In this order nothing overflows; asked at every store, so without a wider type.
+        let percent = u64::from(accept_percent.min(100));
+        let stop_bytes = max_bytes / 100 * percent + max_bytes % 100 * percent / 100;
         Self { start_bytes: max_bytes - (max_bytes - stop_bytes) / 4, stop_bytes }
     }
 }
