@@ -1,14 +1,16 @@
 //! `kill -9` at random moments of a real daemon under load: whatever was answered before is there after the restart,
 //! whatever was in flight is answered after it, and no page is anything but what was last written to it, by an
-//! answered or an unanswered write.
+//! answered or an unanswered write. Once with room for everything, once in a pool that overflows into a file while its
+//! compressor and a VM's limit change.
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
 mod support;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use ballast::demo::daemon::{Daemon, DaemonSpec};
 use ballast::frontend::{Device, Manners, Memory, Op, Options, Queue, Status};
@@ -111,9 +113,8 @@ impl Load {
         }
     }
 
-    fn work_for(&mut self, time: Duration) {
-        let until = Instant::now() + time;
-        while Instant::now() < until {
+    fn work_until(&mut self, ended: &AtomicBool) {
+        while !ended.load(Ordering::Acquire) {
             for n in 0..self.queues.len() {
                 self.ask(n);
                 while let Some(done) = self.queues[n].poll().unwrap() {
@@ -141,28 +142,36 @@ impl Load {
     }
 }
 
-#[test]
-fn nothing_is_lost_when_the_daemon_is_killed_under_load() {
-    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let spec = DaemonSpec {
+fn spec(dir: &Path) -> DaemonSpec {
+    DaemonSpec {
         executable: PathBuf::from(env!("CARGO_BIN_EXE_ballast")),
-        directory: dir.path().to_owned(),
+        directory: dir.to_owned(),
         vms: vec!["web1".to_owned(), "web2".to_owned()],
         vm_mib: 64,
         compressor: "lz4".to_owned(),
-    };
+        pool_max: None,
+        file: None,
+    }
+}
+
+/// Kills the daemon under load at random moments; `meanwhile` is done at the time of each kill, before it.
+fn kill_under_load(spec: DaemonSpec, mut meanwhile: impl FnMut(u64, &Daemon)) {
     let sockets = ["web1", "web2"].map(|vm| spec.socket(vm));
     let mut daemon = Daemon::start(spec).unwrap();
     let [one, two] = sockets;
     let mut loads = [Load::attach(one, Manners::Qemu), Load::attach(two, Manners::CloudHypervisor)];
     for kill in 0..KILLS {
         let time = Duration::from_micros(5_000 + loads[0].random() % 60_000);
+        let ended = AtomicBool::new(false);
         std::thread::scope(|scope| {
             for load in &mut loads {
-                scope.spawn(move || load.work_for(time + Duration::from_millis(20)));
+                let ended = &ended;
+                scope.spawn(move || load.work_until(ended));
             }
+            meanwhile(kill, &daemon);
             std::thread::sleep(time);
             daemon.kill_and_restart().unwrap();
+            ended.store(true, Ordering::Release);
         });
         for load in &mut loads {
             load.device.reconnect(PATIENCE).unwrap();
@@ -179,4 +188,33 @@ fn nothing_is_lost_when_the_daemon_is_killed_under_load() {
         load.check_everything();
         assert!(load.stored.len() > 1000, "{}", load.stored.len());
     }
+}
+
+#[test]
+fn nothing_is_lost_when_the_daemon_is_killed_under_load() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    kill_under_load(spec(dir.path()), |_, _| {});
+}
+
+#[test]
+fn nothing_is_lost_when_it_is_killed_while_pages_leave_and_pools_and_limits_change() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let files = tempfile::tempdir().unwrap();
+    // About a third of what the two VMs store.
+    let spec = DaemonSpec {
+        pool_max: Some("6MiB".to_owned()),
+        file: Some(files.path().join("writeback")),
+        ..spec(dir.path())
+    };
+    let mut evicted = 0;
+    kill_under_load(spec, |kill, daemon| {
+        let compressor = ["lz4", "zstd:1", "zstd:3"][usize::try_from(kill % 3).unwrap()];
+        daemon.ask(&["pool", "set", "--compressor", compressor, "--recompress"]).unwrap();
+        let limit = ["64MiB", "2MiB"][usize::try_from(kill % 2).unwrap()];
+        daemon.ask(&["vm", "set", "web1", "--limit", limit]).unwrap();
+        let status: serde_json::Value =
+            serde_json::from_str(&daemon.ask(&["status", "--json"]).unwrap()).unwrap();
+        evicted += status["shrinker"]["evicted_pages"].as_u64().unwrap();
+    });
+    assert!(evicted > 1000, "hardly anything went to the file: {evicted}");
 }

@@ -34,6 +34,10 @@ pub struct DaemonSpec {
     pub vm_mib: u32,
     /// `pool.compressor`.
     pub compressor: String,
+    /// `pool.max`; half of the host's memory unless something is said.
+    pub pool_max: Option<String>,
+    /// The writeback file, if there is to be one.
+    pub file: Option<PathBuf>,
 }
 
 impl DaemonSpec {
@@ -58,11 +62,15 @@ impl DaemonSpec {
     fn config(&self) -> String {
         let quoted = |path: &Path| Value::String(path.display().to_string());
         let mut text = format!(
-            "state_dir = {}\nruntime_dir = {}\n\n[pool]\nmax = \"50%\"\ncompressor = {}\n",
+            "state_dir = {}\nruntime_dir = {}\n\n[pool]\nmax = {}\ncompressor = {}\n",
             quoted(&self.directory.join("state")),
             quoted(&self.runtime_directory()),
+            Value::String(self.pool_max.clone().unwrap_or_else(|| "50%".to_owned())),
             Value::String(self.compressor.clone()),
         );
+        if let Some(file) = &self.file {
+            text.push_str(&format!("\n[writeback]\npath = {}\nsize = \"2GiB\"\n", quoted(file)));
+        }
         for vm in &self.vms {
             let name = Value::String(vm.clone());
             let size = format!("\"{}MiB\"", self.vm_mib);
@@ -151,16 +159,26 @@ impl Daemon {
     /// # Errors
     /// When the command fails or its output can't be read.
     pub fn status(&self) -> Result<Status, Error> {
+        Status::parse(&self.ask(&["status", "--json"])?)
+    }
+
+    /// Runs a client command and returns what it printed.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn ask(&self, command: &[&str]) -> Result<String, Error> {
         let output = Command::new(&self.spec.executable)
-            .args(["status", "--json", "--config"])
+            .args(command)
+            .arg("--config")
             .arg(self.spec.config_path())
             .output()
-            .map_err(Error::io("run `ballast status`"))?;
+            .map_err(Error::io(format!("run `ballast {}`", command.join(" "))))?;
         if !output.status.success() {
             let stderr = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
-            return Err(Error::Status { status: output.status, stderr });
+            let command = command.join(" ");
+            return Err(Error::Command { command, status: output.status, stderr });
         }
-        Status::parse(&String::from_utf8_lossy(&output.stdout))
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// The status of a daemon that must be alive; when it isn't, its end tells more than a refused connection.
@@ -194,10 +212,14 @@ mod tests {
             vms: vec!["web1".to_owned(), "web2".to_owned()],
             vm_mib: 512,
             compressor: "zstd:1".to_owned(),
+            pool_max: None,
+            file: Some("/var/tmp/file".into()),
         };
         let config: toml::Table = spec.config().parse().expect("TOML");
         assert_eq!(config["state_dir"].as_str(), Some("/dev/shm/a \"quoted\" name/state"));
         assert_eq!(config["pool"]["compressor"].as_str(), Some("zstd:1"));
+        assert_eq!(config["pool"]["max"].as_str(), Some("50%"));
+        assert_eq!(config["writeback"]["path"].as_str(), Some("/var/tmp/file"));
         assert_eq!(config["vm"][1]["name"].as_str(), Some("web2"));
         assert_eq!(config["vm"][1]["size"].as_str(), Some("512MiB"));
         assert_eq!(spec.socket("web1"), Path::new("/dev/shm/a \"quoted\" name/run/web1.sock"));

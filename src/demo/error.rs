@@ -37,9 +37,11 @@ pub enum Error {
         /// The end of its log.
         log: String,
     },
-    /// `ballast status` failed.
-    #[error("`ballast status` ended with {status}: {stderr}")]
-    Status {
+    /// A client command failed.
+    #[error("`ballast {command}` ended with {status}: {stderr}")]
+    Command {
+        /// The command.
+        command: String,
         /// How it ended.
         status: ExitStatus,
         /// What it said.

@@ -54,6 +54,8 @@ impl Scene {
             // Never full: what the guest's memory could hold is left free.
             vm_mib: args.mib + 212,
             compressor: args.compressor.clone(),
+            pool_max: None,
+            file: None,
         };
         let daemon = Daemon::start(spec.clone())?;
         screen.say(&format!(

@@ -1,0 +1,129 @@
+"""What the benches share: daemons that end with a block of code, `ballast bench`, and who measured."""
+
+import contextlib
+import json
+import os
+import pathlib
+import platform
+import re
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+PAGE_BYTES = 4096
+MIB = 1 << 20
+
+
+class Failed(Exception):
+    """Something that the reader can mend, in one sentence."""
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def read(path):
+    return pathlib.Path(path).read_text()
+
+
+def wait_for(what, ready, process=None, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if process is not None and process.poll() is not None:
+            raise Failed(f"{what}: the process ended with status {process.returncode}")
+        if time.monotonic() > deadline:
+            raise Failed(f"{what}: not there after {seconds} s")
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def running(command, log):
+    """A daemon for as long as the block lasts."""
+    with open(log, "ab") as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    try:
+        yield process
+    except Failed as failed:
+        words = read(log)[-2000:].strip()
+        raise Failed(f"{failed}\n{words}" if words else str(failed)) from None
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class Daemon:
+    """A running `ballast serve`."""
+
+    def __init__(self, binary, run, state, pid):
+        self.binary, self.run, self.state, self.pid = binary, run, state, pid
+
+    def socket(self, vm):
+        return self.run / f"{vm}.sock"
+
+    def status(self):
+        command = [self.binary, "status", "--json", "--config", str(self.run / "ballast.toml")]
+        return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+@contextlib.contextmanager
+def ballast_daemon(binary, directory, config, vms):
+    """`ballast serve` with a state of its own in a tmpfs, until the block ends; `config` follows the directories."""
+    run = directory / "ballast"
+    state = pathlib.Path(tempfile.mkdtemp(prefix="ballast-bench-", dir="/dev/shm"))
+    run.mkdir(exist_ok=True)
+    for vm in vms:
+        (run / f"{vm}.sock").unlink(missing_ok=True)
+    (run / "ballast.toml").write_text(f'state_dir = "{state}"\nruntime_dir = "{run}"\n\n{config}')
+    try:
+        command = [binary, "serve", "--config", str(run / "ballast.toml")]
+        with running(command, directory / "ballast.log") as process:
+            for vm in vms:
+                wait_for(f"the socket of {vm}", (run / f"{vm}.sock").is_socket, process)
+            yield Daemon(binary, run, state, process.pid)
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
+
+
+class Bench:
+    """`ballast bench`, the front end for all."""
+
+    def __init__(self, command, corpus):
+        self.command = command
+        self.corpus = corpus
+
+    def __call__(self, socket, pages, phases, block="4KiB"):
+        command = self.command + [str(socket), "--json", "--pages", str(pages), "--phases", phases]
+        command += ["--qd", "32", "--block-size", block]
+        done = subprocess.run(self.with_corpus(command), stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode != 0:
+            raise Failed(f"{shlex.join(command)} ended with status {done.returncode}\n{done.stdout}")
+        return json.loads(done.stdout)["phases"]
+
+    def with_corpus(self, command):
+        return command + (["--corpus"] + self.corpus if self.corpus else [])
+
+
+def machine():
+    model = re.search(r"^model name\s*: (.*)$", read("/proc/cpuinfo"), re.MULTILINE)
+    return f"{os.cpu_count()} × {model.group(1) if model else platform.machine()}, Linux {platform.release()}"
+
+
+def binary(given):
+    if given:
+        return given
+    say("Building ballast (cargo build --release).")
+    subprocess.run(["cargo", "build", "--release", "--quiet", "--bin", "ballast"], cwd=REPOSITORY, check=True)
+    return str(REPOSITORY / "target/release/ballast")
+
+
+def median(rounds, key):
+    return statistics.median(turn[key] for turn in rounds)
