@@ -35,6 +35,9 @@ const RETRY: Duration = Duration::from_millis(500);
 const HEADROOM_BYTES: u64 = 128 << 10;
 /// Half-dead segments are cleaned when less than this share of the file is free.
 const FREE_SEGMENTS_PERCENT_MIN: u64 = 25;
+/// The same before pages leave: guests that write without a pause leave no other time, and a file that is full makes
+/// them wait.
+const FREE_SEGMENTS_PERCENT_LOW: u64 = 15;
 /// The share of the arena that may be free places before objects are moved together. DESIGN's 12 % with a margin for
 /// what is stored meanwhile.
 const SLACK_PERCENT_MAX: u64 = 9;
@@ -186,6 +189,10 @@ impl Shrinker {
             return self.housekeeping();
         }
         self.refused = None;
+        let file = self.store.shared().file.clone().filter(|file| file.is_on());
+        if file.is_some_and(|file| self.clean(&file, FREE_SEGMENTS_PERCENT_LOW)) {
+            return Step::Again;
+        }
         let (batch, reason) = self.isolate();
         let Some(reason) = reason else {
             // Whoever could give something up has: what pages later must not pay for a shortage of today.
@@ -201,7 +208,7 @@ impl Shrinker {
         match self.write(&file, &batch) {
             Ok(()) if reason == Reason::Idle => Step::Later,
             Ok(()) => Step::Again,
-            Err(WriteError::Full) if self.clean(&file) => Step::Again,
+            Err(WriteError::Full) if self.clean(&file, FREE_SEGMENTS_PERCENT_MIN) => Step::Again,
             Err(err) => {
                 // Said once, until a batch is written again.
                 if !self.complained {
@@ -315,9 +322,9 @@ impl Shrinker {
         Ok(())
     }
 
-    /// Empties one half-dead segment of the file. Whether there was one.
-    fn clean(&mut self, file: &Writeback) -> bool {
-        let Some(segment) = file.half_dead(FREE_SEGMENTS_PERCENT_MIN) else { return false };
+    /// Empties one half-dead segment of the file, if less than this share of it is free. Whether there was one.
+    fn clean(&mut self, file: &Writeback, free_percent_min: u64) -> bool {
+        let Some(segment) = file.half_dead(free_percent_min) else { return false };
         let Ok(records) = file.read_segment(segment) else { return false };
         let mut live = Vec::new();
         let mut owners = Vec::new();
@@ -350,7 +357,7 @@ impl Shrinker {
         }
         if let Some(file) = &shared.file
             && file.is_on()
-            && self.clean(file)
+            && self.clean(file, FREE_SEGMENTS_PERCENT_MIN)
         {
             return Step::Again;
         }

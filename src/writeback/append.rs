@@ -19,6 +19,12 @@ use super::state::{State, StateError};
 use super::status::{Refusal, bump};
 use crate::ids::Owner;
 
+/// Free segments that new records leave to cleaning: what lives in a half-dead segment has to fit somewhere, or a
+/// file that was written full could never be cleaned.
+const SPARED_SEGMENTS: usize = 1;
+/// A file of fewer segments spares none.
+const SPARING_SEGMENTS_MIN: u32 = 4;
+
 /// Dead segments given back to the file system before a batch, so that a start with many does not hold one up.
 const DISCARD_SEGMENTS_MAX: usize = 64;
 
@@ -49,7 +55,7 @@ pub struct Outgoing<'a> {
 /// Why a batch was not written. None of its records has a place then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError {
-    /// No free segment, or no room in the file system. It passes when records are freed or cleaned up.
+    /// No free segment but the one that cleaning needs, or no room in the file system. It passes when records are freed or cleaned up.
     #[error("the writeback file is full")]
     Full,
     /// As much was written today as may be. It passes at midnight UTC.
@@ -116,7 +122,8 @@ impl Writeback {
     }
 
     pub(super) fn append_on(&self, day: u32, records: &[Outgoing<'_>]) -> Result<Vec<Place>, WriteError> {
-        self.write_batch(day, &records.iter().map(Item::New).collect::<Vec<_>>())
+        let spared = if self.segments.limit() > SPARING_SEGMENTS_MIN { SPARED_SEGMENTS } else { 0 };
+        self.write_batch(day, &records.iter().map(Item::New).collect::<Vec<_>>(), spared)
     }
 
     /// Writes records that [`Writeback::read_segment`] found to new places, as they are. Otherwise like
@@ -125,16 +132,17 @@ impl Writeback {
     /// # Errors
     /// As for [`Writeback::append`].
     pub fn append_raw(&self, records: &[RecordRef]) -> Result<Vec<Place>, WriteError> {
-        self.write_batch(today(), &records.iter().map(Item::Moved).collect::<Vec<_>>())
+        self.write_batch(today(), &records.iter().map(Item::Moved).collect::<Vec<_>>(), 0)
     }
 
-    fn write_batch(&self, day: u32, items: &[Item<'_>]) -> Result<Vec<Place>, WriteError> {
+    fn write_batch(&self, day: u32, items: &[Item<'_>], spared: usize) -> Result<Vec<Place>, WriteError> {
         let mut writer = self.writer.lock();
         if let Some(reason) = self.off.get() {
             return Err(WriteError::Failed { reason: reason.clone() });
         }
         self.give_back_dead(&mut writer);
-        let plan = match plan(writer.current, items.iter().map(Item::object_bytes), || self.segments.take()) {
+        let open = || self.segments.take(spared);
+        let plan = match plan(writer.current, items.iter().map(Item::object_bytes), open) {
             Ok(plan) => plan,
             Err(opened) => {
                 self.abandon(&opened);
