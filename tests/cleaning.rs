@@ -16,11 +16,11 @@ use ballast::writeback::WritebackState;
 use support::file::{load_waiting, neutral_shrinker, open_with_file};
 use support::{Random, page_of};
 
-const FILE_BYTES: u64 = 32 << 20;
+const FILE_BYTES: u64 = 16 << 20;
 const LIVE_PERCENT: u64 = 60;
 const TIMES_ITS_SIZE: u64 = 3;
-/// A raw page in the file.
-const RECORD_BYTES: u64 = 4160;
+/// What a page of about a kilobyte takes there.
+const RECORD_BYTES: u64 = 1088;
 
 #[test]
 fn a_small_file_is_overwritten_many_times_without_ever_being_full() {
@@ -35,7 +35,7 @@ fn a_small_file_is_overwritten_many_times_without_ever_being_full() {
     let mut stores = 0;
     while file.status().written_bytes_total < TIMES_ITS_SIZE * FILE_BYTES {
         let slot = if stores < pages { stores } else { random.below(pages) };
-        let page = page_of(4, u64::from(stores));
+        let page = page_of(2, u64::from(stores));
         while let Err(err) = vm.store(Slot(slot), &page, Age::now(), &mut scratch) {
             assert!(vm.may_wait(&err), "{err}: {:?}", file.status());
             let _ = shrinker.turn();
@@ -51,6 +51,6 @@ fn a_small_file_is_overwritten_many_times_without_ever_being_full() {
     let mut page = ZERO_PAGE;
     for (slot, stamp) in (0..pages).zip(truth) {
         load_waiting(&vm, slot, &mut page, &mut scratch).unwrap();
-        assert!(page == page_of(4, u64::from(stamp)), "{slot}");
+        assert!(page == page_of(2, u64::from(stamp)), "{slot}");
     }
 }
