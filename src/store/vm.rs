@@ -179,10 +179,11 @@ impl VmStore {
             None => scratch.compress(self.compressor, page),
         };
         object::seal(object, self.owner(slot), codec);
-        let allocation = self.arena.allocate(object.len()).map_err(|err| match err {
-            AllocateError::PoolFull => StoreError::PoolFull,
-            AllocateError::NoMemory(err) => StoreError::NoMemory(err),
-        })?;
+        let allocation =
+            self.arena.allocate(object.len(), self.arena.max_bytes()).map_err(|err| match err {
+                AllocateError::PoolFull => StoreError::PoolFull,
+                AllocateError::NoMemory(err) => StoreError::NoMemory(err),
+            })?;
         self.arena.write(&allocation, object);
         let payload_bytes = object.len() - object::HEADER_BYTES;
         Ok(Entry::Arena(Location { offset: allocation.offset, payload_bytes }))
