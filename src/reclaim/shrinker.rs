@@ -19,6 +19,7 @@ use super::recompress::Recompression;
 use super::stats::ShrinkerStats;
 use crate::ids::{Owner, Slot, VmId};
 use crate::store::Store;
+use crate::store::arena::compact;
 use crate::store::codec::Scratch;
 use crate::store::lru::Age;
 use crate::store::room::Marks;
@@ -170,6 +171,10 @@ impl Shrinker {
             return self.housekeeping();
         }
         self.refused = None;
+        // Room between objects is room as well, and cheaper to have.
+        if self.full && self.is_sparse() && self.compact() > 0 {
+            return Step::Again;
+        }
         let (batch, reason) = self.isolate();
         let Some(reason) = reason else { return self.housekeeping() };
         if batch.is_empty() {
@@ -318,14 +323,8 @@ impl Shrinker {
     /// What is done while nobody waits for room.
     fn housekeeping(&mut self) -> Step {
         let shared = Arc::clone(self.store.shared());
-        let used = shared.arena.used_bytes();
-        if shared.arena.slack_bytes() * 100 > used * SLACK_PERCENT_MAX {
-            let moved = self.compact();
-            self.stats.compacted(moved);
-            if moved > 0 {
-                (self.made_room)();
-                return Step::Again;
-            }
+        if self.is_sparse() && self.compact() > 0 {
+            return Step::Again;
         }
         if let Some(file) = &shared.file
             && file.is_on()
@@ -343,11 +342,24 @@ impl Shrinker {
         if more || self.options.idle.is_some() { Step::Later } else { Step::Rest }
     }
 
+    /// Whether more of the arena lies between objects than should, and some of it can be had back: a few free places of
+    /// each size class always remain.
+    fn is_sparse(&self) -> bool {
+        let arena = &self.store.shared().arena;
+        arena.slack_bytes() * 100 > arena.used_bytes() * SLACK_PERCENT_MAX && arena.gain_bytes() > 0
+    }
+
+    /// Moves objects of sparse spans together, some at a time. How many were moved.
     fn compact(&mut self) -> u64 {
         let (vms, scratch) = (&self.vms, &mut self.scratch);
-        crate::store::compaction::compact(&self.store.shared().arena, MOVES_MAX, |owner, from, to| {
-            vms.get(&owner.vm).is_some_and(|(vm, _)| vm.relocate(owner.slot, from, to, scratch))
-        })
+        let compacted = compact(&self.store.shared().arena, MOVES_MAX, |planned| {
+            vms.get(&planned.owner.vm).is_some_and(|(vm, _)| vm.relocate(planned, scratch))
+        });
+        if compacted.freed_bytes > 0 {
+            (self.made_room)();
+        }
+        self.stats.compacted(compacted.moved as u64);
+        compacted.freed_bytes
     }
 }
 
