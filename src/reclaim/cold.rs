@@ -28,6 +28,8 @@ pub(super) struct ColdEnd {
     next: usize,
     scanned: Option<Instant>,
     over_limit: bool,
+    /// Where its limit's stop mark is.
+    stop_bytes: u64,
     loads_seen: u64,
     loads_rate: f64,
     looked: Instant,
@@ -44,6 +46,7 @@ impl ColdEnd {
             next: 0,
             scanned: None,
             over_limit: false,
+            stop_bytes: u64::MAX,
             loads_seen: accounting.events.loaded_from_file,
             loads_rate: 0.0,
             looked: Instant::now(),
@@ -58,8 +61,9 @@ impl ColdEnd {
         self.accounting = vm.accounting();
         self.limits = vm.limits();
         let held = self.accounting.held.pool_bytes;
-        self.over_limit = self.limits.limit_bytes != u64::MAX
-            && is_full(self.over_limit, held, marks(self.limits.limit_bytes));
+        let marks = marks(self.limits.limit_bytes);
+        self.over_limit = self.limits.limit_bytes != u64::MAX && is_full(self.over_limit, held, marks);
+        self.stop_bytes = marks.stop_bytes;
         let passed = now.duration_since(self.looked).as_secs_f64();
         if passed > 0.0 {
             let loads = self.accounting.events.loaded_from_file;
@@ -89,10 +93,12 @@ impl ColdEnd {
     }
 
     pub(super) fn view(&self) -> VmView<'_> {
+        let pool_bytes = self.accounting.held.pool_bytes;
+        let over_bytes = pool_bytes.saturating_sub(self.stop_bytes);
         VmView {
-            pool_bytes: self.accounting.held.pool_bytes,
+            pool_bytes,
             objects: self.accounting.held.objects(),
-            over_limit: self.over_limit,
+            over_limit_bytes: if self.over_limit { over_bytes } else { 0 },
             reserve_bytes: self.limits.reserve_bytes,
             weight: self.limits.weight,
             writeback: self.limits.writeback,
@@ -101,8 +107,8 @@ impl ColdEnd {
         }
     }
 
-    /// Takes the `pages` coldest, and counts them as gone until the next look.
-    pub(super) fn take(&mut self, pages: usize) -> &[Slot] {
+    /// Takes the `pages` coldest, with the ages they were found with, and counts them as gone until the next look.
+    pub(super) fn take(&mut self, pages: usize) -> impl Iterator<Item = (Age, Slot)> {
         let start = self.next;
         self.next = start.saturating_add(pages).min(self.slots.len());
         let held = &mut self.accounting.held;
@@ -110,6 +116,6 @@ impl ColdEnd {
         let taken = (self.next - start) as u64;
         held.pool_bytes = held.pool_bytes.saturating_sub(page_bytes * taken);
         held.stored_pages -= taken.min(held.objects());
-        &self.slots[start..self.next]
+        self.ages[start..self.next].iter().copied().zip(self.slots[start..self.next].iter().copied())
     }
 }

@@ -65,8 +65,8 @@ pub struct VmView<'a> {
     pub pool_bytes: u64,
     /// Its objects in the arena.
     pub objects: u64,
-    /// Whether it was above its limit's start mark and has not come below its stop mark since.
-    pub over_limit: bool,
+    /// What it has to give up: it was above its limit's start mark and has not come below the stop mark since.
+    pub over_limit_bytes: u64,
     /// Pool bytes that the others leave it.
     pub reserve_bytes: u64,
     /// Its share.
@@ -120,10 +120,14 @@ impl Policy {
     pub fn decide(&self, pool: &PoolView, vms: &[VmView<'_>]) -> Decision {
         let leaves = |vm: &VmView<'_>| vm.writeback && !vm.cold.is_empty();
         // The fullest first would let one that fills quickly keep the others waiting: the order of the list turns.
-        if let Some((vm, view)) = vms.iter().enumerate().find(|(_, vm)| vm.over_limit && leaves(vm)) {
+        if let Some((vm, view)) = vms.iter().enumerate().find(|(_, vm)| vm.over_limit_bytes > 0 && leaves(vm))
+        {
+            // No more than that: of a small limit a whole batch would be a large part.
+            let over = view.over_limit_bytes.div_ceil(page_bytes(view).max(1));
+            let over = usize::try_from(over).unwrap_or(usize::MAX);
             return Decision::Evict {
                 vm,
-                pages: view.cold.len().min(BATCH_PAGES_MAX),
+                pages: over.min(view.cold.len()).min(BATCH_PAGES_MAX),
                 reason: Reason::Limit,
             };
         }
@@ -246,7 +250,7 @@ mod tests {
         VmView {
             pool_bytes: 1 << 20,
             objects: 1 << 10,
-            over_limit: false,
+            over_limit_bytes: 0,
             reserve_bytes: 0,
             weight: 100,
             writeback: true,
@@ -288,8 +292,11 @@ mod tests {
     #[test]
     fn a_vm_above_its_limit_gives_up_its_own_and_only_its_own() {
         let (old, young) = ([at(1)], [at(900), at(901)]);
-        let vms = [vm(&old), VmView { over_limit: true, reserve_bytes: u64::MAX, ..vm(&young) }];
-        assert_eq!(Policy::default().decide(&full(), &vms), evict(1, 2, Reason::Limit));
+        let over = VmView { over_limit_bytes: 1 << 20, reserve_bytes: u64::MAX, ..vm(&young) };
+        assert_eq!(Policy::default().decide(&full(), &[vm(&old), over]), evict(1, 2, Reason::Limit));
+        // A page is 1 KiB here: no more of them than it takes.
+        let hardly = VmView { over_limit_bytes: 1000, ..over };
+        assert_eq!(Policy::default().decide(&full(), &[vm(&old), hardly]), evict(1, 1, Reason::Limit));
     }
 
     #[test]

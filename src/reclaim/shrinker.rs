@@ -36,9 +36,9 @@ const RETRY: Duration = Duration::from_millis(500);
 const HEADROOM_BYTES: u64 = 128 << 10;
 /// Half-dead segments are cleaned when less than this share of the file is free.
 const FREE_SEGMENTS_PERCENT_MIN: u64 = 25;
-/// The share of the arena that may be free places before objects are moved together. DESIGN's 12 % with a margin for
-/// what is stored meanwhile.
-const SLACK_PERCENT_MAX: u64 = 9;
+/// The share of the arena that may be free places before objects are moved together. With headers and what is lost in
+/// size classes the arena then stays within 12 % of the payload.
+const SLACK_PERCENT_MAX: u64 = 7;
 /// Objects moved at a time, so that a VM at its limit need not wait for all of them.
 const MOVES_MAX: usize = 2048;
 /// A VM that loads more pages a second than this from the file keeps the disk busy.
@@ -59,6 +59,17 @@ pub struct Requests {
     pressure: AtomicU32,
     recompress: AtomicBool,
     stop: AtomicBool,
+}
+
+impl Requests {
+    /// Takes effect at the next step; of several requests until then the greatest counts.
+    fn press(&self, level: Level) {
+        let percent = match level {
+            Level::Moderate => 3,
+            Level::Severe => 10,
+        };
+        self.pressure.fetch_max(percent, Ordering::Relaxed);
+    }
 }
 
 /// The shrinker's state. [`Shrinker::turn`] does one step; [`Shrinker::start`] runs it on a thread of its own.
@@ -146,6 +157,11 @@ impl Shrinker {
         &self.stats
     }
 
+    /// The host runs short of memory: some of the pool leaves in the steps that follow.
+    pub fn request_pressure(&self, level: Level) {
+        self.requests.press(level);
+    }
+
     /// Moves idle pages to the current pool, in the steps that follow.
     pub fn request_recompression(&self) {
         self.requests.recompress.store(true, Ordering::Relaxed);
@@ -176,7 +192,11 @@ impl Shrinker {
             return Step::Again;
         }
         let (batch, reason) = self.isolate();
-        let Some(reason) = reason else { return self.housekeeping() };
+        let Some(reason) = reason else {
+            // Whoever could give something up has: what pages later must not pay for a shortage of today.
+            self.goal_bytes = None;
+            return self.housekeeping();
+        };
         if batch.is_empty() {
             // All of it had changed since it was found.
             return Step::Again;
@@ -243,7 +263,8 @@ impl Shrinker {
             idle: self.options.idle.filter(|_| disk_idle),
         };
         let wanted = pool.full || pool.pressure || pool.idle.is_some();
-        for (vm, cold) in self.vms.values_mut().filter(|(_, cold)| wanted || cold.view().over_limit) {
+        for (vm, cold) in self.vms.values_mut().filter(|(_, cold)| wanted || cold.view().over_limit_bytes > 0)
+        {
             cold.refill(vm);
         }
         let mut left = BATCH_PAGES_MAX;
@@ -260,11 +281,11 @@ impl Shrinker {
             let Some((vm, cold)) = self.vms.values_mut().nth(vm) else { break };
             let pages = pages.min(left);
             left -= pages;
-            for slot in cold.take(pages) {
-                let found = vm.isolate(*slot, &mut self.buffer);
+            for (age, slot) in cold.take(pages) {
+                let found = vm.isolate(slot, age, &mut self.buffer);
                 batch.extend(found.map(|(generation, object_bytes)| Isolated {
                     vm: vm.id(),
-                    slot: *slot,
+                    slot,
                     generation,
                     object_bytes,
                 }));
@@ -373,11 +394,7 @@ fn headroom(marks: Marks, max_bytes: u64, headroom_bytes: u64) -> Marks {
 impl Handle {
     /// The host runs short of memory: some of the pool has to leave.
     pub fn press(&self, level: Level) {
-        let percent = match level {
-            Level::Moderate => 3,
-            Level::Severe => 10,
-        };
-        self.requests.pressure.fetch_max(percent, Ordering::Relaxed);
+        self.requests.press(level);
         self.store.shared().bell.ring();
     }
 

@@ -11,6 +11,7 @@ use crate::store::accounting::object_bytes;
 use crate::store::arena::Move;
 use crate::store::codec::{CodecId, Compressor, Scratch};
 use crate::store::entry::{Entry, Location};
+use crate::store::lru::Age;
 use crate::store::object;
 use crate::store::pool::PoolId;
 use crate::writeback::{Cipher, Place};
@@ -31,11 +32,14 @@ impl VmStore {
         &self.cipher
     }
 
-    /// Appends a copy of the object in `slot` to `buffer`: its generation and length, or `None` when the slot has no
-    /// object in the arena.
-    pub fn isolate(&self, slot: Slot, buffer: &mut Vec<u8>) -> Option<(Generation, usize)> {
+    /// Appends a copy of the object in `slot` to `buffer`: its generation and length. `None` when the slot has no object
+    /// in the arena, or a younger one than it had when it was `found` cold: that one's turn has not come.
+    pub fn isolate(&self, slot: Slot, found: Age, buffer: &mut Vec<u8>) -> Option<(Generation, usize)> {
         let record = self.table.record(slot)?;
         let _numbers = self.numbers.lock();
+        if Age::from_bits(record.age.load(Ordering::Relaxed)) > found {
+            return None;
+        }
         let Ok(Entry::Arena(location)) = Entry::unpack(record.entry.load(Ordering::Relaxed), slot) else {
             return None;
         };
