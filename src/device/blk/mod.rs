@@ -3,5 +3,6 @@
 
 pub mod config_space;
 pub mod execute;
+mod ranges;
 pub mod request;
 pub mod swap_header;
