@@ -9,7 +9,7 @@ mod support;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ballast::frontend::{Device, Memory, Op, Options, Queue, Status};
+use ballast::frontend::{Device, Memory, Op, Options, Queue, Status, Wait};
 use ballast::page::{PAGE_SIZE, Page};
 use ballast::writeback::io::faulty::Fault;
 use rustix::io::Errno;
@@ -134,6 +134,27 @@ fn single_pages_come_back_right_while_others_are_overwritten_and_moved() {
 #[test]
 fn long_requests_come_back_right_while_others_are_overwritten_and_moved() {
     random_requests(32, 1500);
+}
+
+#[test]
+fn what_comes_from_the_file_wakes_a_worker_that_sleeps() {
+    let host = Host::with(&["web1"], Setup { file: true, poll: Duration::ZERO, ..Setup::default() });
+    let (_device, mut queues) = attach(&host, "web1", Options { queues: 2, ..Options::default() });
+    for (n, disk) in queues.iter_mut().enumerate() {
+        disk.write_pages(n as u64 * 1000, &(0..1000).map(page).collect::<Vec<_>>()).unwrap();
+    }
+    assert_eq!(host.write_back("web1", 0..2000), 2000);
+    std::thread::scope(|scope| {
+        for (n, disk) in queues.iter_mut().enumerate() {
+            scope.spawn(move || {
+                disk.set_wait(Wait::Sleep);
+                for slot in 0..1000 {
+                    assert!(disk.read_page(n as u64 * 1000 + slot).unwrap() == page(slot), "slot {slot}");
+                }
+            });
+        }
+    });
+    assert_eq!(host.pages("web1").accounting().events.loaded_from_file, 2000);
 }
 
 #[test]

@@ -146,7 +146,12 @@ impl Session {
             let worker = workers.get(worker).ok_or(VhostError::InvalidParam)?;
             let slow = |elapsed: Duration| {
                 let (vm, seconds) = (vm.name(), elapsed.as_secs());
-                tracing::warn!(vm, queue = index, seconds, "a ring waits for the writeback file to stop");
+                tracing::warn!(
+                    vm,
+                    queue = index,
+                    seconds,
+                    "a ring that is to stop waits for the writeback file"
+                );
             };
             worker.remove(seat, slow).map_err(VhostError::ReqHandlerError)?;
             queue.vring.set_queue_ready(false);

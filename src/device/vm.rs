@@ -173,6 +173,12 @@ impl DeviceVm {
         false
     }
 
+    /// Forgets a ring that waits for its session to run.
+    pub fn forget_claim(&self, ring: SubscriberId, roster: &Arc<Roster>) {
+        let mut ownership = self.ownership.lock();
+        ownership.waiting.retain(|(other, at)| *other != ring || !Arc::ptr_eq(at, roster));
+    }
+
     /// Notes that no ring of `session` runs any more, and lets the waiting ones try.
     pub fn release(&self, session: u64) {
         let mut ownership = self.ownership.lock();

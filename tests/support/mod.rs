@@ -83,12 +83,19 @@ pub struct Setup {
     pub file: bool,
     /// How long stores wait for room.
     pub store_deadline: Duration,
+    /// How long workers look at their rings before they sleep.
+    pub poll: Duration,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        let store_deadline = Duration::from_secs(5);
-        Self { pool_bytes: 1 << 30, limit_bytes: 1 << 30, file: false, store_deadline }
+        Self {
+            pool_bytes: 1 << 30,
+            limit_bytes: 1 << 30,
+            file: false,
+            store_deadline: Duration::from_secs(5),
+            poll: Duration::from_micros(50),
+        }
     }
 }
 
@@ -125,8 +132,8 @@ impl Host {
         let file = || setup.file.then(|| open_file(dir.path(), &mut faulty)).transpose();
         let store = Store::open(config, names.iter().map(spec).collect(), file).expect("the state opens");
         let store = Arc::new(store);
-        let (poll, state_id) = (Duration::from_micros(50), store.state_id());
-        let device = Arc::new(Device::start(2, poll, setup.store_deadline, state_id).expect("workers start"));
+        let device = Device::start(2, setup.poll, setup.store_deadline, store.state_id());
+        let device = Arc::new(device.expect("workers start"));
         let mut vms = Vec::new();
         for name in names {
             let vm = Arc::new(DeviceVm::new(name, 4, store.ready(name)));

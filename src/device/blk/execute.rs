@@ -9,10 +9,11 @@ use std::collections::VecDeque;
 use std::error::Error;
 use std::ops::Range as StdRange;
 
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
+use super::copy::{Unreachable, advance, first_page, gather, scatter, slot_of};
 use super::ranges::Range;
-use super::request::{Kind, Request, Segment, Status, take_front};
+use super::request::{Kind, Request, Status};
 use crate::device::Memory;
 use crate::device::complaints::{Chain, Complaint, Complaints};
 use crate::ids::Slot;
@@ -106,15 +107,6 @@ pub(super) enum Pause {
     Budget,
     InFile(Vec<InFile>),
     NoRoom(StoreError),
-}
-
-/// Guest memory that is not there.
-pub(super) struct Unreachable;
-
-impl From<vm_memory::GuestMemoryError> for Unreachable {
-    fn from(_: vm_memory::GuestMemoryError) -> Self {
-        Self
-    }
 }
 
 impl Execution {
@@ -288,52 +280,4 @@ impl Execution {
         }
         Pause::InFile(wanted)
     }
-}
-
-pub(super) fn slot_of(position: u64) -> Slot {
-    // A position on the disk was checked against its capacity, which is less than 2^32 pages.
-    Slot(u32::try_from(position / PAGE_SIZE_U64).unwrap_or(u32::MAX))
-}
-
-/// The slot at `position` and the part of its page that a run of `length` bytes covers.
-pub(super) fn first_page(position: u64, length: u64) -> (Slot, StdRange<usize>) {
-    let from = usize::try_from(position % PAGE_SIZE_U64).unwrap_or(0);
-    let length = usize::try_from(length).unwrap_or(usize::MAX);
-    (slot_of(position), from..from.saturating_add(length).min(PAGE_SIZE))
-}
-
-/// Copies the beginning of the data segments to `target`.
-pub(super) fn gather(
-    memory: &Memory,
-    data: &VecDeque<Segment>,
-    mut target: &mut [u8],
-) -> Result<(), Unreachable> {
-    for segment in data {
-        if target.is_empty() {
-            break;
-        }
-        let length = target.len().min(segment.length as usize);
-        let (now, later) = std::mem::take(&mut target).split_at_mut_checked(length).ok_or(Unreachable)?;
-        memory.read_slice(now, segment.address)?;
-        target = later;
-    }
-    if target.is_empty() { Ok(()) } else { Err(Unreachable) }
-}
-
-/// Takes `length` bytes off the front of the data segments.
-pub(super) fn advance(data: &mut VecDeque<Segment>, mut length: usize) {
-    while length > 0 {
-        let Some((_, taken)) = take_front(data, length) else { return };
-        length = length.saturating_sub(taken);
-    }
-}
-
-/// Moves `source` to the data segments, as far as they reach.
-fn scatter(memory: &Memory, data: &mut VecDeque<Segment>, mut source: &[u8]) -> Result<(), Unreachable> {
-    while let Some((address, length)) = take_front(data, source.len()).filter(|(_, length)| *length > 0) {
-        let (now, later) = source.split_at_checked(length).ok_or(Unreachable)?;
-        memory.write_slice(now, address)?;
-        source = later;
-    }
-    Ok(())
 }

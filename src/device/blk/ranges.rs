@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 
 use super::config_space::SECTOR_BYTES;
-use super::execute::{Execution, Pause, Turn, Unreachable, advance, first_page, gather, slot_of};
+use super::copy::{Unreachable, advance, first_page, gather, slot_of};
+use super::execute::{Execution, Pause, Turn};
 use super::request::{Kind, Status};
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64, Page};
 use crate::store::codec::Scratch;

@@ -225,6 +225,9 @@ impl Ring {
     pub fn stop(&mut self, told: Sender<()>) {
         self.stop = Some(told);
         if let Some(id) = self.id {
+            if self.phase == Phase::Waiting {
+                self.vm.forget_claim(id, &self.roster);
+            }
             self.roster.put(id);
         }
         self.tell_if_stopped();

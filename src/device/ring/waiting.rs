@@ -89,10 +89,15 @@ impl Waiting {
         self.jobs.insert(self.jobs.len().saturating_sub(later), job);
     }
 
-    /// A store found no room: there is no use in trying others soon.
-    pub(super) fn found_no_room(&mut self, now: Instant) {
+    /// A store found no room, or has to be read for first: there is no use in trying others soon.
+    pub(super) fn pause(&mut self, now: Instant) {
         self.due = false;
         self.next_try = now.checked_add(TRY_EVERY);
+    }
+
+    /// A store that had to wait found room: the next one may, too.
+    pub(super) fn go_on(&mut self) {
+        self.due = true;
     }
 
     /// A request ended. How long ago it began to wait, if it had to.
@@ -140,7 +145,7 @@ mod tests {
         for (n, head) in [5, 3, 9].into_iter().enumerate() {
             admit(&mut waiting, head, start + Duration::from_millis(n as u64), 10).unwrap();
         }
-        waiting.found_no_room(start + Duration::from_secs(60));
+        waiting.pause(start + Duration::from_secs(60));
         waiting.look(0, false);
         assert!(waiting.next_due().is_none(), "no time has passed, and no room was made");
         waiting.look(1, false);
@@ -148,7 +153,7 @@ mod tests {
         assert_eq!(first.head, 5);
         waiting.admit(&mut first, Instant::now(), 10).unwrap();
         waiting.insert(first);
-        waiting.found_no_room(Instant::now());
+        waiting.pause(Instant::now());
         assert!(!waiting.is_due());
         waiting.look(1, true);
         assert_eq!([(); 3].map(|()| waiting.next_due().unwrap().head), [5, 3, 9]);

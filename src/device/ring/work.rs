@@ -174,6 +174,10 @@ impl Ring {
                 Step::SetAside
             }
             Outcome::InFile(wanted) => {
+                if job.since.is_some() {
+                    // Those behind it would only be read, tried in vain and forgotten again.
+                    self.jobs.waiting.pause(Instant::now());
+                }
                 self.fetch(job, wanted, turn);
                 Step::SetAside
             }
@@ -206,7 +210,7 @@ impl Ring {
             Ok(()) => {
                 self.jobs.waiting.insert(job);
                 if tried {
-                    self.jobs.waiting.found_no_room(now);
+                    self.jobs.waiting.pause(now);
                     return Step::NoRoom;
                 }
                 Step::SetAside
@@ -229,6 +233,7 @@ impl Ring {
         if status != Status::Ok {
             self.vm.count_error();
         } else if let Some(waited) = waited {
+            self.jobs.waiting.go_on();
             turn.vm.count(|events| events.delayed(waited));
         }
         let address = Some(job.execution.status_address());
