@@ -9,7 +9,6 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::jobs::Job;
-use super::waiting::NoWait;
 use super::{Broken, Progress, Ring, Workbench};
 use crate::device::Memory;
 use crate::device::blk::execute::{Execution, Outcome, Turn};
@@ -49,7 +48,8 @@ impl Ring {
         let vring = self.vring.clone();
         let mut vring = vring.get_mut();
         self.jobs.collect_mail();
-        self.jobs.waiting.look(self.roster.room(), self.stop.is_some());
+        let places = usize::from(vring.get_queue().size() / 2);
+        self.jobs.waiting.look(self.roster.room(), self.stop.is_some(), places);
         self.take_heads(vring.get_queue_mut(), &memory)?;
         if !self.jobs.any_to_do() {
             return Ok(Progress::Idle);
@@ -130,8 +130,14 @@ impl Ring {
 
     /// Carries the next request on.
     fn step(&mut self, queue: &Queue, turn: &mut Turn<'_>, bench: &mut Workbench) -> Step {
+        if let Some(job) = self.jobs.waiting.next_excess() {
+            turn.budget_pages = turn.budget_pages.saturating_sub(1);
+            return self.fail_store(&job, turn, || {
+                "a store failed: half of the ring has waited for room for longer".to_owned()
+            });
+        }
         if let Some(job) = self.jobs.next_started() {
-            return self.proceed(job, queue.size(), turn, bench);
+            return self.proceed(job, turn, bench);
         }
         let Some(head) = self.jobs.taken.pop_front() else { return Step::Nothing };
         let table = DescriptorTable { address: GuestAddress(queue.desc_table()), size: queue.size() };
@@ -143,9 +149,9 @@ impl Ring {
         let job = Job::new(head, Execution::new(request));
         if job.execution.is_store() && !self.jobs.waiting.is_empty() && self.stop.is_none() {
             turn.budget_pages = turn.budget_pages.saturating_sub(1);
-            return self.wait(job, None, queue.size(), turn);
+            return self.wait(job, None, turn);
         }
-        self.proceed(job, queue.size(), turn, bench)
+        self.proceed(job, turn, bench)
     }
 
     fn refuse(&mut self, head: u16, malformed: Malformed, turn: &mut Turn<'_>) -> Answer {
@@ -165,7 +171,7 @@ impl Ring {
         Answer { head, status, written: 0, address }
     }
 
-    fn proceed(&mut self, mut job: Job, queue_size: u16, turn: &mut Turn<'_>, bench: &mut Workbench) -> Step {
+    fn proceed(&mut self, mut job: Job, turn: &mut Turn<'_>, bench: &mut Workbench) -> Step {
         turn.fetch_pages = self.jobs.fetch_pages_left();
         match job.execution.proceed(turn, &mut bench.scratch, &mut bench.page.0) {
             Outcome::Done(status, written) => Step::Answer(self.end(&job, status, written, turn)),
@@ -181,7 +187,7 @@ impl Ring {
                 self.fetch(job, wanted, turn);
                 Step::SetAside
             }
-            Outcome::NoRoom(err) => self.wait(job, Some(err), queue_size, turn),
+            Outcome::NoRoom(err) => self.wait(job, Some(err), turn),
         }
     }
 
@@ -195,31 +201,24 @@ impl Ring {
     }
 
     /// Lets a store wait for room. Without an error it was not tried, because others wait already.
-    fn wait(&mut self, mut job: Job, err: Option<StoreError>, queue_size: u16, turn: &mut Turn<'_>) -> Step {
+    fn wait(&mut self, mut job: Job, err: Option<StoreError>, turn: &mut Turn<'_>) -> Step {
         let now = Instant::now();
         let hopeless = err.as_ref().is_some_and(|err| self.stop.is_some() || !turn.vm.may_wait(err));
-        let tried = err.is_some();
-        let failed = |what: &str| match &err {
-            Some(err) => format!("a store failed{what}: {}", Chain(err)),
-            None => format!("a store failed{what}: others wait for room already"),
-        };
-        if hopeless {
-            return self.fail_store(&job, turn, || failed(""));
-        }
-        match self.jobs.waiting.admit(&mut job, now, usize::from(queue_size / 2)) {
-            Ok(()) => {
-                self.jobs.waiting.insert(job);
-                if tried {
-                    self.jobs.waiting.pause(now);
-                    return Step::NoRoom;
-                }
-                Step::SetAside
+        if !hopeless && self.jobs.waiting.admit(&mut job, now) {
+            self.jobs.waiting.insert(job);
+            if err.is_none() {
+                return Step::SetAside;
             }
-            Err(NoWait::TooMany) => {
-                self.fail_store(&job, turn, || failed(", half of the ring waiting for room"))
-            }
-            Err(NoWait::TooLong) => self.fail_store(&job, turn, || failed(" for want of room in time")),
+            self.jobs.waiting.pause(now);
+            return Step::NoRoom;
         }
+        self.fail_store(&job, turn, || {
+            let what = if hopeless { "" } else { " for want of room in time" };
+            match &err {
+                Some(err) => format!("a store failed{what}: {}", Chain(err)),
+                None => format!("a store failed{what}: others wait for room already"),
+            }
+        })
     }
 
     fn fail_store(&mut self, job: &Job, turn: &mut Turn<'_>, message: impl FnOnce() -> String) -> Step {
@@ -229,7 +228,7 @@ impl Ring {
     }
 
     fn end(&mut self, job: &Job, status: Status, written: u32, turn: &Turn<'_>) -> Answer {
-        let waited = self.jobs.waiting.ended(job);
+        let waited = job.since.map(|since| since.elapsed());
         if status != Status::Ok {
             self.vm.count_error();
         } else if let Some(waited) = waited {
