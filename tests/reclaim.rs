@@ -13,10 +13,9 @@ use ballast::page::{PAGE_SIZE, Page, ZERO_PAGE};
 use ballast::reclaim::shrinker::{Options, Shrinker};
 use ballast::store::Store;
 use ballast::store::codec::{Compressor, Scratch};
-use ballast::store::entry::Entry;
 use ballast::store::lru::Age;
 use ballast::store::vm::{Limits, StoreError, VmStore};
-use support::file::{load_waiting, neutral_shrinker, open_with_file, settle};
+use support::file::{load_waiting, neutral_shrinker, open_with_file, place_of, settle, store_waiting};
 use support::page_of;
 
 const FILE_BYTES: u64 = 256 << 20;
@@ -26,31 +25,7 @@ fn at(ms: u64) -> Age {
 }
 
 fn in_file(vm: &VmStore, slot: u32) -> bool {
-    let record = vm.table().record(Slot(slot)).unwrap();
-    let entry = record.entry.load(std::sync::atomic::Ordering::Relaxed);
-    matches!(Entry::unpack(entry, Slot(slot)), Ok(Entry::File(_)))
-}
-
-/// Stores, and lets the shrinker make room when there is none.
-fn store_waiting(
-    vm: &VmStore,
-    shrinker: &mut Shrinker,
-    slot: u32,
-    page: &Page,
-    age: Age,
-    scratch: &mut Scratch,
-) {
-    for _ in 0..100 {
-        match vm.store(Slot(slot), page, age, scratch) {
-            Ok(()) => return,
-            Err(err @ (StoreError::Limit | StoreError::PoolFull)) => {
-                assert!(vm.may_wait(&err), "{err}");
-                settle(shrinker);
-            }
-            Err(err) => panic!("{err}"),
-        }
-    }
-    panic!("no room for slot {slot}: {:?}", vm.accounting());
+    place_of(vm, slot).is_some()
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ballast::ids::Slot;
@@ -9,11 +10,13 @@ use ballast::page::Page;
 use ballast::reclaim::policy::Policy;
 use ballast::reclaim::shrinker::{Options, Shrinker, Step};
 use ballast::store::codec::{Compressor, Scratch};
+use ballast::store::entry::Entry;
 use ballast::store::lru::Age;
 use ballast::store::state::StateDir;
-use ballast::store::vm::{Fetched, InFile, Limits, LoadError, Loaded, VmStore};
+use ballast::store::vm::{Fetched, InFile, Limits, LoadError, Loaded, StoreError, VmStore};
 use ballast::store::{Store, VmSpec};
-use ballast::writeback::{self, Writeback};
+use ballast::writeback::io::faulty::Faulty;
+use ballast::writeback::{self, OpenError, Place, Writeback};
 
 use super::store_config;
 
@@ -30,13 +33,50 @@ pub fn file_options(dir: &Path, size_bytes: u64) -> writeback::Options {
 
 /// Opens a store in `dir/state` with a writeback file beside it.
 pub fn open_with_file(dir: &Path, vms: &[(&str, u32, Limits)], pool_bytes: u64, file_bytes: u64) -> Store {
+    open_with(dir, vms, pool_bytes, || Writeback::open(&file_options(dir, file_bytes)).map(Some))
+}
+
+/// The same with a file that fails when the test says so.
+pub fn open_with_faulty_file(
+    dir: &Path,
+    vms: &[(&str, u32, Limits)],
+    pool_bytes: u64,
+    file_bytes: u64,
+) -> (Store, Arc<Faulty>) {
+    let mut faulty = None;
+    let store = open_with(dir, vms, pool_bytes, || {
+        let options = file_options(dir, file_bytes);
+        let file = Writeback::open_with(&options, |target| {
+            let file = Arc::new(Faulty::new(writeback::io::start(target)?));
+            faulty = Some(Arc::clone(&file));
+            Ok(file)
+        });
+        file.map(Some)
+    });
+    (store, faulty.expect("the file was opened"))
+}
+
+fn open_with(
+    dir: &Path,
+    vms: &[(&str, u32, Limits)],
+    pool_bytes: u64,
+    open_file: impl FnOnce() -> Result<Option<Writeback>, OpenError>,
+) -> Store {
     let specs = vms
         .iter()
         .map(|(name, slots, limits)| VmSpec { name: (*name).to_owned(), slots: *slots, limits: *limits })
         .collect();
     let config = store_config(&dir.join("state"), Compressor::Lz4, pool_bytes);
-    let options = file_options(dir, file_bytes);
-    Store::open(config, specs, || Writeback::open(&options).map(Some)).expect("the state opens")
+    Store::open(config, specs, open_file).expect("the state opens")
+}
+
+/// Where the page in `slot` is in the writeback file, if it is there.
+pub fn place_of(vm: &VmStore, slot: u32) -> Option<Place> {
+    let entry = vm.table().record(Slot(slot))?.entry.load(Ordering::Relaxed);
+    match Entry::unpack(entry, Slot(slot)) {
+        Ok(Entry::File(place)) => Some(place),
+        _ => None,
+    }
 }
 
 /// A shrinker that decides by plain age.
@@ -78,4 +118,26 @@ pub fn load_waiting(
             Loaded::InFile(wanted) => fetched = fetch(vm, vec![wanted]).pop(),
         }
     }
+}
+
+/// Stores, and lets the shrinker make room when there is none.
+pub fn store_waiting(
+    vm: &VmStore,
+    shrinker: &mut Shrinker,
+    slot: u32,
+    page: &Page,
+    age: Age,
+    scratch: &mut Scratch,
+) {
+    for _ in 0..100 {
+        match vm.store(Slot(slot), page, age, scratch) {
+            Ok(()) => return,
+            Err(err @ (StoreError::Limit | StoreError::PoolFull)) => {
+                assert!(vm.may_wait(&err), "{err}");
+                settle(shrinker);
+            }
+            Err(err) => panic!("{err}"),
+        }
+    }
+    panic!("no room for slot {slot}: {:?}", vm.accounting());
 }

@@ -53,6 +53,18 @@ pub fn page_of(kind: u8, seed: u64) -> Page {
     page
 }
 
+/// Numbers that look random and are the same in every run.
+pub struct Random(pub u64);
+
+impl Random {
+    /// A number below `end`.
+    pub fn below(&mut self, end: u32) -> u32 {
+        self.0 = self.0.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        let high = self.0 >> 32;
+        u32::try_from((high * u64::from(end)) >> 32).expect("less than the end")
+    }
+}
+
 /// Opens a store with these VMs in `dir`.
 pub fn open_store(dir: &Path, names: &[&str], compressor: Compressor, pool: u64, limit: u64) -> Store {
     let limits = Limits { limit_bytes: limit, ..Limits::NONE };
