@@ -129,7 +129,9 @@ fn what_others_may_still_claim_is_left_to_them() {
     assert!(store.shared().unclaimed_bytes() >= 2 * MIB);
     assert!(fill(&vm("greedy"), refused, &mut scratch) < refused + 64);
     fill(&vm("a"), 0, &mut scratch);
-    assert!(vm("a").accounting().held.pool_bytes > 2 * MIB - span_bytes_max);
+    // But for the free places that the other found in spans which were not quite empty.
+    let held = vm("a").accounting().held.pool_bytes;
+    assert!(held > 2 * MIB - 2 * span_bytes_max, "{held}");
     vm("a").set_limits(Limits::NONE);
     vm("b").set_limits(Limits::NONE);
     assert_eq!(store.shared().unclaimed_bytes(), 0);

@@ -135,6 +135,14 @@ impl InflightRegion {
         self.map.as_volatile_slice().write_slice(bytes, at).expect("offsets are within the region");
     }
 
+    /// Forgets what was taken and where the used rings were: the guest's driver starts over.
+    pub fn forget(self: &Arc<Self>) {
+        for queue in (0..self.queues).filter_map(|index| self.queue(index)) {
+            // One store, after which the rest of the queue's part says nothing.
+            queue.set_u16(VERSION_AT, 0);
+        }
+    }
+
     /// The part of queue `index`, if the region has one.
     #[must_use]
     pub fn queue(self: &Arc<Self>, index: u16) -> Option<InflightQueue> {
@@ -188,6 +196,7 @@ impl InflightQueue {
     /// the order in which they were taken. `used_index` is the guest's; it has the last word on what was answered.
     pub fn resume(&mut self, used_index: u16) -> Vec<u16> {
         if self.u16_at(VERSION_AT) != VERSION {
+            (0..self.region.queue_size).for_each(|head| self.set_taken(head, false));
             self.set_u16(DESCRIPTORS_AT, self.region.queue_size);
             self.set_u16(USED_INDEX_AT, used_index);
             self.set_u16(VERSION_AT, VERSION);
@@ -262,6 +271,22 @@ mod tests {
         assert_eq!(region.queue(1).unwrap().resume(502), [5, 7]);
         assert!(region.queue(0).unwrap().resume(0).is_empty());
         assert!(region.queue(2).is_none());
+    }
+
+    #[test]
+    fn what_was_taken_before_a_reset_is_forgotten() {
+        let (region, file, length) = InflightRegion::create(2, 128, &ID).unwrap();
+        let region = Arc::new(region);
+        let mut queue = region.queue(1).unwrap();
+        queue.resume(500);
+        queue.take(7);
+        region.forget();
+
+        let region = Arc::new(InflightRegion::open(&file, 0, length, (2, 128), &ID).unwrap());
+        let mut queue = region.queue(1).unwrap();
+        assert!(queue.resume(0).is_empty());
+        queue.take(9);
+        assert_eq!(region.queue(1).unwrap().resume(0), [9]);
     }
 
     #[test]

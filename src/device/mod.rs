@@ -9,8 +9,10 @@
 )]
 
 pub mod blk;
+pub mod complaints;
 pub mod inflight;
 pub mod ring;
+pub mod roster;
 pub mod session;
 pub mod vm;
 pub mod worker;
@@ -25,6 +27,7 @@ use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 use vm_memory::GuestMemoryMmap;
 
 use crate::store::state::StateId;
+use complaints::{Chain, Complaint};
 use session::Session;
 use vm::DeviceVm;
 use worker::Worker;
@@ -37,22 +40,32 @@ pub type Memory = GuestMemoryMmap<()>;
 pub struct Device {
     workers: Arc<Vec<Worker>>,
     state_id: StateId,
+    store_deadline: Duration,
     sessions: AtomicU64,
 }
 
 impl Device {
-    /// Starts `workers` worker threads, which keep looking at their rings for `poll` after the last request.
+    /// Starts `workers` worker threads, which keep looking at their rings for `poll` after the last request. A store
+    /// that finds no room waits for it for `store_deadline`; zero means not at all.
     ///
     /// # Errors
     /// When a thread can't be started.
-    pub fn start(workers: usize, poll: Duration, state_id: StateId) -> io::Result<Self> {
+    pub fn start(
+        workers: usize,
+        poll: Duration,
+        store_deadline: Duration,
+        state_id: StateId,
+    ) -> io::Result<Self> {
         let workers =
             (0..workers.max(1)).map(|index| Worker::start(index, poll)).collect::<io::Result<_>>()?;
-        Ok(Self { workers: Arc::new(workers), state_id, sessions: AtomicU64::new(0) })
+        Ok(Self { workers: Arc::new(workers), state_id, store_deadline, sessions: AtomicU64::new(0) })
     }
 
-    /// Makes the rings try again whose stores wait for room.
-    pub fn wake_waiting(&self) {}
+    /// Lets stores that wait for room try again, now that there is some: for whoever made it. Costs a read per worker
+    /// when none waits.
+    pub fn wake_waiting(&self) {
+        self.workers.iter().for_each(Worker::wake_waiting);
+    }
 
     /// Accepts VMMs on a VM's socket, on a thread of its own, until the process ends.
     ///
@@ -64,7 +77,9 @@ impl Device {
             for stream in listener.incoming() {
                 let accepted = stream.and_then(|stream| device.attach(stream, &vm));
                 if let Err(err) = accepted {
-                    tracing::warn!(%err, vm = vm.name(), "a connection was refused");
+                    if vm.complaints().is_news(Complaint::Connection) {
+                        tracing::warn!(vm = vm.name(), "a connection was refused: {}", Chain(&err));
+                    }
                     // Out of file descriptors or threads: that doesn't end by trying again at once.
                     std::thread::sleep(Duration::from_millis(100));
                 }
@@ -75,11 +90,10 @@ impl Device {
 
     fn attach(self: &Arc<Self>, stream: UnixStream, vm: &Arc<DeviceVm>) -> io::Result<()> {
         let number = self.sessions.fetch_add(1, Ordering::Relaxed);
-        let session = Session::new(number, Arc::clone(vm), Arc::clone(&self.workers), self.state_id)
+        let workers = Arc::clone(&self.workers);
+        let session = Session::new(number, Arc::clone(vm), workers, self.store_deadline, self.state_id)
             .map_err(io::Error::other)?;
-        if !vm.begin_session() {
-            return Err(io::Error::other("the VM is out of service: see `ballast status`"));
-        }
+        vm.begin_session().map_err(io::Error::other)?;
         let vm_of_thread = Arc::clone(vm);
         let spawned = std::thread::Builder::new()
             .name(format!("session-{}", vm.name()))

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
@@ -22,7 +23,7 @@ use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryR
 use super::Memory;
 use super::blk::config_space;
 use super::inflight::InflightRegion;
-use super::ring::{GuestMemory, Ring, Vring};
+use super::ring::{GuestMemory, Owner, Ring, Vring};
 use super::vm::DeviceVm;
 use super::worker::{Seat, Worker};
 use crate::store::state::StateId;
@@ -37,6 +38,7 @@ pub struct Session {
     number: u64,
     vm: Arc<DeviceVm>,
     workers: Arc<Vec<Worker>>,
+    store_deadline: Duration,
     state_id: StateId,
     memory: GuestMemory,
     /// Where the VMM has what of the guest's memory: its address, the guest's, and the length.
@@ -76,6 +78,7 @@ impl Session {
         number: u64,
         vm: Arc<DeviceVm>,
         workers: Arc<Vec<Worker>>,
+        store_deadline: Duration,
         state_id: StateId,
     ) -> Result<Self, virtio_queue::Error> {
         let memory = GuestMemoryAtomic::new(Memory::new());
@@ -86,7 +89,18 @@ impl Session {
             })
             .collect::<Result<_, _>>()?;
         let (mappings, features, inflight) = (Vec::new(), 0, None);
-        Ok(Self { number, vm, workers, state_id, memory, mappings, features, inflight, queues })
+        Ok(Self {
+            number,
+            vm,
+            workers,
+            store_deadline,
+            state_id,
+            memory,
+            mappings,
+            features,
+            inflight,
+            queues,
+        })
     }
 
     fn queue(&mut self, index: u32) -> VhostResult<&mut SessionQueue> {
@@ -108,7 +122,7 @@ impl Session {
         let event_idx = self.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
         let worker = usize::try_from(number).unwrap_or(0).wrapping_add(usize::from(queue_index));
         let worker = worker.checked_rem(self.workers.len()).unwrap_or(0);
-        let workers = Arc::clone(&self.workers);
+        let (workers, store_deadline) = (Arc::clone(&self.workers), self.store_deadline);
         let queue = self.queue(index)?;
         if queue.seat.is_some() || !(queue.has_kick && queue.has_address && queue.enabled) {
             return Ok(());
@@ -116,22 +130,34 @@ impl Session {
         queue.vring.set_queue_event_idx(event_idx);
         queue.vring.set_enabled(true);
         let worker_ref = workers.get(worker).ok_or(VhostError::InvalidParam)?;
-        let ring = Ring::new(vm, number, queue.vring.clone(), memory, inflight, worker_ref.active());
+        let owner = Owner { vm, session: number };
+        let ring =
+            Ring::new(owner, queue.vring.clone(), memory, inflight, store_deadline, worker_ref.roster());
         queue.seat = Some((worker, worker_ref.add(ring).map_err(VhostError::ReqHandlerError)?));
         Ok(())
     }
 
-    /// Stops the ring; when this returns everything that it had taken is answered.
+    /// Stops the ring; when this returns everything that it had taken is answered. That takes as long as the
+    /// writeback file takes to give what was asked of it.
     fn stop(&mut self, index: u32) -> VhostResult<()> {
-        let workers = Arc::clone(&self.workers);
+        let (workers, vm) = (Arc::clone(&self.workers), Arc::clone(&self.vm));
         let queue = self.queue(index)?;
         if let Some((worker, seat)) = queue.seat.take() {
             let worker = workers.get(worker).ok_or(VhostError::InvalidParam)?;
-            worker.remove(seat).map_err(VhostError::ReqHandlerError)?;
+            let slow = |elapsed: Duration| {
+                let (vm, seconds) = (vm.name(), elapsed.as_secs());
+                tracing::warn!(
+                    vm,
+                    queue = index,
+                    seconds,
+                    "a ring that is to stop waits for the writeback file"
+                );
+            };
+            worker.remove(seat, slow).map_err(VhostError::ReqHandlerError)?;
             queue.vring.set_queue_ready(false);
         }
-        if self.queues.iter().all(|queue| queue.seat.is_none()) && self.vm.release(self.number) {
-            workers.iter().for_each(Worker::wake);
+        if self.queues.iter().all(|queue| queue.seat.is_none()) {
+            self.vm.release(self.number);
         }
         Ok(())
     }
@@ -198,6 +224,11 @@ impl VhostUserBackendReqHandlerMut for Session {
         self.stop_all();
         for queue in &mut self.queues {
             (queue.enabled, queue.has_kick, queue.has_address) = (false, false, false);
+        }
+        // What a broken ring had taken is still noted there, and the VMM may keep the region: the driver that comes
+        // next never asked for it.
+        if let Some(region) = &self.inflight {
+            region.forget();
         }
         self.features = 0;
         Ok(())

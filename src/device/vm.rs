@@ -7,8 +7,13 @@ use event_manager::SubscriberId;
 use parking_lot::{Mutex, RwLock};
 
 use super::blk::execute::SERIAL_BYTES;
-use super::ring::Active;
+use super::complaints::Complaints;
+use super::roster::Roster;
 use crate::store::vm::VmStore;
+
+/// Sessions that a VM may have at once: one whose rings run, and some that are set up meanwhile or wait for a slow
+/// file before they end. Each costs a thread.
+pub const SESSIONS_MAX: u32 = 8;
 
 /// One VM of the device.
 pub struct DeviceVm {
@@ -18,6 +23,7 @@ pub struct DeviceVm {
     /// Replaced when the VM is cleared, which no session survives.
     store: RwLock<Option<Arc<VmStore>>>,
     errors: AtomicU64,
+    complaints: Complaints,
     /// VMMs that are connected. Held while the VM's pages are dropped, so that nobody attaches meanwhile.
     sessions: Mutex<u32>,
     ownership: Mutex<Ownership>,
@@ -27,7 +33,20 @@ pub struct DeviceVm {
 #[derive(Default)]
 struct Ownership {
     owner: Option<u64>,
-    waiting: Vec<(SubscriberId, Active)>,
+    waiting: Vec<(SubscriberId, Arc<Roster>)>,
+}
+
+/// Why a VMM was not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Its pages can't be served.
+    #[error("the VM is out of service: see `ballast status`")]
+    OutOfService,
+    /// Too many are in already.
+    #[error(
+        "the VM has {SESSIONS_MAX} connections already, and one of them can run: end the VMMs that are not needed"
+    )]
+    TooMany,
 }
 
 impl DeviceVm {
@@ -44,6 +63,7 @@ impl DeviceVm {
             queues,
             store: RwLock::new(store),
             errors: AtomicU64::new(0),
+            complaints: Complaints::default(),
             sessions: Mutex::new(0),
             ownership: Mutex::default(),
         }
@@ -82,9 +102,15 @@ impl DeviceVm {
         self.errors.load(Ordering::Relaxed)
     }
 
-    /// Counts a request that was answered with an error. Returns how many there were before.
-    pub fn count_error(&self) -> u64 {
-        self.errors.fetch_add(1, Ordering::Relaxed)
+    /// Counts a request that was answered with an error.
+    pub fn count_error(&self) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What the log has been told of this VM.
+    #[must_use]
+    pub fn complaints(&self) -> &Complaints {
+        &self.complaints
     }
 
     /// Whether a VMM is connected.
@@ -93,13 +119,20 @@ impl DeviceVm {
         *self.sessions.lock() > 0
     }
 
-    /// Lets a VMM in. False when the VM is out of service.
-    #[must_use]
-    pub fn begin_session(&self) -> bool {
+    /// Lets a VMM in.
+    ///
+    /// # Errors
+    /// When the VM is out of service, or has as many VMMs as it may.
+    pub fn begin_session(&self) -> Result<(), Refused> {
         let mut sessions = self.sessions.lock();
-        let in_service = self.store.read().is_some();
-        *sessions = sessions.saturating_add(u32::from(in_service));
-        in_service
+        if self.store.read().is_none() {
+            return Err(Refused::OutOfService);
+        }
+        if *sessions >= SESSIONS_MAX {
+            return Err(Refused::TooMany);
+        }
+        *sessions = sessions.saturating_add(1);
+        Ok(())
     }
 
     /// Notes that a VMM that was let in is gone.
@@ -125,39 +158,38 @@ impl DeviceVm {
     }
 
     /// Makes `session` the one whose rings run, unless another is; then the ring waits until that one has stopped.
-    pub fn claim(&self, session: u64, ring: Option<SubscriberId>, active: &Active) -> bool {
+    pub fn claim(&self, session: u64, ring: Option<SubscriberId>, roster: &Arc<Roster>) -> bool {
         let mut ownership = self.ownership.lock();
         if *ownership.owner.get_or_insert(session) == session {
             return true;
         }
         // Both under the ownership lock: whoever releases the VM now finds the ring waiting, and puts it back.
         if let Some(ring) = ring {
-            active.lock().retain(|other| *other != ring);
-            if !ownership.waiting.iter().any(|(other, at)| *other == ring && Arc::ptr_eq(at, active)) {
-                ownership.waiting.push((ring, Arc::clone(active)));
+            roster.remove(ring);
+            if !ownership.waiting.iter().any(|(other, at)| *other == ring && Arc::ptr_eq(at, roster)) {
+                ownership.waiting.push((ring, Arc::clone(roster)));
             }
         }
         false
     }
 
-    /// Notes that no ring of `session` runs any more, and lets the waiting ones try. True when workers have to be
-    /// woken for that.
-    #[must_use]
-    pub fn release(&self, session: u64) -> bool {
+    /// Forgets a ring that waits for its session to run.
+    pub fn forget_claim(&self, ring: SubscriberId, roster: &Arc<Roster>) {
+        let mut ownership = self.ownership.lock();
+        ownership.waiting.retain(|(other, at)| *other != ring || !Arc::ptr_eq(at, roster));
+    }
+
+    /// Notes that no ring of `session` runs any more, and lets the waiting ones try.
+    pub fn release(&self, session: u64) {
         let mut ownership = self.ownership.lock();
         if ownership.owner != Some(session) {
-            return false;
+            return;
         }
         ownership.owner = None;
         let waiting = std::mem::take(&mut ownership.waiting);
         drop(ownership);
-        let any = !waiting.is_empty();
-        for (ring, active) in waiting {
-            let mut active = active.lock();
-            if !active.contains(&ring) {
-                active.push(ring);
-            }
+        for (ring, roster) in waiting {
+            roster.call(ring);
         }
-        any
     }
 }

@@ -5,21 +5,29 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, RemoteEndpoint, SubscriberId, SubscriberOps};
 
-use super::ring::{Active, Progress, Ring, Workbench};
+use super::ring::{Progress, Ring, Workbench};
+use super::roster::Roster;
 
 /// How often the event loop is asked for kicks, control calls and timers while rings are being looked at.
 const EVENTS_EVERY_PAGES: u32 = 32;
 const EVENTS_EVERY_LOOKS: u32 = 64;
+/// How long a ring whose stores wait for room is left alone. Whoever makes room says so; this is for room that comes
+/// about otherwise, and for deadlines.
+const WAITING_EVERY: Duration = Duration::from_millis(5);
+const WAITING_EVERY_MS: i32 = 5;
+/// When the log first says that a ring takes long to stop; it says so again each time twice as much has passed.
+const SLOW_STOP: Duration = Duration::from_secs(5);
 
 /// A worker thread. Dropping it stops and joins the thread.
 pub struct Worker {
     endpoint: RemoteEndpoint<Ring>,
-    active: Active,
+    roster: Arc<Roster>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -36,18 +44,25 @@ impl Worker {
     pub fn start(index: usize, poll: Duration) -> io::Result<Self> {
         let manager = EventManager::<Ring>::new().map_err(|err| io::Error::other(format!("{err:?}")))?;
         let endpoint = manager.remote_endpoint();
-        let (active, stop) = (Active::default(), Arc::new(AtomicBool::new(false)));
-        let mut state = Loop { manager, active: Arc::clone(&active), poll, bench: Workbench::default() };
+        let roster = Arc::new(Roster::new(endpoint.clone()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut state = Loop {
+            manager,
+            roster: Arc::clone(&roster),
+            poll,
+            bench: Workbench::default(),
+            looked_at_waiting: Instant::now(),
+        };
         let stopped = Arc::clone(&stop);
         let thread =
             std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || state.run(&stopped))?;
-        Ok(Self { endpoint, active, stop, thread: Some(thread) })
+        Ok(Self { endpoint, roster, stop, thread: Some(thread) })
     }
 
-    /// The list of rings that this worker looks at.
+    /// Which of the worker's rings are to have a turn.
     #[must_use]
-    pub fn active(&self) -> Active {
-        Arc::clone(&self.active)
+    pub fn roster(&self) -> Arc<Roster> {
+        Arc::clone(&self.roster)
     }
 
     /// Hands a ring to the worker.
@@ -63,23 +78,35 @@ impl Worker {
     }
 
     /// Takes a ring back. When this returns, every request that it had taken was answered and the worker has
-    /// forgotten it.
+    /// forgotten it. The caller waits for that, the worker does not: the ring finishes in its turns, while others
+    /// have theirs. `slow` is told now and then how long it has taken.
     ///
     /// # Errors
     /// When the worker is gone.
-    pub fn remove(&self, seat: Seat) -> io::Result<()> {
+    pub fn remove(&self, seat: Seat, slow: impl Fn(Duration)) -> io::Result<()> {
+        let (told, stopped) = mpsc::channel();
         self.call(move |ops| {
-            let mut ring = ops.remove_subscriber(seat.0)?;
-            ring.drain(&mut Workbench::default());
+            ops.subscriber_mut(seat.0)?.stop(told);
             Ok(())
-        })
+        })?;
+        let start = Instant::now();
+        let mut patience = SLOW_STOP;
+        loop {
+            match stopped.recv_timeout(patience) {
+                Ok(()) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    slow(start.elapsed());
+                    patience = patience.saturating_mul(2);
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(io::ErrorKind::BrokenPipe.into()),
+            }
+        }
+        self.call(move |ops| ops.remove_subscriber(seat.0).map(|_| ()))
     }
 
-    /// Makes the worker look at the rings that were put on its active list from outside.
-    pub fn wake(&self) {
-        if let Err(err) = self.endpoint.kick() {
-            tracing::error!(?err, "a worker can't be woken");
-        }
+    /// Lets stores that wait for room try again, now that there is some. Costs one read when none waits.
+    pub fn wake_waiting(&self) {
+        self.roster.room_made();
     }
 
     fn call<O: Send + 'static>(
@@ -95,7 +122,7 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        self.wake();
+        self.roster.wake();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -104,9 +131,10 @@ impl Drop for Worker {
 
 struct Loop {
     manager: EventManager<Ring>,
-    active: Active,
+    roster: Arc<Roster>,
     poll: Duration,
     bench: Workbench,
+    looked_at_waiting: Instant,
 }
 
 impl Loop {
@@ -115,16 +143,11 @@ impl Loop {
         let mut last_busy = Instant::now();
         let (mut pages, mut looks) = (0u32, 0u32);
         while !stop.load(Ordering::Acquire) {
-            let asleep = round.is_empty();
-            if asleep || pages >= EVENTS_EVERY_PAGES || looks >= EVENTS_EVERY_LOOKS {
+            if round.is_empty() || pages >= EVENTS_EVERY_PAGES || looks >= EVENTS_EVERY_LOOKS {
                 (pages, looks) = (0, 0);
-                if let Err(err) = self.manager.run_with_timeout(if asleep { -1 } else { 0 }) {
-                    tracing::error!(?err, "a worker's event loop failed");
-                    std::process::abort();
-                }
+                self.handle_events(round.is_empty());
             }
-            round.clear();
-            round.extend(self.active.lock().iter());
+            self.roster.copy_to(&mut round);
             let done = self.round(&round);
             pages = pages.saturating_add(done);
             looks = looks.saturating_add(1);
@@ -135,8 +158,28 @@ impl Loop {
             } else {
                 std::hint::spin_loop();
             }
-            round.clear();
-            round.extend(self.active.lock().iter());
+            self.roster.copy_to(&mut round);
+        }
+    }
+
+    /// Handles kicks and control calls; waits for them when no ring is to have a turn.
+    fn handle_events(&mut self, idle: bool) {
+        let sleeps = idle && self.roster.fall_asleep();
+        let timeout_ms = match (sleeps, self.roster.any_waiting()) {
+            (false, _) => 0,
+            (true, true) => WAITING_EVERY_MS,
+            (true, false) => -1,
+        };
+        if let Err(err) = self.manager.run_with_timeout(timeout_ms) {
+            tracing::error!(?err, "a worker's event loop failed");
+            std::process::abort();
+        }
+        if sleeps {
+            self.roster.awake();
+        }
+        if self.roster.any_waiting() && self.looked_at_waiting.elapsed() >= WAITING_EVERY {
+            self.looked_at_waiting = Instant::now();
+            self.roster.put_waiting();
         }
     }
 
@@ -148,7 +191,7 @@ impl Loop {
                 Ok(Progress::Busy(pages)) => done = done.saturating_add(pages),
                 Ok(Progress::Idle | Progress::Parked) => {}
                 // It was stopped.
-                Err(_) => self.active.lock().retain(|other| other != id),
+                Err(_) => self.roster.remove(*id),
             }
         }
         done
@@ -157,8 +200,8 @@ impl Loop {
     /// Has every ring ask for a kick, and forgets those that have nothing to do.
     fn sleep(&mut self, round: &[SubscriberId]) {
         for id in round {
-            if self.manager.subscriber_mut(*id).map_or(true, Ring::sleep) {
-                self.active.lock().retain(|other| other != id);
+            if let Ok(ring) = self.manager.subscriber_mut(*id) {
+                ring.sleep();
             }
         }
     }

@@ -53,8 +53,8 @@ impl Daemon {
                 tracing::error!(vm = name, reason = damaged.reason, "the VM is out of service");
             }
         });
-        let device =
-            Device::start(config.workers, config.poll, store.state_id()).map_err(ServeError::Thread)?;
+        let device = Device::start(config.workers, config.poll, config.pool.store_deadline, store.state_id())
+            .map_err(ServeError::Thread)?;
         let mut vms = Vec::new();
         for vm in &config.vms {
             let pages = store.ready(&vm.name);

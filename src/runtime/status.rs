@@ -7,7 +7,8 @@ use crate::control::api::{
 };
 use crate::page::PAGE_SIZE_U64;
 use crate::store::VmState;
-use crate::store::accounting::{Accounting, Events, Held};
+use crate::store::accounting::{Accounting, Events, Held, PowersOfTwo};
+use crate::store::pool::POOLS_MAX;
 use crate::store::vm::VmStore;
 use crate::writeback::{Writeback, WritebackState};
 
@@ -39,6 +40,7 @@ pub(super) fn of(daemon: &Daemon) -> Status {
 
 fn pool_status(daemon: &Daemon, vms: &[VmStatus], metadata_bytes: u64) -> PoolStatus {
     let sum = |of: fn(&VmStatus) -> u64| vms.iter().map(of).sum();
+    let sums = Sums::of(daemon);
     let (arena, shared) = (daemon.store.arena(), daemon.store.shared());
     let (_, compressor) = shared.pools.current();
     PoolStatus {
@@ -54,20 +56,39 @@ fn pool_status(daemon: &Daemon, vms: &[VmStatus], metadata_bytes: u64) -> PoolSt
         full: daemon.shrinker.stats().get().full,
         accept_threshold_percent: daemon.config.pool.accept_threshold_percent,
         compressor: compressor.to_string(),
-        pools: pools(daemon),
+        pools: pools(daemon, &sums.objects_by_pool),
         pressure_source: daemon.pressure.as_ref().map(|monitor| monitor.source().to_string()),
         counters: vms.iter().map(|vm| vm.counters).sum(),
+        refault_age_seconds: buckets(&sums.refault_age_seconds.0),
+        store_delay_ms: buckets(&sums.store_delay_ms.0),
+    }
+}
+
+/// What is summed over the VMs and doesn't stand in their status.
+#[derive(Default)]
+struct Sums {
+    objects_by_pool: [u64; POOLS_MAX],
+    refault_age_seconds: PowersOfTwo,
+    store_delay_ms: PowersOfTwo,
+}
+
+impl Sums {
+    fn of(daemon: &Daemon) -> Self {
+        let mut sums = Self::default();
+        for (_, vm) in daemon.store.in_use() {
+            let Accounting { held, events } = vm.accounting();
+            for (sum, more) in sums.objects_by_pool.iter_mut().zip(held.objects_by_pool) {
+                *sum += more;
+            }
+            sums.refault_age_seconds += events.refault_age_seconds;
+            sums.store_delay_ms += events.store_delay_ms;
+        }
+        sums
     }
 }
 
 /// The current pool and those that still hold something.
-fn pools(daemon: &Daemon) -> Vec<CompressorPool> {
-    let mut objects = [0u64; crate::store::pool::POOLS_MAX];
-    for (_, vm) in daemon.store.in_use() {
-        for (sum, more) in objects.iter_mut().zip(vm.accounting().held.objects_by_pool) {
-            *sum += more;
-        }
-    }
+fn pools(daemon: &Daemon, objects: &[u64; POOLS_MAX]) -> Vec<CompressorPool> {
     let list = daemon.store.shared().pools.list().into_iter();
     let shown = list.filter(|pool| pool.current || objects[pool.id.index()] > 0);
     shown

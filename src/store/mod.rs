@@ -9,7 +9,6 @@
 pub mod accounting;
 pub mod arena;
 pub mod codec;
-pub mod compaction;
 pub mod entry;
 pub mod lru;
 pub mod mapping;

@@ -21,6 +21,9 @@ pub const PAYLOAD_MAX: usize = PAGE_SIZE;
 /// The longest object.
 pub const OBJECT_BYTES_MAX: usize = HEADER_BYTES + PAYLOAD_MAX;
 
+/// Where the owner stands in the header: VM and slot, a word each.
+pub const OWNER_BYTES: std::ops::Range<usize> = 4..12;
+
 const DICTIONARY_BITS: u32 = 13;
 
 /// Why an object was refused.
@@ -56,6 +59,12 @@ pub fn seal(object: &mut [u8], owner: Owner, codec: CodecId) {
     object[..4].copy_from_slice(&checksum.to_le_bytes());
 }
 
+/// The owner that the words at [`OWNER_BYTES`] name.
+#[must_use]
+pub fn owner_of([vm, slot]: [u32; 2]) -> Owner {
+    Owner { vm: VmId(vm), slot: Slot(slot) }
+}
+
 /// Verifies a copied-out object and returns its codec and payload.
 ///
 /// # Errors
@@ -66,7 +75,7 @@ pub fn open(object: &[u8], owner: Owner) -> Result<(CodecId, &[u8]), BadObject> 
     if word(0) != crc32c::crc32c(&object[4..]) {
         return Err(BadObject::Checksum);
     }
-    let found = Owner { vm: VmId(word(4)), slot: Slot(word(8)) };
+    let found = owner_of([word(4), word(8)]);
     if found != owner {
         return Err(BadObject::Owner { vm: found.vm, slot: found.slot });
     }

@@ -22,8 +22,8 @@ use crate::ids::Owner;
 /// Free segments that new records leave to cleaning: what lives in a half-dead segment has to fit somewhere, or a
 /// file that was written full could never be cleaned.
 const SPARED_SEGMENTS: usize = 1;
-/// A file of fewer segments spares none.
-const SPARING_SEGMENTS_MIN: u32 = 4;
+/// A file with no more segments than this spares none.
+const SPARELESS_SEGMENTS_MAX: u32 = 4;
 
 /// Dead segments given back to the file system before a batch, so that a start with many does not hold one up.
 const DISCARD_SEGMENTS_MAX: usize = 64;
@@ -55,7 +55,8 @@ pub struct Outgoing<'a> {
 /// Why a batch was not written. None of its records has a place then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError {
-    /// No free segment but the one that cleaning needs, or no room in the file system. It passes when records are freed or cleaned up.
+    /// No free segment but the one that cleaning needs, or no room in the file system. It passes when records are
+    /// freed or cleaned up.
     #[error("the writeback file is full")]
     Full,
     /// As much was written today as may be. It passes at midnight UTC.
@@ -122,7 +123,7 @@ impl Writeback {
     }
 
     pub(super) fn append_on(&self, day: u32, records: &[Outgoing<'_>]) -> Result<Vec<Place>, WriteError> {
-        let spared = if self.segments.limit() > SPARING_SEGMENTS_MIN { SPARED_SEGMENTS } else { 0 };
+        let spared = if self.segments.limit() > SPARELESS_SEGMENTS_MAX { SPARED_SEGMENTS } else { 0 };
         self.write_batch(day, &records.iter().map(Item::New).collect::<Vec<_>>(), spared)
     }
 

@@ -8,15 +8,21 @@ pub mod world;
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ballast::device::Device;
 use ballast::device::vm::DeviceVm;
+use ballast::ids::{Owner, Slot};
 use ballast::page::{PAGE_SIZE, Page, ZERO_PAGE};
 use ballast::store::codec::Compressor;
-use ballast::store::vm::Limits;
+use ballast::store::lru::Age;
+use ballast::store::state::StateDir;
+use ballast::store::vm::{Limits, VmStore};
 use ballast::store::{Store, StoreConfig, VmSpec};
+use ballast::writeback::io::faulty::Faulty;
+use ballast::writeback::{self, OpenError, Options, Outgoing, Writeback};
 
 /// Slots on every test VM's disk.
 pub const SLOTS: u32 = 10_000;
@@ -79,32 +85,147 @@ pub fn store_config(dir: &Path, compressor: Compressor, pool: u64) -> StoreConfi
     }
 }
 
+/// How a host is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// The pool's maximum, in bytes.
+    pub pool_bytes: u64,
+    /// Each VM's limit, in bytes.
+    pub limit_bytes: u64,
+    /// Whether there is a writeback file.
+    pub file: bool,
+    /// How long stores wait for room.
+    pub store_deadline: Duration,
+    /// How long workers look at their rings before they sleep.
+    pub poll: Duration,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            pool_bytes: 1 << 30,
+            limit_bytes: 1 << 30,
+            file: false,
+            store_deadline: Duration::from_secs(5),
+            poll: Duration::from_micros(50),
+        }
+    }
+}
+
 /// A daemon's worth of rooms in this process. The threads of its sockets end with the process, like a daemon's.
 pub struct Host {
     pub dir: tempfile::TempDir,
     pub store: Arc<Store>,
+    pub device: Arc<Device>,
     pub vms: Vec<Arc<DeviceVm>>,
+    /// What is between the store and the writeback file.
+    pub faulty: Option<Arc<Faulty>>,
+    setup: Setup,
+    runtime_dir: PathBuf,
 }
 
 impl Host {
     /// Starts one with these VMs, four queues each and two workers.
     pub fn start(names: &[&str]) -> Self {
+        Self::with(names, Setup::default())
+    }
+
+    /// The same, otherwise set up.
+    pub fn with(names: &[&str], setup: Setup) -> Self {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a directory on a tmpfs");
-        let store = Arc::new(open_store(&dir.path().join("state"), names, Compressor::Lz4, 1 << 30, 1 << 30));
-        let device = Device::start(2, Duration::from_micros(50), store.state_id()).expect("workers start");
-        let device = Arc::new(device);
+        let runtime_dir = dir.path().to_owned();
+        Self::run(dir, names, setup, runtime_dir)
+    }
+
+    fn run(dir: tempfile::TempDir, names: &[&str], setup: Setup, runtime_dir: PathBuf) -> Self {
+        let limits = Limits { limit_bytes: setup.limit_bytes, ..Limits::NONE };
+        let spec = |name: &&str| VmSpec { name: (*name).to_owned(), slots: SLOTS, limits };
+        let config = store_config(&dir.path().join("state"), Compressor::Lz4, setup.pool_bytes);
+        let mut faulty = None;
+        let file = || setup.file.then(|| open_file(dir.path(), &mut faulty)).transpose();
+        let store = Store::open(config, names.iter().map(spec).collect(), file).expect("the state opens");
+        let store = Arc::new(store);
+        let device = Device::start(2, setup.poll, setup.store_deadline, store.state_id());
+        let device = Arc::new(device.expect("workers start"));
         let mut vms = Vec::new();
         for name in names {
             let vm = Arc::new(DeviceVm::new(name, 4, store.ready(name)));
-            let listener = UnixListener::bind(dir.path().join(format!("{name}.sock"))).expect("a socket");
+            let socket = runtime_dir.join(format!("{name}.sock"));
+            let _ = std::fs::remove_file(&socket);
+            let listener = UnixListener::bind(socket).expect("a socket");
             device.listen(listener, Arc::clone(&vm)).expect("a thread");
             vms.push(vm);
         }
-        Self { dir, store, vms }
+        Self { dir, store, device, vms, faulty, setup, runtime_dir }
+    }
+
+    /// A host that goes on from what this one has in its files at this moment, as a daemon does after its predecessor
+    /// was killed, on the same sockets. This one must have nothing to do that changes them.
+    pub fn successor(&self) -> Self {
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a directory on a tmpfs");
+        let copied = Command::new("cp")
+            .args(["-r", "--sparse=always"])
+            .args(["state", "writeback"].map(|name| self.dir.path().join(name)))
+            .arg(dir.path())
+            .status()
+            .expect("cp is there");
+        assert!(copied.success());
+        let names: Vec<&str> = self.vms.iter().map(|vm| vm.name()).collect();
+        Self::run(dir, &names, self.setup, self.runtime_dir.clone())
     }
 
     /// The socket of a VM.
     pub fn socket(&self, name: &str) -> PathBuf {
-        self.dir.path().join(format!("{name}.sock"))
+        self.runtime_dir.join(format!("{name}.sock"))
     }
+
+    /// The file's faults.
+    pub fn faulty(&self) -> &Faulty {
+        self.faulty.as_ref().expect("there is a file")
+    }
+
+    /// The pages of a VM.
+    pub fn pages(&self, name: &str) -> Arc<VmStore> {
+        self.store.ready(name).expect("the VM is in service")
+    }
+
+    /// Moves pages of a VM to the writeback file, as the shrinker would. Returns how many were in the pool and have
+    /// moved.
+    pub fn write_back(&self, name: &str, slots: impl IntoIterator<Item = u32>) -> usize {
+        let vm = self.pages(name);
+        let mut objects = Vec::new();
+        for slot in slots.into_iter().map(Slot) {
+            let mut object = Vec::new();
+            if let Some((generation, _)) = vm.isolate(slot, Age::from_bits(u32::MAX), &mut object) {
+                objects.push((slot, generation, object));
+            }
+        }
+        let records: Vec<Outgoing<'_>> = objects
+            .iter()
+            .map(|(slot, _, object)| Outgoing {
+                owner: Owner { vm: vm.id(), slot: *slot },
+                cipher: vm.cipher(),
+                object,
+            })
+            .collect();
+        let file = self.store.shared().file.as_ref().expect("there is a file");
+        let places = file.append(&records).expect("the file takes them");
+        let moved = objects.iter().zip(places);
+        moved.filter(|((slot, generation, _), place)| vm.write_back(*slot, *generation, *place)).count()
+    }
+}
+
+fn open_file(dir: &Path, faulty: &mut Option<Arc<Faulty>>) -> Result<Writeback, OpenError> {
+    let options = Options {
+        path: dir.join("writeback"),
+        size_bytes: 256 << 20,
+        state_path: StateDir::writeback_path(&dir.join("state")),
+        daily_bytes_max: None,
+        lock_wait: Duration::from_secs(10),
+    };
+    Writeback::open_with(&options, |target| {
+        let file = Arc::new(Faulty::new(writeback::io::start(target)?));
+        *faulty = Some(Arc::clone(&file));
+        Ok(file)
+    })
 }

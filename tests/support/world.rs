@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use ballast::ids::Slot;
 use ballast::page::{PAGE_SIZE, Page, ZERO_PAGE};
+use ballast::reclaim::pressure::Level;
 use ballast::reclaim::shrinker::Shrinker;
 use ballast::store::Store;
 use ballast::store::codec::Scratch;
@@ -251,9 +252,13 @@ impl World {
         faulty.fail_write(0, Fault::Hold);
         let idle = neutral_shrinker(&store);
         self.open = Some(Open { store, faulty: Arc::clone(&faulty), shrinker: idle });
-        let mut shrinker = shrinker;
+        let (mut shrinker, counter) = (shrinker, Arc::clone(&faulty));
         let turning = std::thread::spawn(move || {
-            let _ = shrinker.turn();
+            // Some steps only move objects together.
+            while counter.submitted().1 == writes {
+                shrinker.request_pressure(Level::Severe);
+                let _ = shrinker.turn();
+            }
             shrinker
         });
         let deadline = Instant::now() + Duration::from_secs(60);

@@ -56,6 +56,10 @@ pub struct PoolStatus {
     pub pressure_source: Option<String>,
     /// The sums over all VMs.
     pub counters: Counters,
+    /// How long pages had been stored when a guest loaded them, all VMs together.
+    pub refault_age_seconds: Vec<Bucket>,
+    /// How long stores waited for room, all VMs together.
+    pub store_delay_ms: Vec<Bucket>,
 }
 
 /// What one compressor made, and is still held.

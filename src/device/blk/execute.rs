@@ -1,49 +1,57 @@
 //! Carrying out a request, a bounded number of pages at a time: a long one keeps its place and goes on at the next
-//! turn. Every page is copied out of guest memory once, before anyone looks at it; the guest may change its copy
+//! turn. So does one whose page is in the writeback file, once the page was read, and one whose page finds no room.
+//! A step of a request is done whole or not at all, so all of them go on in the same way.
+//!
+//! Every page is copied out of guest memory once a try, before anyone looks at it; the guest may change its copy
 //! meanwhile, ours it can't reach.
 
 use std::collections::VecDeque;
+use std::error::Error;
+use std::ops::Range as StdRange;
 
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
-use super::config_space::SECTOR_BYTES;
-use super::request::{Kind, Request, Segment, Status, take_front};
+use super::copy::{Unreachable, advance, first_page, gather, scatter, slot_of};
+use super::ranges::Range;
+use super::request::{Kind, Request, Status};
 use crate::device::Memory;
+use crate::device::complaints::{Chain, Complaint, Complaints};
 use crate::ids::Slot;
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64, Page};
 use crate::store::codec::Scratch;
 use crate::store::lru::Age;
-use crate::store::vm::VmStore;
+use crate::store::vm::{Fetched, InFile, Loaded, StoreError, UpdateError, Updated, VmStore};
 
 /// Bytes of the serial number that GET_ID asks for.
 pub const SERIAL_BYTES: usize = 20;
-
-const RANGE_BYTES: usize = 16;
-const UNMAP: u32 = 1;
+/// Pages of one request that are read from the file together: as many as a turn works on.
+pub const FETCH_PAGES_MAX: usize = 32;
 
 /// How far a request is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
+#[must_use = "a request that did not end has to go on"]
 pub enum Outcome {
     /// It ended: the answer, and how many bytes were written for the driver to see, the status not among them.
     Done(Status, u32),
     /// The budget of this turn is used up; call again.
     Unfinished,
+    /// These pages have to be read from the writeback file first: [`Execution::give`] what comes and call again.
+    InFile(Vec<InFile>),
+    /// A page found no room, for this reason; call again when there may be some.
+    NoRoom(StoreError),
 }
 
 /// A request that is being carried out.
 #[derive(Debug)]
 pub struct Execution {
-    request: Request,
+    pub(super) request: Request,
     /// Ranges of a discard or write-zeroes that are still to do.
-    ranges: Option<VecDeque<Range>>,
+    pub(super) ranges: Option<VecDeque<Range>>,
     written: u32,
-}
-
-/// A part of the disk, in bytes.
-#[derive(Clone, Copy, Debug)]
-struct Range {
-    start: u64,
-    end: u64,
+    /// Pages that came from the file and were not used yet.
+    fetched: Vec<Fetched>,
+    /// The page at hand found no room before, and that was counted.
+    refused: bool,
 }
 
 /// What a turn works with.
@@ -59,22 +67,53 @@ pub struct Turn<'a> {
     pub now: Age,
     /// Pages that may still be worked on in this turn.
     pub budget_pages: u32,
+    /// Pages that may be asked for from the file now.
+    pub fetch_pages: usize,
+    /// What went wrong before.
+    pub complaints: &'a Complaints,
+    /// Lines for the log, which is written when the turn is over and no lock is held.
+    pub log: Vec<String>,
 }
 
-/// The request can't be carried out; the reason is counted where it arises.
-struct Failed(Status);
-
-impl From<vm_memory::GuestMemoryError> for Failed {
-    fn from(_: vm_memory::GuestMemoryError) -> Self {
-        Self(Status::IoErr)
+impl Turn<'_> {
+    /// Notes something for the log, unless it was told often enough.
+    pub fn complain(&mut self, complaint: Complaint, message: impl FnOnce() -> String) {
+        if self.complaints.is_news(complaint) {
+            self.log.push(message());
+        }
     }
+
+    pub(super) fn spend_page(&mut self) -> Result<(), Pause> {
+        self.budget_pages = self.budget_pages.checked_sub(1).ok_or(Pause::Budget)?;
+        Ok(())
+    }
+
+    fn fail(&mut self, complaint: Complaint, what: &str, err: &dyn Error) -> Pause {
+        self.complain(complaint, || format!("{what} failed: {}", Chain(err)));
+        Pause::Failed(Status::IoErr)
+    }
+
+    pub(super) fn unreachable(&mut self) -> Pause {
+        self.complain(Complaint::Memory, || {
+            "a request failed: the guest memory that it names is not shared any more".to_owned()
+        });
+        Pause::Failed(Status::IoErr)
+    }
+}
+
+/// Why a request does not go on now, or ever.
+pub(super) enum Pause {
+    Failed(Status),
+    Budget,
+    InFile(Vec<InFile>),
+    NoRoom(StoreError),
 }
 
 impl Execution {
     /// Starts on `request`.
     #[must_use]
     pub fn new(request: Request) -> Self {
-        Self { request, ranges: None, written: 0 }
+        Self { request, ranges: None, written: 0, fetched: Vec::new(), refused: false }
     }
 
     /// Where the status of the request goes.
@@ -83,200 +122,162 @@ impl Execution {
         self.request.status
     }
 
-    /// Works on the request until it ends or the turn's budget is used up.
+    /// Whether it stores pages, and so needs room.
+    #[must_use]
+    pub fn is_store(&self) -> bool {
+        self.request.kind == Kind::Store
+    }
+
+    /// Hands over the pages that were asked for, whether or not they could be read.
+    pub fn give(&mut self, fetched: Vec<Fetched>) {
+        self.fetched = fetched;
+    }
+
+    /// Works on the request until it ends or can't go on.
     pub fn proceed(&mut self, turn: &mut Turn<'_>, scratch: &mut Scratch, page: &mut Page) -> Outcome {
         let result = match self.request.kind {
-            Kind::Flush => Ok(true),
+            Kind::Flush => Ok(()),
             Kind::GetId => self.serial(turn),
             Kind::Load | Kind::Store => self.transfer(turn, scratch, page),
             Kind::Discard | Kind::WriteZeroes => self.drop_ranges(turn, scratch, page),
         };
         match result {
-            Ok(true) => Outcome::Done(Status::Ok, self.written),
-            Ok(false) => Outcome::Unfinished,
-            Err(Failed(status)) => Outcome::Done(status, self.written),
+            Ok(()) => Outcome::Done(Status::Ok, self.written),
+            Err(Pause::Failed(status)) => Outcome::Done(status, self.written),
+            Err(Pause::Budget) => Outcome::Unfinished,
+            Err(Pause::InFile(wanted)) => Outcome::InFile(wanted),
+            Err(Pause::NoRoom(err)) => Outcome::NoRoom(err),
         }
     }
 
-    fn serial(&mut self, turn: &Turn<'_>) -> Result<bool, Failed> {
-        scatter(turn.memory, &mut self.request.data, turn.serial)?;
+    fn serial(&mut self, turn: &mut Turn<'_>) -> Result<(), Pause> {
+        let serial = turn.serial;
+        scatter(turn.memory, &mut self.request.data, serial).map_err(|Unreachable| turn.unreachable())?;
         self.written = u32::try_from(self.request.length.min(SERIAL_BYTES as u64)).unwrap_or(0);
-        Ok(true)
+        Ok(())
     }
 
-    fn transfer(
-        &mut self,
-        turn: &mut Turn<'_>,
-        scratch: &mut Scratch,
-        page: &mut Page,
-    ) -> Result<bool, Failed> {
+    fn transfer(&mut self, turn: &mut Turn<'_>, scratch: &mut Scratch, page: &mut Page) -> Result<(), Pause> {
         while self.request.length > 0 {
-            if turn.budget_pages == 0 {
-                return Ok(false);
-            }
-            turn.budget_pages = turn.budget_pages.saturating_sub(1);
+            turn.spend_page()?;
             let (slot, part) = first_page(self.request.position, self.request.length);
             let length = part.len();
             if self.request.kind == Kind::Load {
-                load(turn, slot, page, scratch)?;
-                let part = page.get(part).ok_or(Failed(Status::IoErr))?;
-                scatter(turn.memory, &mut self.request.data, part)?;
-                self.written = self.written.saturating_add(u32::try_from(length).unwrap_or(0));
+                self.load_part(turn, slot, part, page, scratch)?;
             } else {
                 self.store_part(turn, slot, part, page, scratch)?;
             }
             self.request.position = self.request.position.saturating_add(length as u64);
             self.request.length = self.request.length.saturating_sub(length as u64);
         }
-        Ok(true)
+        Ok(())
+    }
+
+    fn load_part(
+        &mut self,
+        turn: &mut Turn<'_>,
+        slot: Slot,
+        part: StdRange<usize>,
+        page: &mut Page,
+        scratch: &mut Scratch,
+    ) -> Result<(), Pause> {
+        let fetched = self.take_fetched(slot);
+        match turn.vm.load(slot, fetched, page, turn.now, scratch) {
+            Ok(Loaded::Page) => {}
+            Ok(Loaded::InFile(first)) => return Err(self.want(turn, slot, first)),
+            Err(err) => return Err(turn.fail(Complaint::Load, "a load", &err)),
+        }
+        let length = part.len();
+        let loaded = page.get(part).ok_or(Pause::Failed(Status::IoErr))?;
+        scatter(turn.memory, &mut self.request.data, loaded).map_err(|Unreachable| turn.unreachable())?;
+        self.written = self.written.saturating_add(u32::try_from(length).unwrap_or(0));
+        Ok(())
     }
 
     fn store_part(
         &mut self,
-        turn: &Turn<'_>,
+        turn: &mut Turn<'_>,
         slot: Slot,
-        part: std::ops::Range<usize>,
+        part: StdRange<usize>,
         page: &mut Page,
         scratch: &mut Scratch,
-    ) -> Result<(), Failed> {
-        let target = page.get_mut(part.clone()).ok_or(Failed(Status::IoErr))?;
-        gather(turn.memory, &mut self.request.data, target)?;
-        if part.len() == PAGE_SIZE {
-            return turn.vm.store(slot, page, turn.now, scratch).map_err(|_| Failed(Status::IoErr));
+    ) -> Result<(), Pause> {
+        let target = page.get_mut(part.clone()).ok_or(Pause::Failed(Status::IoErr))?;
+        gather(turn.memory, &self.request.data, target).map_err(|Unreachable| turn.unreachable())?;
+        let length = part.len();
+        if length < PAGE_SIZE {
+            let new = *page;
+            let change = |page: &mut Page| {
+                for (target, source) in page.iter_mut().zip(new).take(part.end).skip(part.start) {
+                    *target = source;
+                }
+            };
+            self.change_part(turn, slot, page, scratch, change)?;
+        } else {
+            let stored = if self.refused {
+                turn.vm.store_again(slot, page, turn.now, scratch)
+            } else {
+                turn.vm.store(slot, page, turn.now, scratch)
+            };
+            stored.map_err(|err| self.no_room(err))?;
+            self.refused = false;
         }
-        let new = *page;
-        let change = |page: &mut Page| {
-            for (target, source) in page.iter_mut().zip(new).take(part.end).skip(part.start) {
-                *target = source;
-            }
-        };
-        turn.vm
-            .update(slot, None, page, turn.now, scratch, change)
-            .map(|_| ())
-            .map_err(|_| Failed(Status::IoErr))
+        advance(&mut self.request.data, length);
+        Ok(())
     }
 
-    fn drop_ranges(
+    /// Changes a part of the page in `slot`.
+    pub(super) fn change_part(
         &mut self,
         turn: &mut Turn<'_>,
-        scratch: &mut Scratch,
+        slot: Slot,
         page: &mut Page,
-    ) -> Result<bool, Failed> {
-        let mut ranges = match self.ranges.take() {
-            Some(ranges) => ranges,
-            None => self.read_ranges(turn)?,
+        scratch: &mut Scratch,
+        change: impl FnMut(&mut Page),
+    ) -> Result<(), Pause> {
+        let fetched = self.take_fetched(slot);
+        match turn.vm.update(slot, fetched, page, turn.now, scratch, change) {
+            Ok(Updated::Done) => {
+                self.refused = false;
+                Ok(())
+            }
+            Ok(Updated::InFile(first)) => Err(self.want(turn, slot, first)),
+            Err(UpdateError::Store(err)) => Err(self.no_room(err)),
+            Err(UpdateError::Load(err)) => {
+                Err(turn.fail(Complaint::Load, "a load for a partial store", &err))
+            }
+        }
+    }
+
+    fn no_room(&mut self, err: StoreError) -> Pause {
+        self.refused = true;
+        // It may take long until they could be used.
+        self.fetched = Vec::new();
+        Pause::NoRoom(err)
+    }
+
+    fn take_fetched(&mut self, slot: Slot) -> Option<Fetched> {
+        let index = self.fetched.iter().position(|fetched| fetched.slot() == slot)?;
+        Some(self.fetched.swap_remove(index))
+    }
+
+    /// Asks for the page in `slot`, which is in the file, and for others there that the request is about to need.
+    fn want(&mut self, turn: &Turn<'_>, slot: Slot, first: InFile) -> Pause {
+        self.fetched = Vec::new();
+        let more = turn.fetch_pages.min(FETCH_PAGES_MAX).saturating_sub(1);
+        let end = self.request.position.saturating_add(self.request.length);
+        let next = Slot(slot.0.saturating_add(1));
+        let end_slot = slot_of(end.saturating_add(PAGE_SIZE_U64.saturating_sub(1)));
+        let from = match self.request.kind {
+            Kind::Load => next,
+            // All between the first page and a last one that is not stored whole will be overwritten.
+            Kind::Store if !end.is_multiple_of(PAGE_SIZE_U64) => slot_of(end).max(next),
+            _ => end_slot,
         };
-        while let Some(range) = ranges.front_mut() {
-            if turn.budget_pages == 0 {
-                self.ranges = Some(ranges);
-                return Ok(false);
-            }
-            turn.budget_pages = turn.budget_pages.saturating_sub(1);
-            range.start = self.drop_some(*range, turn, scratch, page)?;
-            if range.start >= range.end {
-                ranges.pop_front();
-            }
+        let mut wanted = vec![first];
+        if more > 0 {
+            wanted.extend(turn.vm.in_file(from, end_slot, more));
         }
-        Ok(true)
+        Pause::InFile(wanted)
     }
-
-    /// Drops the beginning of a range; returns where the rest starts.
-    fn drop_some(
-        &self,
-        range: Range,
-        turn: &mut Turn<'_>,
-        scratch: &mut Scratch,
-        page: &mut Page,
-    ) -> Result<u64, Failed> {
-        let (slot, part) = first_page(range.start, range.end.saturating_sub(range.start));
-        if part.len() < PAGE_SIZE {
-            // A discard may leave the edges as they are; zeroes were promised.
-            if self.request.kind == Kind::WriteZeroes {
-                let change =
-                    |page: &mut Page| page.iter_mut().take(part.end).skip(part.start).for_each(|b| *b = 0);
-                let _ = turn
-                    .vm
-                    .update(slot, None, page, turn.now, scratch, change)
-                    .map_err(|_| Failed(Status::IoErr))?;
-            }
-            return Ok(range.start.saturating_add(part.len() as u64));
-        }
-        let end = slot_of(range.end);
-        // A chunk's worth of slots costs as much as some pages of data.
-        turn.budget_pages = turn.budget_pages.saturating_sub(8);
-        Ok(match turn.vm.invalidate_some(slot, end) {
-            Some(next) => u64::from(next.0).saturating_mul(PAGE_SIZE_U64),
-            None => u64::from(end.0).saturating_mul(PAGE_SIZE_U64),
-        })
-    }
-
-    /// Reads the ranges of a discard or write-zeroes and checks them all before any is dropped.
-    fn read_ranges(&mut self, turn: &Turn<'_>) -> Result<VecDeque<Range>, Failed> {
-        let capacity = u64::from(turn.vm.slots()).saturating_mul(PAGE_SIZE_U64);
-        let mut ranges = VecDeque::new();
-        let mut dropped = 0u64;
-        while !self.request.data.is_empty() {
-            let mut bytes = [0; RANGE_BYTES];
-            gather(turn.memory, &mut self.request.data, &mut bytes)?;
-            let [sector @ .., _, _, _, _, _, _, _, _] = bytes;
-            let [_, _, _, _, _, _, _, _, sectors @ .., _, _, _, _] = bytes;
-            let [_, _, _, _, _, _, _, _, _, _, _, _, flags @ ..] = bytes;
-            let flags = u32::from_le_bytes(flags);
-            let allowed = if self.request.kind == Kind::WriteZeroes { UNMAP } else { 0 };
-            if flags & !allowed != 0 {
-                return Err(Failed(Status::Unsupported));
-            }
-            let start = u64::from_le_bytes(sector).checked_mul(SECTOR_BYTES);
-            let length = u64::from(u32::from_le_bytes(sectors)).saturating_mul(SECTOR_BYTES);
-            let end = start.and_then(|start| start.checked_add(length)).filter(|end| *end <= capacity);
-            let (Some(start), Some(end)) = (start, end) else {
-                return Err(Failed(Status::IoErr));
-            };
-            // A request that drops more than there is names something twice, only to keep us busy.
-            dropped = dropped.saturating_add(length);
-            if dropped > capacity {
-                return Err(Failed(Status::IoErr));
-            }
-            if start < end {
-                ranges.push_back(Range { start, end });
-            }
-        }
-        Ok(ranges)
-    }
-}
-
-fn load(turn: &Turn<'_>, slot: Slot, page: &mut Page, scratch: &mut Scratch) -> Result<(), Failed> {
-    turn.vm.load(slot, None, page, turn.now, scratch).map(|_| ()).map_err(|_| Failed(Status::IoErr))
-}
-
-fn slot_of(position: u64) -> Slot {
-    // A position on the disk was checked against its capacity, which is less than 2^32 pages.
-    Slot(u32::try_from(position / PAGE_SIZE_U64).unwrap_or(u32::MAX))
-}
-
-/// The slot at `position` and the part of its page that a run of `length` bytes covers.
-fn first_page(position: u64, length: u64) -> (Slot, std::ops::Range<usize>) {
-    let from = usize::try_from(position % PAGE_SIZE_U64).unwrap_or(0);
-    let length = usize::try_from(length).unwrap_or(usize::MAX);
-    (slot_of(position), from..from.saturating_add(length).min(PAGE_SIZE))
-}
-
-fn gather(memory: &Memory, data: &mut VecDeque<Segment>, mut target: &mut [u8]) -> Result<(), Failed> {
-    while !target.is_empty() {
-        let (address, length) = take_front(data, target.len()).ok_or(Failed(Status::IoErr))?;
-        let (now, later) = target.split_at_mut_checked(length).ok_or(Failed(Status::IoErr))?;
-        memory.read_slice(now, address)?;
-        target = later;
-    }
-    Ok(())
-}
-
-/// Copies `source` to the data segments, as far as they reach.
-fn scatter(memory: &Memory, data: &mut VecDeque<Segment>, mut source: &[u8]) -> Result<(), Failed> {
-    while let Some((address, length)) = take_front(data, source.len()).filter(|(_, length)| *length > 0) {
-        let (now, later) = source.split_at_checked(length).ok_or(Failed(Status::IoErr))?;
-        memory.write_slice(now, address)?;
-        source = later;
-    }
-    Ok(())
 }

@@ -2,6 +2,8 @@
 //! store, but no rings, connections or threads.
 
 pub mod config_space;
+mod copy;
 pub mod execute;
+mod ranges;
 pub mod request;
 pub mod swap_header;

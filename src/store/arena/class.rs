@@ -11,7 +11,7 @@ pub const SPAN_PAGES_MAX: usize = 16;
 
 /// A span is as short as it can be while no more than one part in this many is left over behind its last object.
 /// Short spans matter: each class has one that is partly filled.
-const TAIL_PARTS: usize = 50;
+const TAIL_PARTS: usize = 33;
 
 /// [`OBJECT_ALIGN`] in the type of sizes.
 const GRAIN: usize = 16;

@@ -3,12 +3,16 @@
 //! spans cost memory, and a span that empties is punched out at once.
 //!
 //! The arena writes nothing down about itself: which objects live is what the page tables say, and [`Arena::adopt`]
-//! is told so at start. It knows sizes and offsets, not what objects contain.
+//! is told so at start. It knows sizes and offsets; of what objects contain, only where their owner stands. Objects that
+//! are scattered over many spans keep much memory in use: [`compact`] brings them together.
 //!
 //! Locks: one per region, held for a few instructions; never while backing, punching or copying.
 
 mod class;
+mod evacuation;
 mod region;
+mod span;
+mod spans;
 
 use std::fs::File;
 use std::io;
@@ -16,9 +20,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::entry::ARENA_BYTES_MAX;
 use super::mapping::Mapping;
+use super::object::{self, OWNER_BYTES};
+use crate::ids::Owner;
 use class::Classes;
 pub use class::{ClassId, SPAN_PAGES_MAX};
+pub use evacuation::{Compacted, Evacuation, Move, compact};
 use region::{Region, Released, Taken};
+
+/// Where in an object its owner's words are, in bytes.
+const OWNER_WORDS: [u64; 2] = [OWNER_BYTES.start as u64, OWNER_BYTES.start as u64 + 4];
 
 /// The memory of all pools. Shared by reference; every method takes `&self`.
 #[derive(Debug)]
@@ -96,10 +106,11 @@ impl Arena {
         })
     }
 
-    /// Finds room for an object of `object_bytes`, header included.
+    /// Finds room for an object of `object_bytes`, header included. `max_bytes` is the most that spans may use once
+    /// this object needs a new one: [`Arena::max_bytes`], or less for who leaves something to others.
     ///
     /// # Errors
-    /// When a new span is needed and the pool's maximum or the file system forbids it.
+    /// When a new span is needed and `max_bytes` or the file system forbids it.
     pub fn allocate(&self, object_bytes: usize, max_bytes: u64) -> Result<Allocation, AllocateError> {
         let class = self.classes.of(object_bytes);
         let layout = self.classes.layout(class);
@@ -118,10 +129,10 @@ impl Arena {
         Ok(Allocation { offset, charged_bytes: layout.object_bytes })
     }
 
-    fn back_span(&self, offset: u64, span_bytes: u64, max: u64) -> Result<(), AllocateError> {
+    fn back_span(&self, offset: u64, span_bytes: u64, max_bytes: u64) -> Result<(), AllocateError> {
         self.used_bytes
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(span_bytes).filter(|used| *used <= max)
+                used.checked_add(span_bytes).filter(|used| *used <= max_bytes)
             })
             .map_err(|_| AllocateError::PoolFull)?;
         self.mapping.back(offset, span_bytes).map_err(|err| {
@@ -133,19 +144,44 @@ impl Arena {
     /// Frees an object that no entry names any more. A span that empties by this is given back to the host.
     pub fn free(&self, offset: u64, object_bytes: usize) {
         let class = self.classes.of(object_bytes);
-        let layout = self.classes.layout(class);
-        let region = &self.regions[layout.region()];
-        if let Released::LastOfSpan(span) = region.release(class, offset) {
-            // The span is on no list here, so nobody can be given a place in it before it is backed again.
-            match self.mapping.punch(region.span_offset(span), layout.span_bytes()) {
-                Ok(()) => {
-                    self.used_bytes.fetch_sub(layout.span_bytes(), Ordering::Relaxed);
-                    region.put_back(span);
-                }
-                // The memory can't be had back: keep the span out of use and on the account.
-                Err(err) => tracing::error!(%err, "an empty span could not be given back to the host"),
-            }
+        let region = &self.regions[self.classes.layout(class).region()];
+        self.give_back(region, region.release(class, offset));
+    }
+
+    /// Gives an allocation back that was not published.
+    pub fn discard(&self, allocation: Allocation) {
+        // A place is of the class of the longest object that fits it.
+        self.free(allocation.offset, allocation.charged_bytes);
+    }
+
+    /// Gives a span that has emptied back to the host. Returns its bytes, or 0 when there is no such span.
+    fn give_back(&self, region: &Region, released: Released) -> u64 {
+        let Released::LastOfSpan(span) = released else { return 0 };
+        let span_bytes = region.span_bytes();
+        // The span is on no list here, so nobody can be given a place in it before it is backed again.
+        if let Err(err) = self.mapping.punch(region.span_offset(span), span_bytes) {
+            // The memory can't be had back: keep the span out of use and on the account.
+            tracing::error!(%err, "an empty span could not be given back to the host");
+            return 0;
         }
+        self.used_bytes.fetch_sub(span_bytes, Ordering::Relaxed);
+        region.put_back(span);
+        span_bytes
+    }
+
+    /// Begins to empty a sparse span into free places of other spans: the one, as far as the lists tell, for which
+    /// the fewest bytes are copied for what is freed. `None` when no class has a span's worth of free places.
+    #[must_use]
+    pub fn evacuate(&self) -> Option<Evacuation<'_>> {
+        let costs = self.regions.iter().filter_map(|region| Some((region.evacuation_cost()?, region)));
+        let (_, region) = costs.min_by_key(|(cost, _)| *cost)?;
+        Some(Evacuation::new(self, region, region.begin_evacuation()?))
+    }
+
+    /// Whose the object at `offset` says it is. The caller knows that its span is backed.
+    fn object_owner(&self, offset: u64) -> Owner {
+        let words = OWNER_WORDS.map(|at| self.mapping.half_word(offset + at).load(Ordering::Relaxed));
+        object::owner_of(words.map(u32::from_le))
     }
 
     /// The bytes that an object of this size takes from the pool.
@@ -157,10 +193,18 @@ impl Arena {
     /// Writes a sealed object into its allocation.
     ///
     /// # Panics
-    /// When the object is larger than the allocation.
+    /// When the object is larger than the allocation, or shorter than its header.
     pub fn write(&self, allocation: &Allocation, object: &[u8]) {
         assert!(object.len() <= allocation.charged_bytes);
-        self.mapping.write(allocation.offset, object);
+        let (checksum, rest) = object.split_at(OWNER_BYTES.start);
+        let (owner, rest) = rest.split_at(OWNER_BYTES.len());
+        self.mapping.write(allocation.offset, checksum);
+        // An evacuation may read the owner before the object is published: its words are only accessed as atomics.
+        for (at, word) in OWNER_WORDS.into_iter().zip(owner.as_chunks().0) {
+            let word = u32::from_ne_bytes(*word);
+            self.mapping.half_word(allocation.offset + at).store(word, Ordering::Relaxed);
+        }
+        self.mapping.write(allocation.offset + OWNER_BYTES.end as u64, rest);
     }
 
     /// Copies an object out. The caller holds the lock under which the object would be freed.
@@ -206,16 +250,29 @@ impl Arena {
         self.used_bytes.load(Ordering::Relaxed)
     }
 
+    /// Bytes of the places that objects take. Objects come and go meanwhile: the sum is of no one moment.
+    #[must_use]
+    pub fn charged_bytes_total(&self) -> u64 {
+        self.regions.iter().map(Region::charged_bytes).sum()
+    }
+
+    /// Bytes of spans in use that no object takes: free places, and what is left over behind the last place. Not all of
+    /// it can be had back: up to a span of each class stays, some 2 MiB in all, which is much of a small arena.
+    #[must_use]
+    pub fn slack_bytes(&self) -> u64 {
+        self.used_bytes().saturating_sub(self.charged_bytes_total())
+    }
+
+    /// The most that compaction could give back now, in bytes. It gives back less while objects can't be moved.
+    #[must_use]
+    pub fn gain_bytes(&self) -> u64 {
+        self.regions.iter().map(Region::gain_bytes).sum()
+    }
+
     /// Bytes of ordinary memory that the records of spans take.
     #[must_use]
     pub fn metadata_bytes(&self) -> u64 {
         self.regions.iter().map(Region::metadata_bytes).sum()
-    }
-
-    /// Bytes of free places in spans that are in use.
-    #[must_use]
-    pub fn slack_bytes(&self) -> u64 {
-        0
     }
 
     /// The most bytes that spans may use.
@@ -224,16 +281,26 @@ impl Arena {
         self.max_bytes.load(Ordering::Relaxed)
     }
 
+    /// Sets the most bytes that spans may use. When they use more, none is given back by this.
+    pub fn set_max_bytes(&self, max_bytes: u64) {
+        self.max_bytes.store(max_bytes, Ordering::Relaxed);
+    }
+
     /// Recounts the spans and objects of all regions and compares with the running numbers.
     ///
     /// # Panics
-    /// When they differ, or a list and a span disagree.
+    /// When they differ, or a list and a span disagree; also when objects come and go meanwhile.
     pub fn validate(&self) -> ArenaCount {
         let mut count = ArenaCount::default();
         for region in &self.regions {
             region.validate(&self.classes, &mut count);
         }
         assert_eq!(count.span_bytes, self.used_bytes(), "used bytes are those of the spans in use");
+        assert_eq!(
+            count.span_bytes - count.charged_bytes,
+            self.slack_bytes(),
+            "slack is what is not charged"
+        );
         count
     }
 }
@@ -250,114 +317,4 @@ pub struct ArenaCount {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::HashMap;
-
-    use crate::store::object::OBJECT_BYTES_MAX;
-    use proptest::prelude::*;
-
-    const REGION_BYTES: u64 = 16 << 20;
-
-    fn arena(max_bytes: u64) -> Arena {
-        Arena::new(tempfile::tempfile().unwrap(), REGION_BYTES, max_bytes).unwrap()
-    }
-
-    #[test]
-    fn a_full_arena_refuses_and_recovers() {
-        let arena = arena(256 << 10);
-        let mut held = Vec::new();
-        loop {
-            match arena.allocate(1000, arena.max_bytes()) {
-                Ok(allocation) => held.push(allocation.offset),
-                Err(err) => break assert!(matches!(err, AllocateError::PoolFull)),
-            }
-        }
-        assert!(arena.used_bytes() <= 256 << 10 && held.len() > 200);
-        for offset in held {
-            arena.free(offset, 1000);
-        }
-        assert_eq!((arena.used_bytes(), arena.validate()), (0, ArenaCount::default()));
-        let allocation = arena.allocate(1000, arena.max_bytes()).unwrap();
-        arena.free(allocation.offset, 1000);
-    }
-
-    #[test]
-    fn an_impossible_or_doubled_place_is_not_adopted() {
-        let arena = arena(1 << 20);
-        let offset = arena.allocate(1000, arena.max_bytes()).unwrap().offset;
-        arena.free(offset, 1000);
-        assert_eq!(arena.adopt(offset, 1000), Ok(()));
-        assert_eq!(arena.adopt(offset, 1000), Err(AdoptError::Taken { offset }));
-        for (offset, object_bytes) in [(offset + 16, 1000), (offset, 2000), (REGION_BYTES * 20, 1000)] {
-            assert_eq!(
-                arena.adopt(offset, object_bytes),
-                Err(AdoptError::Misplaced { offset, object_bytes }),
-                "{offset} {object_bytes}"
-            );
-        }
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Allocate(usize),
-        Free(prop::sample::Index),
-        Restart,
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = prop_oneof![
-            6 => (17..=OBJECT_BYTES_MAX).prop_map(Step::Allocate),
-            4 => any::<prop::sample::Index>().prop_map(Step::Free),
-            1 => Just(Step::Restart),
-        ];
-        prop::collection::vec(step, 1..300)
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        #[test]
-        fn objects_keep_to_themselves_through_restarts(steps in steps()) {
-            let file = tempfile::tempfile().unwrap();
-            let open = || Arena::new(file.try_clone().unwrap(), REGION_BYTES, 2 << 20).unwrap();
-            let mut arena = open();
-            // The truth: what was written at which offset.
-            let mut truth: HashMap<u64, Vec<u8>> = HashMap::new();
-            let mut stamp = 0u8;
-            for step in steps {
-                match step {
-                    Step::Allocate(object_bytes) => {
-                        let Ok(allocation) = arena.allocate(object_bytes, arena.max_bytes()) else { continue };
-                        stamp = stamp.wrapping_add(1);
-                        let object = vec![stamp; object_bytes];
-                        arena.write(&allocation, &object);
-                        prop_assert!(truth.insert(allocation.offset, object).is_none());
-                    }
-                    Step::Free(which) => {
-                        let Some(offset) = (!truth.is_empty()).then(|| *which.get(&{
-                            let mut offsets: Vec<u64> = truth.keys().copied().collect();
-                            offsets.sort_unstable();
-                            offsets
-                        })) else { continue };
-                        let object = truth.remove(&offset).unwrap();
-                        arena.free(offset, object.len());
-                    }
-                    Step::Restart => {
-                        arena = open();
-                        for (offset, object) in &truth {
-                            arena.adopt(*offset, object.len()).unwrap();
-                        }
-                        arena.finish_adoption().unwrap();
-                    }
-                }
-                let count = arena.validate();
-                prop_assert_eq!(count.objects, truth.len() as u64);
-                for (offset, object) in &truth {
-                    let mut found = vec![0; object.len()];
-                    arena.read(*offset, &mut found);
-                    prop_assert_eq!(&found, object);
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -1,15 +1,15 @@
-//! A region: the part of the arena whose spans have one length. Keeps which spans are free, which have room, and
-//! which places in them are taken. Touches no memory of the arena and makes no system call: all of it happens under
-//! the region's lock, so it has to be short.
+//! A region: the part of the arena whose spans have one length. Knows which place is where, and hands places out
+//! and takes them back. Touches no memory of the arena and makes no system call: all of it happens under the
+//! region's lock, so it has to be short.
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 use super::class::{ClassId, Classes, Layout};
+use super::span::{Places, Span, SpanIndex, Usage};
+use super::spans::Spans;
 use super::{AdoptError, ArenaCount};
-
-/// A span by its position in the region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SpanIndex(u32);
 
 #[derive(Debug)]
 pub struct Region {
@@ -19,52 +19,11 @@ pub struct Region {
     spans_max: u32,
     /// By class number; `None` for the classes of other regions.
     layouts: Vec<Option<Layout>>,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// Every span up to the highest ever used.
-    spans: Vec<Span>,
-    /// Spans below the highest that are not in use; the last one is used first.
-    free: Vec<SpanIndex>,
-    /// By class number: the spans that have both taken and free places.
-    with_room: Vec<Vec<SpanIndex>>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Span {
-    taken: Places,
-    class: Option<ClassId>,
-    /// Where the span stands in its class's list; meaningless when it is full.
-    position: u32,
-}
-
-/// A bit for every taken place of a span. Two words instead of a `u128`, whose alignment would make a span's record a
-/// third larger.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Places([u64; 2]);
-
-impl Places {
-    fn bits(self) -> u128 {
-        u128::from(self.0[0]) | u128::from(self.0[1]) << 64
-    }
-
-    fn count(self) -> u32 {
-        self.bits().count_ones()
-    }
-
-    fn is_taken(self, place: u32) -> bool {
-        self.bits() >> place & 1 == 1
-    }
-
-    fn first_free(self) -> u32 {
-        self.bits().trailing_ones()
-    }
-
-    fn toggle(&mut self, place: u32) {
-        self.0[place as usize / 64] ^= 1 << (place % 64);
-    }
+    /// The classes of this region.
+    classes: Vec<ClassId>,
+    spans: Mutex<Spans>,
+    /// Bytes of the taken places. Changes under the lock, is read without it.
+    charged_bytes: AtomicU64,
 }
 
 /// What [`Region::take`] found.
@@ -75,43 +34,21 @@ pub enum Taken {
     NeedsSpan(Option<SpanIndex>),
 }
 
-/// What [`Region::release`] left behind.
+/// What [`Region::release`] and [`Region::end_evacuation`] left behind.
 pub enum Released {
-    /// The span has other objects.
-    OneOfSeveral,
+    /// The span stays: it has other objects, or is being evacuated.
+    SpanStays,
     /// The span is empty and on no list: punch it, then [`Region::put_back`].
     LastOfSpan(SpanIndex),
 }
 
-impl State {
-    fn span(&mut self, index: SpanIndex) -> &mut Span {
-        &mut self.spans[index.0 as usize]
-    }
-
-    fn list(&mut self, class: ClassId, index: SpanIndex) {
-        let list = &mut self.with_room[usize::from(class.0)];
-        list.push(index);
-        let position = u32::try_from(list.len() - 1).expect("there are fewer spans than 2^32");
-        self.span(index).position = position;
-    }
-
-    fn unlist(&mut self, class: ClassId, index: SpanIndex) {
-        let position = self.span(index).position as usize;
-        let list = &mut self.with_room[usize::from(class.0)];
-        assert_eq!(list.swap_remove(position), index, "a span knows its place in the list");
-        if let Some(moved) = list.get(position).copied() {
-            self.span(moved).position = u32::try_from(position).expect("it was a u32");
-        }
-    }
-
-    /// A span that is in no use, new or used before.
-    fn fresh(&mut self, spans_max: u32) -> Option<SpanIndex> {
-        self.free.pop().or_else(|| {
-            let next = u32::try_from(self.spans.len()).ok().filter(|next| *next < spans_max)?;
-            self.spans.push(Span::default());
-            Some(SpanIndex(next))
-        })
-    }
+/// A span that is being evacuated.
+#[derive(Debug)]
+pub struct Source {
+    pub class: ClassId,
+    pub span: SpanIndex,
+    /// Places of the objects that nobody tried to move yet.
+    pub untried: Places,
 }
 
 impl Region {
@@ -120,13 +57,18 @@ impl Region {
         let layouts: Vec<_> =
             classes.iter().map(|(_, layout)| (layout.region() == index).then_some(layout)).collect();
         let span_bytes = ((index + 1) * crate::page::PAGE_SIZE) as u64;
-        let state = State { with_room: vec![Vec::new(); layouts.len()], ..State::default() };
         Self {
             base: index as u64 * region_bytes,
             span_bytes,
             spans_max: u32::try_from(region_bytes / span_bytes).unwrap_or(u32::MAX),
+            spans: Mutex::new(Spans::new(&layouts)),
             layouts,
-            state: Mutex::new(state),
+            classes: classes
+                .iter()
+                .filter(|(_, layout)| layout.region() == index)
+                .map(|(id, _)| id)
+                .collect(),
+            charged_bytes: AtomicU64::new(0),
         }
     }
 
@@ -135,41 +77,53 @@ impl Region {
         self.base + u64::from(span.0) * self.span_bytes
     }
 
-    fn layout(&self, class: ClassId) -> Layout {
+    /// Bytes of the region's spans, each.
+    pub fn span_bytes(&self) -> u64 {
+        self.span_bytes
+    }
+
+    /// The layout of a class of this region.
+    pub fn layout(&self, class: ClassId) -> Layout {
         self.layouts[usize::from(class.0)].expect("the class is one of this region")
     }
 
-    fn take_place(&self, state: &mut State, class: ClassId, index: SpanIndex) -> u64 {
-        let layout = self.layout(class);
-        let span = state.span(index);
-        let place = span.taken.first_free();
-        span.taken.toggle(place);
-        if span.taken.count() == layout.objects {
-            state.unlist(class, index);
-        }
-        self.span_offset(index) + u64::from(place) * layout.object_bytes as u64
+    fn place_offset(&self, layout: &Layout, span: SpanIndex, place: u32) -> u64 {
+        self.span_offset(span) + u64::from(place) * layout.object_bytes as u64
+    }
+
+    fn charge(&self, layout: &Layout) {
+        self.charged_bytes.fetch_add(layout.object_bytes as u64, Ordering::Relaxed);
+    }
+
+    fn take_place(&self, spans: &mut Spans, layout: &Layout, index: SpanIndex) -> u64 {
+        let place = spans.update(index, layout, |span| span.take(layout));
+        self.charge(layout);
+        self.place_offset(layout, index, place)
     }
 
     /// Takes a place for an object of `class`, or a span to open for one.
     pub fn take(&self, class: ClassId) -> Taken {
-        let mut state = self.state.lock();
-        match state.with_room[usize::from(class.0)].last().copied() {
-            Some(index) => Taken::Object(self.take_place(&mut state, class, index)),
-            None => Taken::NeedsSpan(state.fresh(self.spans_max)),
+        let layout = self.layout(class);
+        let mut spans = self.spans.lock();
+        match spans.fullest(class) {
+            Some(index) => Taken::Object(self.take_place(&mut spans, &layout, index)),
+            None => Taken::NeedsSpan(spans.fresh(self.spans_max)),
         }
     }
 
     /// Puts a backed span into use for `class` and takes its first place.
     pub fn open(&self, index: SpanIndex, class: ClassId) -> u64 {
-        let mut state = self.state.lock();
-        *state.span(index) = Span { class: Some(class), ..Span::default() };
-        state.list(class, index);
-        self.take_place(&mut state, class, index)
+        let layout = self.layout(class);
+        let mut spans = self.spans.lock();
+        spans.update(index, &layout, |span| {
+            *span = Span { usage: Usage::Movable(class), ..Span::default() };
+        });
+        self.take_place(&mut spans, &layout, index)
     }
 
     /// Makes a span that is not backed available again.
     pub fn put_back(&self, index: SpanIndex) {
-        self.state.lock().free.push(index);
+        self.spans.lock().put_back(index);
     }
 
     fn place_of(&self, layout: Layout, offset: u64) -> Option<(SpanIndex, u32)> {
@@ -189,104 +143,142 @@ impl Region {
     pub fn release(&self, class: ClassId, offset: u64) -> Released {
         let layout = self.layout(class);
         let (index, place) = self.place_of(layout, offset).expect("the offset is a place of this class");
-        let mut state = self.state.lock();
-        let span = state.span(index);
-        assert!(span.class == Some(class) && span.taken.is_taken(place), "an object is freed once");
-        let was_full = span.taken.count() == layout.objects;
-        span.taken.toggle(place);
-        let empty = span.taken == Places::default();
-        match (was_full, empty) {
-            (true, false) => state.list(class, index),
-            (false, true) => state.unlist(class, index),
-            _ => {}
-        }
-        if !empty {
-            return Released::OneOfSeveral;
-        }
-        *state.span(index) = Span::default();
-        Released::LastOfSpan(index)
+        let mut spans = self.spans.lock();
+        let empties = spans.update(index, &layout, |span| {
+            assert!(
+                span.usage.class() == Some(class) && span.taken.is_taken(place),
+                "an object is freed once"
+            );
+            span.release(place);
+            // Whoever evacuates a span may be reading in it, and gives it back in the end.
+            let empties = span.taken.is_empty() && !matches!(span.usage, Usage::Evacuating(_));
+            if empties {
+                span.usage = Usage::Unused;
+            }
+            empties
+        });
+        self.charged_bytes.fetch_sub(layout.object_bytes as u64, Ordering::Relaxed);
+        if empties { Released::LastOfSpan(index) } else { Released::SpanStays }
+    }
+
+    /// The span that costs least to empty, and the bytes to copy for every thousand that it would give back.
+    fn cheapest(&self, spans: &Spans) -> Option<(u64, ClassId, SpanIndex)> {
+        let candidates = self.classes.iter().filter_map(|&class| {
+            let layout = self.layout(class);
+            let index = spans.sparsest(class, &layout)?;
+            let copied_bytes = u64::from(spans.get(index).taken.count()) * layout.object_bytes as u64;
+            Some((copied_bytes * 1000 / self.span_bytes, class, index))
+        });
+        candidates.min_by_key(|(cost, ..)| *cost)
+    }
+
+    /// The bytes to copy for every thousand bytes that the next evacuation gives back; `None` when no span can be
+    /// emptied.
+    pub fn evacuation_cost(&self) -> Option<u64> {
+        self.cheapest(&self.spans.lock()).map(|(cost, ..)| cost)
+    }
+
+    /// Bytes of the spans that could be emptied if every object could be moved.
+    pub fn gain_bytes(&self) -> u64 {
+        let spans = self.spans.lock();
+        let gained = |class: &ClassId| spans.surplus_spans(*class, &self.layout(*class)) * self.span_bytes;
+        self.classes.iter().map(gained).sum()
+    }
+
+    /// Takes the span that costs least to empty off its list: nobody is given a place in it from now on.
+    pub fn begin_evacuation(&self) -> Option<Source> {
+        let mut spans = self.spans.lock();
+        let (_, class, index) = self.cheapest(&spans)?;
+        let untried = spans.update(index, &self.layout(class), |span| {
+            span.usage = Usage::Evacuating(class);
+            span.taken
+        });
+        Some(Source { class, span: index, untried })
+    }
+
+    /// The offsets of the next object to move and of a place that was taken for it in another span. `None` when no
+    /// object is left to try, or no other span has room.
+    pub fn next_move(&self, source: &mut Source) -> Option<(u64, u64)> {
+        let layout = self.layout(source.class);
+        let mut spans = self.spans.lock();
+        source.untried = source.untried.and(spans.get(source.span).taken);
+        let place = source.untried.first_taken()?;
+        let target = spans.fullest(source.class)?;
+        source.untried.toggle(place);
+        let to = self.take_place(&mut spans, &layout, target);
+        Some((self.place_offset(&layout, source.span, place), to))
+    }
+
+    /// Ends the evacuation of a span: with objects left it is listed again.
+    pub fn end_evacuation(&self, source: &Source) -> Released {
+        let mut spans = self.spans.lock();
+        let empty = spans.update(source.span, &self.layout(source.class), |span| {
+            let empty = span.taken.is_empty();
+            span.usage = if empty {
+                Usage::Unused
+            } else if source.untried.is_empty() {
+                Usage::Fixed(source.class)
+            } else {
+                Usage::Movable(source.class)
+            };
+            empty
+        });
+        if empty { Released::LastOfSpan(source.span) } else { Released::SpanStays }
     }
 
     /// Marks the place at `offset` as taken. True when this put its span into use.
     pub fn adopt(&self, class: ClassId, offset: u64, misplaced: AdoptError) -> Result<bool, AdoptError> {
         let layout = self.layout(class);
         let (index, place) = self.place_of(layout, offset).ok_or(misplaced)?;
-        let mut state = self.state.lock();
-        if state.spans.len() <= index.0 as usize {
-            state.spans.resize(index.0 as usize + 1, Span::default());
-        }
-        let span = state.span(index);
-        let opened = span.class.is_none();
-        if *span.class.get_or_insert(class) != class {
+        let mut spans = self.spans.lock();
+        let span = spans.adopted(index);
+        let opened = span.usage == Usage::Unused;
+        if !opened && span.usage != Usage::Movable(class) {
             return Err(misplaced);
         }
         if span.taken.is_taken(place) {
             return Err(AdoptError::Taken { offset });
         }
+        span.usage = Usage::Movable(class);
         span.taken.toggle(place);
+        self.charge(&layout);
         Ok(opened)
     }
 
     /// Builds the lists from what was adopted; returns the ranges (offset, bytes) that hold nothing.
     pub fn finish_adoption(&self, region_bytes: u64) -> Vec<(u64, u64)> {
-        let mut state = self.state.lock();
         let mut unused = Vec::new();
         let mut from = 0;
-        for at in 0..state.spans.len() {
-            let index = SpanIndex(u32::try_from(at).expect("there are fewer spans than 2^32"));
-            let Span { class, taken, .. } = state.spans[at];
-            let Some(class) = class else {
-                state.free.push(index);
-                continue;
-            };
+        self.spans.lock().finish_adoption(&self.layouts, |index| {
             let start = u64::from(index.0) * self.span_bytes;
             if from < start {
                 unused.push((self.base + from, start - from));
             }
             from = start + self.span_bytes;
-            if taken.count() < self.layout(class).objects {
-                state.list(class, index);
-            }
-        }
+        });
         unused.push((self.base + from, region_bytes - from));
         unused
     }
 
-    /// Bytes of the records of spans and of the lists they are on.
-    pub fn metadata_bytes(&self) -> u64 {
-        let state = self.state.lock();
-        let listed = state.free.len() + state.with_room.iter().map(Vec::len).sum::<usize>();
-        (state.spans.len() * size_of::<Span>() + listed * size_of::<SpanIndex>()) as u64
+    /// Bytes of the places that are taken.
+    pub fn charged_bytes(&self) -> u64 {
+        self.charged_bytes.load(Ordering::Relaxed)
     }
 
-    /// Checks every list against every span and adds the region's objects to `count`.
+    /// Bytes of the records of spans and of the lists they are on.
+    pub fn metadata_bytes(&self) -> u64 {
+        self.spans.lock().metadata_bytes()
+    }
+
+    /// Checks every list and number against every span and adds the region's objects to `count`.
     pub fn validate(&self, classes: &Classes, count: &mut ArenaCount) {
-        let state = self.state.lock();
-        let mut listed = 0;
-        for (index, span) in state.spans.iter().enumerate() {
-            let Some(class) = span.class else {
-                assert_eq!(span.taken, Places::default());
-                continue;
-            };
-            let layout = classes.layout(class);
-            let objects = span.taken.count();
-            assert!((1..=layout.objects).contains(&objects), "a span in use has an object");
-            if objects < layout.objects {
-                let at = state.with_room[usize::from(class.0)].get(span.position as usize);
-                assert_eq!(at.map(|span| span.0 as usize), Some(index), "a span with room is listed");
-                listed += 1;
-            }
-            count.objects += u64::from(objects);
-            count.charged_bytes += u64::from(objects) * layout.object_bytes as u64;
-            count.span_bytes += self.span_bytes;
-        }
+        let spans = self.spans.lock();
+        let charged_before = count.charged_bytes;
+        spans.validate(classes, self.span_bytes, count);
         assert_eq!(
-            listed,
-            state.with_room.iter().map(Vec::len).sum::<usize>(),
-            "only spans with room are listed"
+            self.charged_bytes(),
+            count.charged_bytes - charged_before,
+            "charged bytes are those of the taken places"
         );
-        for free in &state.free {
-            assert!(state.spans[free.0 as usize].class.is_none(), "a free span is not in use");
-        }
     }
 }

@@ -5,10 +5,10 @@
 use std::sync::atomic::Ordering;
 
 use super::{Cause, Change, Generation, Published, VmStore, generation, pool};
-use crate::ids::Slot;
+use crate::ids::{Owner, Slot};
 use crate::page::ZERO_PAGE;
 use crate::store::accounting::object_bytes;
-use crate::store::arena::Allocation;
+use crate::store::arena::Move;
 use crate::store::codec::{CodecId, Compressor, Scratch};
 use crate::store::entry::{Entry, Location};
 use crate::store::lru::Age;
@@ -73,29 +73,27 @@ impl VmStore {
         self.settle(slot, expected, Entry::File(place), PoolId::EARLIER, Cause::Clean)
     }
 
-    /// Moves the object at `from` in the arena, which the header there says is that of `slot`, to `to`. False when
-    /// it is not the slot's object (any more): nothing was moved, and `to` is still the caller's.
-    pub fn relocate(&self, slot: Slot, from: u64, to: &Allocation, scratch: &mut Scratch) -> bool {
+    /// Moves an object of the arena. False when it is not the slot's (any more): nothing was moved, and the place is
+    /// still the caller's.
+    pub fn relocate(&self, planned: &Move, scratch: &mut Scratch) -> bool {
+        let Move { owner: Owner { slot, .. }, from, to } = planned;
         if slot.0 >= self.slots() {
             return false;
         }
-        let Some(record) = self.table.record(slot) else { return false };
+        let Some(record) = self.table.record(*slot) else { return false };
         let numbers = self.numbers.lock();
         let tag = record.tag.load(Ordering::Relaxed);
-        let location = match Entry::unpack(record.entry.load(Ordering::Relaxed), slot) {
-            Ok(Entry::Arena(location)) if location.offset == from => location,
+        let location = match Entry::unpack(record.entry.load(Ordering::Relaxed), *slot) {
+            Ok(Entry::Arena(location)) if location.offset == *from => location,
             _ => return false,
         };
         let object = scratch.object(object_bytes(location));
-        self.shared.arena.read(from, object);
+        self.shared.arena.read(*from, object);
         drop(numbers);
-        if object.len() > to.charged_bytes {
-            return false;
-        }
         self.shared.arena.write(to, object);
         let entry = Entry::Arena(Location { offset: to.offset, ..location });
         let change = Change { entry, pool: pool(tag), cause: Cause::Compact };
-        matches!(self.publish(slot, change, Some(generation(tag))), Published::Yes)
+        matches!(self.publish(*slot, change, Some(generation(tag))), Published::Yes)
     }
 
     /// Moves the page in `slot` to the current pool, if it is in the arena and another pool made it. A page that would

@@ -1,0 +1,155 @@
+//! The requests that a ring has taken and not answered, by what each of them waits for. The bounds are here: how many
+//! there may be, and how much of the writeback file may be on its way for them.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::waiting::Waiting;
+use crate::device::blk::execute::{Execution, FETCH_PAGES_MAX};
+use crate::store::vm::{Fetched, InFile, VmStore};
+
+/// Pages that all rings of a VM may have asked for from the file. Each takes up to 24 KiB until it has come.
+const VM_FETCH_PAGES_MAX: usize = 1024;
+
+/// A request that was taken and parsed.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) head: u16,
+    pub(super) execution: Execution,
+    /// Since when it has waited for room, if it ever had to.
+    pub(super) since: Option<Instant>,
+}
+
+impl Job {
+    pub(super) fn new(head: u16, execution: Execution) -> Self {
+        Self { head, execution, since: None }
+    }
+}
+
+/// Where the I/O thread leaves what was read: the ticket of the request that asked, and its pages.
+type Mailbox = Arc<Mutex<Vec<(u64, Vec<Fetched>)>>>;
+
+#[derive(Debug)]
+struct Fetching {
+    job: Job,
+    pages: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Jobs {
+    /// Heads that were not started.
+    pub(super) taken: VecDeque<u16>,
+    /// Requests that can go on.
+    ready: VecDeque<Job>,
+    /// Requests that need pages of the file while as many as may be are on their way.
+    stalled: VecDeque<Job>,
+    /// Requests whose pages are on their way, by ticket.
+    fetching: HashMap<u64, Fetching>,
+    fetching_pages: usize,
+    fetching_pages_max: usize,
+    next_ticket: u64,
+    mailbox: Mailbox,
+    /// Stores that wait for room.
+    pub(super) waiting: Waiting,
+}
+
+impl Jobs {
+    /// None yet, for one of `queues` rings of a VM whose stores wait for at most `store_deadline`.
+    pub(super) fn new(queues: u16, store_deadline: Duration) -> Self {
+        let share = VM_FETCH_PAGES_MAX.checked_div(usize::from(queues)).unwrap_or(0);
+        Self {
+            taken: VecDeque::new(),
+            ready: VecDeque::new(),
+            stalled: VecDeque::new(),
+            fetching: HashMap::new(),
+            fetching_pages: 0,
+            fetching_pages_max: share.max(FETCH_PAGES_MAX),
+            next_ticket: 0,
+            mailbox: Mailbox::default(),
+            waiting: Waiting::new(store_deadline),
+        }
+    }
+
+    /// Requests that were taken and not answered.
+    pub(super) fn count(&self) -> usize {
+        let lists = [&self.ready, &self.stalled].map(VecDeque::len);
+        let counts = [self.taken.len(), self.fetching.len(), self.waiting.len()];
+        lists.into_iter().chain(counts).fold(0, usize::saturating_add)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.count() == 0
+    }
+
+    /// Whether any request can go on now.
+    pub(super) fn any_to_do(&self) -> bool {
+        !self.taken.is_empty()
+            || !self.ready.is_empty()
+            || self.waiting.is_due()
+            || (!self.stalled.is_empty() && self.fetch_pages_left() > 0)
+    }
+
+    /// The next request that was started and can go on.
+    pub(super) fn next_started(&mut self) -> Option<Job> {
+        if let Some(job) = self.waiting.next_due().or_else(|| self.ready.pop_front()) {
+            return Some(job);
+        }
+        if self.fetch_pages_left() > 0 { self.stalled.pop_front() } else { None }
+    }
+
+    /// Keeps a request whose turn is over; it is the next one.
+    pub(super) fn keep(&mut self, job: Job) {
+        self.ready.push_front(job);
+    }
+
+    /// Pages that may be asked for from the file now.
+    pub(super) fn fetch_pages_left(&self) -> usize {
+        self.fetching_pages_max.saturating_sub(self.fetching_pages)
+    }
+
+    /// Has `wanted` read for a request. `call` is called on the I/O thread when it is there.
+    pub(super) fn fetch(
+        &mut self,
+        job: Job,
+        wanted: Vec<InFile>,
+        vm: &VmStore,
+        call: impl FnOnce() + Send + 'static,
+    ) {
+        if wanted.len() > self.fetch_pages_left() {
+            // It looks again later. Meanwhile it pins nothing in the file.
+            self.stalled.push_back(job);
+            return;
+        }
+        let (ticket, pages) = (self.next_ticket, wanted.len());
+        self.next_ticket = self.next_ticket.wrapping_add(1);
+        self.fetching_pages = self.fetching_pages.saturating_add(pages);
+        self.fetching.insert(ticket, Fetching { job, pages });
+        let mailbox = Arc::clone(&self.mailbox);
+        vm.fetch(wanted, move |fetched| {
+            mailbox.lock().push((ticket, fetched));
+            call();
+        });
+    }
+
+    pub(super) fn has_mail(&self) -> bool {
+        !self.fetching.is_empty() && !self.mailbox.lock().is_empty()
+    }
+
+    /// Lets the requests go on whose pages have come.
+    pub(super) fn collect_mail(&mut self) {
+        if self.fetching.is_empty() {
+            return;
+        }
+        let mail = std::mem::take(&mut *self.mailbox.lock());
+        for (ticket, fetched) in mail {
+            if let Some(Fetching { mut job, pages }) = self.fetching.remove(&ticket) {
+                self.fetching_pages = self.fetching_pages.saturating_sub(pages);
+                job.execution.give(fetched);
+                self.ready.push_back(job);
+            }
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! One running virtqueue, as its worker sees it: takes heads off the available ring, carries the requests out a
+//! bounded number of pages a turn, and puts answers on the used ring, with one signal for all of a turn. Lives on its
+//! worker's thread from start to stop; a ring that makes no sense is latched as broken and left alone.
+
+mod jobs;
+mod waiting;
+mod work;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use event_manager::{EventOps, Events, MutEventSubscriber, SubscriberId};
+use vhost_user_backend::{VringMutex, VringState, VringT};
+use virtio_queue::QueueT;
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
+use vmm_sys_util::epoll::EventSet;
+
+use super::Memory;
+use super::complaints::Complaint;
+use super::inflight::InflightQueue;
+use super::roster::Roster;
+use super::vm::DeviceVm;
+use crate::page::Page;
+use crate::store::codec::Scratch;
+use jobs::Jobs;
+
+/// The guest's memory as the session changes it.
+pub type GuestMemory = GuestMemoryAtomic<Memory>;
+/// A virtqueue that session and worker share.
+pub type Vring = VringMutex<GuestMemory>;
+
+/// Pages that one ring may work on before the next ring has its turn: about a tenth of a millisecond.
+const TURN_PAGES: u32 = 32;
+
+/// Whose a ring is.
+pub struct Owner {
+    /// The VM.
+    pub vm: Arc<DeviceVm>,
+    /// The number of its session.
+    pub session: u64,
+}
+
+/// What a ring did in its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Worked on this many pages; there may be more.
+    Busy(u32),
+    /// Found nothing to do.
+    Idle,
+    /// Can't run now, or ever, and is not on the active list any more.
+    Parked,
+}
+
+/// What a worker lends to its rings.
+#[derive(Default)]
+pub struct Workbench {
+    /// Buffers and codec contexts.
+    pub scratch: Scratch,
+    /// The page on its way.
+    pub page: Box<PageBuffer>,
+}
+
+/// A page that starts as zeros.
+pub struct PageBuffer(pub Page);
+
+impl Default for PageBuffer {
+    fn default() -> Self {
+        Self(crate::page::ZERO_PAGE)
+    }
+}
+
+/// A running virtqueue.
+pub struct Ring {
+    vm: Arc<DeviceVm>,
+    /// The session that it belongs to.
+    session: u64,
+    vring: Vring,
+    memory: GuestMemory,
+    inflight: Option<InflightQueue>,
+    roster: Arc<Roster>,
+    id: Option<SubscriberId>,
+    phase: Phase,
+    /// Whether the roster knows that stores wait for room.
+    waits: bool,
+    /// Whom to tell when the ring has stopped; nothing more is taken then.
+    stop: Option<Sender<()>>,
+    store_deadline: Duration,
+    jobs: Jobs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Not yet run: indices have to be read first, and another session may still own the VM.
+    Waiting,
+    Running,
+    Broken,
+}
+
+/// The ring's indices or addresses make no sense.
+struct Broken;
+
+impl<E: std::error::Error> From<E> for Broken {
+    fn from(_: E) -> Self {
+        Self
+    }
+}
+
+impl Ring {
+    /// A ring that starts when its worker, the one with this roster, gives it a turn.
+    pub fn new(
+        owner: Owner,
+        vring: Vring,
+        memory: GuestMemory,
+        inflight: Option<InflightQueue>,
+        store_deadline: Duration,
+        roster: Arc<Roster>,
+    ) -> Self {
+        let jobs = Jobs::new(owner.vm.queues(), store_deadline);
+        Self {
+            vm: owner.vm,
+            session: owner.session,
+            vring,
+            memory,
+            inflight,
+            roster,
+            id: None,
+            phase: Phase::Waiting,
+            waits: false,
+            stop: None,
+            store_deadline,
+            jobs,
+        }
+    }
+
+    /// Tells the ring its number at the worker, and gives it a first turn.
+    pub fn activate(&mut self, id: SubscriberId) {
+        self.id = Some(id);
+        self.roster.put(id);
+    }
+
+    /// Works for one turn.
+    pub fn turn(&mut self, bench: &mut Workbench) -> Progress {
+        let progress = self.take_turn(bench);
+        let waits = !self.jobs.waiting.is_empty();
+        if let Some(id) = self.id
+            && waits != self.waits
+        {
+            self.waits = waits;
+            self.roster.set_waiting(id, waits);
+        }
+        self.tell_if_stopped();
+        progress
+    }
+
+    fn take_turn(&mut self, bench: &mut Workbench) -> Progress {
+        if self.phase == Phase::Waiting && self.stop.is_none() {
+            if !self.vm.claim(self.session, self.id, &self.roster) {
+                return Progress::Parked;
+            }
+            self.phase = if self.start().is_ok() { Phase::Running } else { self.broken() };
+        }
+        if self.phase != Phase::Running {
+            self.id.inspect(|id| self.roster.remove(*id));
+            return Progress::Parked;
+        }
+        self.work(bench, TURN_PAGES).unwrap_or_else(|Broken| {
+            self.phase = self.broken();
+            Progress::Parked
+        })
+    }
+
+    fn broken(&mut self) -> Phase {
+        self.id.inspect(|id| self.roster.remove(*id));
+        // Nobody can be answered any more. What is on its way from the file finds nobody who asked for it.
+        self.jobs = Jobs::new(self.vm.queues(), self.store_deadline);
+        self.vm.count_error();
+        if self.vm.complaints().is_news(Complaint::BrokenRing) {
+            let vm = self.vm.name();
+            tracing::warn!(vm, "a virtqueue makes no sense and is left alone until the guest resets it");
+        }
+        Phase::Broken
+    }
+
+    /// Finds out where to go on: behind what the guest's used ring says was answered, after carrying out again what
+    /// was in flight.
+    fn start(&mut self) -> Result<(), Broken> {
+        let memory = self.memory.memory();
+        let mut vring = self.vring.get_mut();
+        let queue = vring.get_queue_mut();
+        queue.set_ready(true);
+        if !queue.is_valid(&*memory) {
+            return Err(Broken);
+        }
+        let used_index = queue.used_idx(&*memory, Ordering::Acquire)?.0;
+        queue.set_next_used(used_index);
+        if let Some(inflight) = &mut self.inflight {
+            self.jobs.taken = inflight.resume(used_index).into();
+            let behind = u16::try_from(self.jobs.taken.len()).map_err(|_| Broken)?;
+            queue.set_next_avail(used_index.wrapping_add(behind));
+        }
+        // A predecessor may have died between an answer and its signal.
+        let _ = vring.signal_used_queue();
+        Ok(())
+    }
+
+    /// Leaves the list of rings that have turns, and asks the guest for a kick from now on.
+    pub fn sleep(&mut self) {
+        // One that waits for its session or is broken took itself off the list, and may be back on it for a reason.
+        let (Phase::Running, Some(id)) = (self.phase, self.id) else { return };
+        self.roster.remove(id);
+        // What comes from here on puts the ring back by itself; what came before is found here.
+        let size = self.vring.get_ref().get_queue().size();
+        if self.jobs.has_mail()
+            || self.jobs.waiting.room_made(self.roster.room())
+            || (self.places(size) > 0 && matches!(self.vring.enable_notification(), Ok(true)))
+        {
+            self.roster.put(id);
+        }
+    }
+
+    /// Takes nothing more, carries out what was taken, and then tells `told`. Stores that wait for room have one last
+    /// try.
+    pub fn stop(&mut self, told: Sender<()>) {
+        self.stop = Some(told);
+        if let Some(id) = self.id {
+            if self.phase == Phase::Waiting {
+                self.vm.forget_claim(id, &self.roster);
+            }
+            self.roster.put(id);
+        }
+        self.tell_if_stopped();
+    }
+
+    fn tell_if_stopped(&self) {
+        if let Some(told) = &self.stop
+            && (self.phase != Phase::Running || self.jobs.is_empty())
+        {
+            // Whoever asked may have given up.
+            let _ = told.send(());
+        }
+    }
+}
+
+impl MutEventSubscriber for Ring {
+    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
+        // Only the wake-up matters; what there is to do, the ring itself says.
+        let _ = self.vring.read_kick();
+        if let Some(id) = self.id {
+            self.roster.put(id);
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        let vring = self.vring.get_ref();
+        let added = kick(&vring).map(|kick| ops.add(Events::new(kick, EventSet::IN)));
+        if let Some(Err(err)) = added {
+            tracing::error!(?err, vm = self.vm.name(), "a kick eventfd can't be watched");
+        }
+    }
+}
+
+fn kick(vring: &VringState<GuestMemory>) -> Option<&vmm_sys_util::event::EventConsumer> {
+    vring.get_kick().as_ref()
+}

@@ -1,0 +1,258 @@
+//! A turn of a ring: taking heads, carrying requests out until the budget is used up, answering.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use vhost_user_backend::VringT;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+
+use super::jobs::Job;
+use super::{Broken, Progress, Ring, Workbench};
+use crate::device::Memory;
+use crate::device::blk::execute::{Execution, Outcome, Turn};
+use crate::device::blk::request::{self, DescriptorTable, Malformed, Status};
+use crate::device::complaints::{Chain, Complaint};
+use crate::page::PAGE_SIZE_U64;
+use crate::store::lru::Age;
+use crate::store::vm::{InFile, StoreError};
+
+/// Heads that wait to be started. More would only make the in-flight region longer to go through.
+const TAKEN_MAX: usize = 64;
+
+/// What goes onto the used ring.
+struct Answer {
+    head: u16,
+    status: Status,
+    /// Bytes of data written for the driver to see.
+    written: u32,
+    /// Where the status goes, if there is a place for it.
+    address: Option<GuestAddress>,
+}
+
+/// What became of the next request.
+enum Step {
+    Answer(Answer),
+    /// It got further, or waits for something else.
+    SetAside,
+    /// It found no room and waits on.
+    NoRoom,
+    /// There is none that can go on.
+    Nothing,
+}
+
+impl Ring {
+    pub(super) fn work(&mut self, bench: &mut Workbench, budget_pages: u32) -> Result<Progress, Broken> {
+        let memory = self.memory.memory();
+        let vring = self.vring.clone();
+        let mut vring = vring.get_mut();
+        self.jobs.collect_mail();
+        let places = usize::from(vring.get_queue().size() / 2);
+        self.jobs.waiting.look(self.roster.room(), self.stop.is_some(), places);
+        self.take_heads(vring.get_queue_mut(), &memory)?;
+        if !self.jobs.any_to_do() {
+            return Ok(Progress::Idle);
+        }
+        let vm = Arc::clone(&self.vm);
+        let store = vm.store();
+        let mut turn = Turn {
+            memory: &memory,
+            vm: &store,
+            serial: vm.serial(),
+            now: Age::now(),
+            budget_pages,
+            fetch_pages: 0,
+            complaints: vm.complaints(),
+            log: Vec::new(),
+        };
+        let (mut answers, mut worked) = (0u32, false);
+        while turn.budget_pages > 0 {
+            match self.step(vring.get_queue_mut(), &mut turn, bench) {
+                Step::Answer(answer) => {
+                    self.answer(vring.get_queue_mut(), &memory, &answer)?;
+                    answers = answers.saturating_add(1);
+                    worked = true;
+                }
+                Step::SetAside => worked = true,
+                Step::NoRoom => {}
+                Step::Nothing => break,
+            }
+        }
+        if answers > 0 && vring.needs_notification()? {
+            // A call eventfd that can't be written is the VMM's loss; the answers are in the ring.
+            let _ = vring.signal_used_queue();
+        }
+        drop(vring);
+        for line in turn.log {
+            tracing::warn!(vm = vm.name(), "{line}");
+        }
+        // A store that was tried in vain is no reason to keep looking.
+        let pages = budget_pages.saturating_sub(turn.budget_pages).max(answers).max(1);
+        Ok(if worked { Progress::Busy(pages) } else { Progress::Idle })
+    }
+
+    /// Heads that may be taken now: a guest that offers one head over and over has no more than a ring's worth.
+    pub(super) fn places(&self, queue_size: u16) -> usize {
+        let unstarted = self.jobs.taken.len();
+        if self.stop.is_some() || unstarted >= TAKEN_MAX / 2 {
+            return 0;
+        }
+        let free = usize::from(queue_size).saturating_sub(self.jobs.count());
+        free.min(TAKEN_MAX.saturating_sub(unstarted))
+    }
+
+    fn take_heads(&mut self, queue: &mut Queue, memory: &Memory) -> Result<(), Broken> {
+        let size = queue.size();
+        let places = self.places(size);
+        if places == 0 {
+            return Ok(());
+        }
+        let offered = queue.avail_idx(memory, Ordering::Acquire)?.0;
+        let mut any = false;
+        for chain in queue.iter(memory)?.take(places) {
+            let head = chain.head_index();
+            if head >= size {
+                return Err(Broken);
+            }
+            if let Some(inflight) = &mut self.inflight {
+                inflight.take(head);
+            }
+            self.jobs.taken.push_back(head);
+            any = true;
+        }
+        // An index that says there is more than can be read would keep us looking for ever.
+        if !any && offered != queue.next_avail() {
+            return Err(Broken);
+        }
+        Ok(())
+    }
+
+    /// Carries the next request on.
+    fn step(&mut self, queue: &Queue, turn: &mut Turn<'_>, bench: &mut Workbench) -> Step {
+        if let Some(job) = self.jobs.waiting.next_excess() {
+            turn.budget_pages = turn.budget_pages.saturating_sub(1);
+            return self.fail_store(&job, turn, || {
+                "a store failed: half of the ring has waited for room for longer".to_owned()
+            });
+        }
+        if let Some(job) = self.jobs.next_started() {
+            return self.proceed(job, turn, bench);
+        }
+        let Some(head) = self.jobs.taken.pop_front() else { return Step::Nothing };
+        let table = DescriptorTable { address: GuestAddress(queue.desc_table()), size: queue.size() };
+        let capacity = u64::from(turn.vm.slots()).saturating_mul(PAGE_SIZE_U64);
+        let request = match request::parse(turn.memory, table, head, capacity) {
+            Ok(request) => request,
+            Err(malformed) => return Step::Answer(self.refuse(head, malformed, turn)),
+        };
+        let job = Job::new(head, Execution::new(request));
+        if job.execution.is_store() && !self.jobs.waiting.is_empty() && self.stop.is_none() {
+            turn.budget_pages = turn.budget_pages.saturating_sub(1);
+            return self.wait(job, None, turn);
+        }
+        self.proceed(job, turn, bench)
+    }
+
+    fn refuse(&mut self, head: u16, malformed: Malformed, turn: &mut Turn<'_>) -> Answer {
+        // Answering costs time too: a guest that sends nothing else is held to the same budget.
+        turn.budget_pages = turn.budget_pages.saturating_sub(1);
+        self.vm.count_error();
+        let (address, status) = match malformed {
+            Malformed::Answer(address, status) => (Some(address), status),
+            Malformed::NoAnswer => (None, Status::IoErr),
+        };
+        if status == Status::IoErr {
+            turn.complain(Complaint::Malformed, || {
+                "a request failed: it makes no sense, or lies outside the memory that the VMM shares"
+                    .to_owned()
+            });
+        }
+        Answer { head, status, written: 0, address }
+    }
+
+    fn proceed(&mut self, mut job: Job, turn: &mut Turn<'_>, bench: &mut Workbench) -> Step {
+        turn.fetch_pages = self.jobs.fetch_pages_left();
+        match job.execution.proceed(turn, &mut bench.scratch, &mut bench.page.0) {
+            Outcome::Done(status, written) => Step::Answer(self.end(&job, status, written, turn)),
+            Outcome::Unfinished => {
+                self.jobs.keep(job);
+                Step::SetAside
+            }
+            Outcome::InFile(wanted) => {
+                if job.since.is_some() {
+                    // Those behind it would only be read, tried in vain and forgotten again.
+                    self.jobs.waiting.pause(Instant::now());
+                }
+                self.fetch(job, wanted, turn);
+                Step::SetAside
+            }
+            Outcome::NoRoom(err) => self.wait(job, Some(err), turn),
+        }
+    }
+
+    fn fetch(&mut self, job: Job, wanted: Vec<InFile>, turn: &Turn<'_>) {
+        let (roster, id) = (Arc::clone(&self.roster), self.id);
+        self.jobs.fetch(job, wanted, turn.vm, move || {
+            if let Some(id) = id {
+                roster.call(id);
+            }
+        });
+    }
+
+    /// Lets a store wait for room. Without an error it was not tried, because others wait already.
+    fn wait(&mut self, mut job: Job, err: Option<StoreError>, turn: &mut Turn<'_>) -> Step {
+        let now = Instant::now();
+        let hopeless = err.as_ref().is_some_and(|err| self.stop.is_some() || !turn.vm.may_wait(err));
+        if !hopeless && self.jobs.waiting.admit(&mut job, now) {
+            self.jobs.waiting.insert(job);
+            if err.is_none() {
+                return Step::SetAside;
+            }
+            self.jobs.waiting.pause(now);
+            return Step::NoRoom;
+        }
+        self.fail_store(&job, turn, || {
+            let what = if hopeless { "" } else { " for want of room in time" };
+            match &err {
+                Some(err) => format!("a store failed{what}: {}", Chain(err)),
+                None => format!("a store failed{what}: others wait for room already"),
+            }
+        })
+    }
+
+    fn fail_store(&mut self, job: &Job, turn: &mut Turn<'_>, message: impl FnOnce() -> String) -> Step {
+        turn.vm.count(|events| events.reject_reclaim_fail = events.reject_reclaim_fail.saturating_add(1));
+        turn.complain(Complaint::Store, message);
+        Step::Answer(self.end(job, Status::IoErr, 0, turn))
+    }
+
+    fn end(&mut self, job: &Job, status: Status, written: u32, turn: &Turn<'_>) -> Answer {
+        let waited = job.since.map(|since| since.elapsed());
+        if status != Status::Ok {
+            self.vm.count_error();
+        } else if let Some(waited) = waited {
+            self.jobs.waiting.go_on();
+            turn.vm.count(|events| events.delayed(waited));
+        }
+        let address = Some(job.execution.status_address());
+        Answer { head: job.head, status, written, address }
+    }
+
+    fn answer(&mut self, queue: &mut Queue, memory: &Memory, answer: &Answer) -> Result<(), Broken> {
+        let mut length = 0;
+        if let Some(address) = answer.address
+            && memory.write_obj(answer.status as u8, address).is_ok()
+        {
+            length = answer.written.saturating_add(1);
+        }
+        if let Some(inflight) = &self.inflight {
+            inflight.answering(answer.head);
+        }
+        queue.add_used(memory, answer.head, length)?;
+        if let Some(inflight) = &self.inflight {
+            inflight.answered(answer.head, queue.next_used());
+        }
+        Ok(())
+    }
+}
