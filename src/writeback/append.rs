@@ -19,6 +19,12 @@ use super::state::{State, StateError};
 use super::status::{Refusal, bump};
 use crate::ids::Owner;
 
+/// Free segments that new records leave to cleaning: what lives in a half-dead segment has to fit somewhere, or a
+/// file that was written full could never be cleaned.
+const SPARED_SEGMENTS: usize = 1;
+/// A file of fewer segments spares none.
+const SPARING_SEGMENTS_MIN: u32 = 4;
+
 /// Dead segments given back to the file system before a batch, so that a start with many does not hold one up.
 const DISCARD_SEGMENTS_MAX: usize = 64;
 
@@ -116,7 +122,8 @@ impl Writeback {
     }
 
     pub(super) fn append_on(&self, day: u32, records: &[Outgoing<'_>]) -> Result<Vec<Place>, WriteError> {
-        self.write_batch(day, &records.iter().map(Item::New).collect::<Vec<_>>())
+        let spared = if self.segments.limit() > SPARING_SEGMENTS_MIN { SPARED_SEGMENTS } else { 0 };
+        self.write_batch(day, &records.iter().map(Item::New).collect::<Vec<_>>(), spared)
     }
 
     /// Writes records that [`Writeback::read_segment`] found to new places, as they are. Otherwise like
@@ -125,29 +132,39 @@ impl Writeback {
     /// # Errors
     /// As for [`Writeback::append`].
     pub fn append_raw(&self, records: &[RecordRef]) -> Result<Vec<Place>, WriteError> {
-        self.write_batch(today(), &records.iter().map(Item::Moved).collect::<Vec<_>>())
+        let result = self.write_batch(today(), &records.iter().map(Item::Moved).collect::<Vec<_>>(), 0);
+        if result.is_err() {
+            // Their segments were not cleaned for want of room; they may be tried again.
+            let segments = records.iter().filter_map(|record| record.place.segment());
+            let mut writer = self.writer.lock();
+            for segment in segments {
+                writer.tried.remove(&segment);
+            }
+        }
+        result
     }
 
-    fn write_batch(&self, day: u32, items: &[Item<'_>]) -> Result<Vec<Place>, WriteError> {
+    fn write_batch(&self, day: u32, items: &[Item<'_>], spared: usize) -> Result<Vec<Place>, WriteError> {
         let mut writer = self.writer.lock();
         if let Some(reason) = self.off.get() {
             return Err(WriteError::Failed { reason: reason.clone() });
         }
         self.give_back_dead(&mut writer);
-        let plan = match plan(writer.current, items.iter().map(Item::object_bytes), || self.segments.take()) {
+        let open = || self.segments.take(spared);
+        let plan = match plan(writer.current, items.iter().map(Item::object_bytes), open) {
             Ok(plan) => plan,
             Err(opened) => {
                 self.abandon(&opened);
-                return Err(self.refuse(&mut writer, Refusal::Full));
+                return Err(self.refuse(Refusal::Full));
             }
         };
         if writer.state.written_on(day).saturating_add(plan.padded_bytes()) > self.daily_bytes_max() {
             self.abandon(&plan.opened);
-            return Err(self.refuse(&mut writer, Refusal::Budget));
+            return Err(self.refuse(Refusal::Budget));
         }
         if let Err(trouble) = self.carry_out(&mut writer, day, &plan, items) {
             self.abandon(&plan.opened);
-            return Err(self.fail(&mut writer, trouble));
+            return Err(self.fail(trouble));
         }
         for run in &plan.runs {
             self.segments.add_live(run.segment, run.record_bytes);
@@ -175,9 +192,7 @@ impl Writeback {
         }
     }
 
-    fn refuse(&self, writer: &mut Writer, refusal: Refusal) -> WriteError {
-        // A segment that could not be cleaned for want of room may be tried again.
-        writer.tried.clear();
+    fn refuse(&self, refusal: Refusal) -> WriteError {
         self.report.lock().refusal = Some(refusal);
         match refusal {
             Refusal::Full => WriteError::Full,
@@ -185,14 +200,14 @@ impl Writeback {
         }
     }
 
-    fn fail(&self, writer: &mut Writer, trouble: Trouble) -> WriteError {
+    fn fail(&self, trouble: Trouble) -> WriteError {
         let reason = match trouble {
             Trouble::File(err)
                 if matches!(err.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
             {
                 // Not the file's fault, and it passes: segments that die are given back to the file system.
                 bump(&self.counters.no_space_errors, 1);
-                return self.refuse(writer, Refusal::Full);
+                return self.refuse(Refusal::Full);
             }
             Trouble::File(err) => {
                 bump(&self.counters.write_errors, 1);

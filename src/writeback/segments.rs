@@ -119,9 +119,12 @@ impl Segments {
         };
     }
 
-    /// Opens a free segment for writing.
-    pub fn take(&self) -> Option<SegmentIndex> {
+    /// Opens a free segment for writing, if `spared` others are left.
+    pub fn take(&self, spared: usize) -> Option<SegmentIndex> {
         let mut lists = self.lists.lock();
+        if lists.clean.len() + lists.dead.len() <= spared {
+            return None;
+        }
         let segment = lists.clean.pop().or_else(|| lists.dead.pop())?;
         let before = self.word(segment).swap(OPEN, Ordering::AcqRel);
         assert_eq!(before, 0, "a free segment has neither records nor readers");
@@ -291,16 +294,16 @@ mod tests {
     #[test]
     fn a_segment_is_not_free_while_it_is_written_read_or_live() {
         let segments = fresh(2);
-        let segment = segments.take().unwrap();
+        let segment = segments.take(0).unwrap();
         let place = write(&segments, segment, 0);
         let pin = segments.pin(place).unwrap();
         segments.free(place);
-        assert!(segments.take().is_none(), "open and read");
+        assert!(segments.take(0).is_none(), "open and read");
         segments.close(segment);
-        assert!(segments.take().is_none(), "still read");
+        assert!(segments.take(0).is_none(), "still read");
         drop(pin);
         segments.validate([]);
-        assert_eq!(segments.take(), Some(segment));
+        assert_eq!(segments.take(0), Some(segment));
         assert!(segments.pin(place).is_none(), "nothing lives there");
     }
 
@@ -319,8 +322,8 @@ mod tests {
         let dead = segments.take_dead(9);
         assert_eq!(dead, [SegmentIndex(1), SegmentIndex(3), SegmentIndex(4)]);
         segments.put_back(&dead);
-        assert_eq!((segments.take(), segments.take()), (Some(SegmentIndex(1)), Some(SegmentIndex(3))));
-        assert_eq!(segments.take(), None);
+        assert_eq!((segments.take(0), segments.take(0)), (Some(SegmentIndex(1)), Some(SegmentIndex(3))));
+        assert_eq!(segments.take(0), None);
     }
 
     #[test]
@@ -341,7 +344,7 @@ mod tests {
     #[should_panic(expected = "freed once")]
     fn freeing_twice_is_a_broken_invariant() {
         let segments = fresh(2);
-        let segment = segments.take().unwrap();
+        let segment = segments.take(0).unwrap();
         let place = write(&segments, segment, 0);
         segments.free(place);
         segments.free(place);

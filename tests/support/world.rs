@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use ballast::ids::Slot;
 use ballast::page::{PAGE_SIZE, Page, ZERO_PAGE};
+use ballast::reclaim::pressure::Level;
 use ballast::reclaim::shrinker::Shrinker;
 use ballast::store::Store;
 use ballast::store::codec::Scratch;
@@ -232,8 +233,16 @@ impl World {
         let idle = neutral_shrinker(&store);
         self.open = Some(Open { store, faulty: Arc::clone(&faulty), shrinker: idle });
         let mut shrinker = shrinker;
+        let written = {
+            let faulty = Arc::clone(&faulty);
+            move || faulty.submitted().1 > writes
+        };
         let turning = std::thread::spawn(move || {
-            let _ = shrinker.turn();
+            // A step may also move objects together, after which the pool isn't full any more.
+            while !written() {
+                shrinker.request_pressure(Level::Severe);
+                let _ = shrinker.turn();
+            }
             shrinker
         });
         let deadline = Instant::now() + Duration::from_secs(60);

@@ -32,7 +32,7 @@ fn a_pinned_segment_is_never_opened_anew() {
             });
         }
         for turn in 0..20_000usize {
-            let Some(segment) = segments.take() else { continue };
+            let Some(segment) = segments.take(0) else { continue };
             let born = lives[segment.index()].fetch_add(1, Ordering::SeqCst) + 1;
             let place = Place::new(segment, 0, 1000);
             segments.add_live(segment, place.record_bytes());
