@@ -49,8 +49,15 @@ pub struct World {
 
 impl World {
     pub fn new(pool_bytes: u64, file_bytes: u64) -> Self {
-        let mut world = Self {
-            dir: tempfile::tempdir().expect("a directory"),
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut world = Self::closed(dir, pool_bytes, file_bytes);
+        world.restart();
+        world
+    }
+
+    fn closed(dir: tempfile::TempDir, pool_bytes: u64, file_bytes: u64) -> Self {
+        Self {
+            dir,
             pool_bytes,
             file_bytes,
             open: None,
@@ -60,9 +67,7 @@ impl World {
             stamp: 0,
             refused: 0,
             failing_reads: 0,
-        };
-        world.restart();
-        world
+        }
     }
 
     /// Drops everything and opens it again with a file that is well.
@@ -74,6 +79,21 @@ impl World {
         let store = Arc::new(store);
         let shrinker = neutral_shrinker(&store);
         self.open = Some(Open { store, faulty, shrinker });
+    }
+
+    /// What a daemon finds that starts after this one was killed now: the files as they are, copied.
+    pub fn crashed(&self) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        // The state files are sparse, and mostly holes.
+        let copied = std::process::Command::new("cp")
+            .args(["-a", "--sparse=always"])
+            .args([self.dir.path().join("."), dir.path().to_owned()])
+            .status();
+        assert!(copied.expect("cp runs").success());
+        let mut next =
+            Self { truth: self.truth.clone(), ..Self::closed(dir, self.pool_bytes, self.file_bytes) };
+        next.restart();
+        next
     }
 
     fn open(&self) -> &Open {

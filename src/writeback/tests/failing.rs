@@ -128,6 +128,35 @@ fn a_damaged_record_is_noticed_and_does_not_stop_cleaning() {
 }
 
 #[test]
+fn a_full_file_can_still_be_cleaned() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writeback, _) = open_empty(dir.path(), 6);
+    let mut live: Vec<(u32, Place)> = Vec::new();
+    for first in (0..).step_by(50) {
+        let Ok(places) = append(&writeback, first..first + 50, 4110) else { break };
+        live.extend((first..).zip(places));
+    }
+    assert_eq!(writeback.status().state, WritebackState::Full);
+    for (_, place) in live.extract_if(.., |(slot, _)| *slot % 5 > 1) {
+        writeback.free(place);
+    }
+    let segment = writeback.half_dead(100).unwrap();
+    let mut records = writeback.read_segment(segment).unwrap();
+    let named = |record: &RecordRef| live.iter().position(|(_, place)| *place == record.place);
+    records.retain(|record| named(record).is_some());
+    let moved = writeback.append_raw(&records).unwrap();
+    for (record, place) in records.into_iter().zip(moved) {
+        let at = live.iter().position(|(_, old)| *old == record.place).unwrap();
+        writeback.free(std::mem::replace(&mut live[at].1, place));
+    }
+    let more = append(&writeback, 10_000..10_050, 4110).unwrap();
+    live.extend((10_000..).zip(more));
+    let (slots, places): (Vec<u32>, Vec<Place>) = live.into_iter().unzip();
+    assert_reads(&writeback, slots, &places);
+    writeback.validate(places);
+}
+
+#[test]
 fn records_that_are_being_moved_keep_their_segment() {
     let dir = tempfile::tempdir().unwrap();
     let (writeback, _) = open_empty(dir.path(), 3);
