@@ -115,23 +115,23 @@ fn what_others_may_still_claim_is_left_to_them() {
     assert_eq!(store.shared().unclaimed_bytes(), 3 * MIB);
     // Nothing leaves: the shrinker is not there.
     let span_bytes_max = 64 << 10;
+    // A reserve counts objects; the spans that hold them are up to a twentieth larger.
+    let spans = |bytes: u64| bytes / 20 * 19;
     let refused = fill(&vm("greedy"), 0, &mut scratch);
     let used = store.arena().used_bytes();
     assert!(used <= 5 * MIB && used > 5 * MIB - span_bytes_max, "{used}");
     fill(&vm("a"), 0, &mut scratch);
-    assert!(vm("a").accounting().held.pool_bytes > 2 * MIB - span_bytes_max);
+    assert!(vm("a").accounting().held.pool_bytes > spans(2 * MIB));
     assert!(store.arena().used_bytes() <= 7 * MIB, "the other one's is untouched");
     fill(&vm("b"), 0, &mut scratch);
-    assert!(vm("b").accounting().held.pool_bytes > MIB - span_bytes_max);
+    assert!(vm("b").accounting().held.pool_bytes > spans(MIB));
     assert!(store.arena().used_bytes() <= 8 * MIB);
     // What is given up may be claimed again, by its owner only.
     (0..vm("a").slots()).for_each(|slot| vm("a").invalidate(Slot(slot)));
     assert!(store.shared().unclaimed_bytes() >= 2 * MIB);
     assert!(fill(&vm("greedy"), refused, &mut scratch) < refused + 64);
     fill(&vm("a"), 0, &mut scratch);
-    // But for the free places that the other found in spans which were not quite empty.
-    let held = vm("a").accounting().held.pool_bytes;
-    assert!(held > 2 * MIB - 2 * span_bytes_max, "{held}");
+    assert!(vm("a").accounting().held.pool_bytes > spans(2 * MIB));
     vm("a").set_limits(Limits::NONE);
     vm("b").set_limits(Limits::NONE);
     assert_eq!(store.shared().unclaimed_bytes(), 0);

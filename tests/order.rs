@@ -225,10 +225,17 @@ impl Host {
     /// Lets one batch leave, and as many pages of the models. Batches are written one behind the other, so the place
     /// in the file tells the order within one.
     fn shrink(&mut self, shrinker: &mut Shrinker) {
-        shrinker.request_pressure(Level::Severe);
-        let _ = shrinker.turn();
         let place = |key: &Key| place_of(&self.vms[key.0], key.1).map(|place| (place.offset, *key));
-        let mut left: Vec<_> = self.real.kept.keys().filter_map(place).collect();
+        let mut left: Vec<_> = Vec::new();
+        // Some steps only move objects together.
+        for _ in 0..100 {
+            shrinker.request_pressure(Level::Severe);
+            let _ = shrinker.turn();
+            left = self.real.kept.keys().filter_map(place).collect();
+            if !left.is_empty() {
+                break;
+            }
+        }
         left.sort_unstable();
         self.ideal.evict(left.len());
         self.per_pool.evict_per_pool(left.len());

@@ -222,6 +222,8 @@ fn the_compressor_changes_under_load_and_old_pools_drain() {
         if store.shared().pools.list().len() == 2 {
             break;
         }
+        // So much at a time and no more.
+        std::thread::sleep(Duration::from_millis(20));
     }
     let objects = vm.accounting().held.objects_by_pool;
     assert_eq!(objects.iter().filter(|count| **count > 0).count(), 1, "{objects:?}");

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use self::error::ConfigError;
-pub use self::vm::{LIMIT_BYTES, WEIGHT};
+pub use self::vm::{LIMIT_BYTES, WEIGHT, reserves_max_bytes};
 use crate::page::PAGE_SIZE_U64;
 use crate::store::codec::Compressor;
 

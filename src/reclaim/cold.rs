@@ -15,6 +15,8 @@ use super::policy::{VmView, is_full};
 const SCAN_PAGES: usize = 8192;
 /// Then what was found is stale: pages that were loaded meanwhile should leave first and aren't known.
 const SCAN_AGE_MAX: Duration = Duration::from_secs(1);
+/// How often old pages are looked for when nobody needs their room.
+const IDLE_SCAN_EVERY: Duration = Duration::from_secs(10);
 /// How quickly a VM's loads from the file are forgotten: by half in this time.
 const LOADS_HALF_LIFE: Duration = Duration::from_secs(2);
 
@@ -27,6 +29,8 @@ pub(super) struct ColdEnd {
     /// How many of these were taken.
     next: usize,
     scanned: Option<Instant>,
+    /// Whether the scan left out what is not old.
+    only_idle: bool,
     over_limit: bool,
     /// Where its limit's stop mark is.
     stop_bytes: u64,
@@ -45,6 +49,7 @@ impl ColdEnd {
             ages: Vec::new(),
             next: 0,
             scanned: None,
+            only_idle: false,
             over_limit: false,
             stop_bytes: u64::MAX,
             loads_seen: accounting.events.loaded_from_file,
@@ -75,16 +80,30 @@ impl ColdEnd {
         self.over_limit
     }
 
-    /// Looks for cold pages, if those that were found are used up or stale.
-    pub(super) fn refill(&mut self, vm: &VmStore) {
-        let fresh = self.scanned.is_some_and(|at| at.elapsed() < SCAN_AGE_MAX);
-        let empty = self.accounting.held.objects() == 0;
-        if empty || !self.limits.writeback || (fresh && self.next < self.slots.len()) {
+    /// Looks for cold pages, if those that were found are used up or stale. With `idle`, a duration and the time now,
+    /// only for those stored longer ago; that is less urgent, and done less often.
+    pub(super) fn refill(&mut self, vm: &VmStore, idle: Option<(Duration, Age)>) {
+        let passed = self.scanned.map(|at| at.elapsed());
+        let exhausted = self.next >= self.slots.len();
+        let fresh = match idle {
+            Some(_) => passed.is_some_and(|passed| passed < IDLE_SCAN_EVERY),
+            None => passed.is_some_and(|passed| passed < SCAN_AGE_MAX) && !exhausted && !self.only_idle,
+        };
+        if self.accounting.held.objects() == 0 || !self.limits.writeback || fresh {
             return;
         }
-        (self.ages, self.slots) = coldest(vm.table(), SCAN_PAGES).into_iter().unzip();
-        self.next = 0;
-        self.scanned = Some(Instant::now());
+        let mut found = coldest(vm.table(), SCAN_PAGES);
+        if let Some((idle, now)) = idle {
+            // Pages that were loaded come first and may be young.
+            found.retain(|(age, _)| age.until(now) >= idle);
+        }
+        (self.ages, self.slots) = found.into_iter().unzip();
+        (self.next, self.scanned, self.only_idle) = (0, Some(Instant::now()), idle.is_some());
+    }
+
+    /// Forgets what was found: it was taken and did not leave.
+    pub(super) fn forget(&mut self) {
+        (self.scanned, self.next) = (None, self.slots.len());
     }
 
     /// Loads from the file a second, lately.

@@ -1,7 +1,7 @@
 //! Who gives pages up, and how many: a pure function from a snapshot to a decision, so that every rule can be tested as
 //! a table. Nothing here knows how pages leave.
 //!
-//! First whoever is above its own limit gives up its own coldest pages. Then, while the pool as a whole is too full or
+//! Whoever is above its own limit gives up its own coldest pages; several take turns. While the pool as a whole is too full or
 //! the host runs short, the coldest pages of all VMs leave in the order of their age, as if there were one list
 //! (zswap's "global lru and shrinker shared by all zswap_pools"): of two VMs' coldest pages the older one goes. Age is
 //! seen through three glasses: a VM's weight; how much memory its pages free; and how often it has lately had to wait
@@ -56,6 +56,10 @@ pub struct PoolView {
     pub pressure: bool,
     /// Pages older than this leave while the disk has nothing else to do.
     pub idle: Option<Duration>,
+    /// The VM with which the search for one above its limit begins: all have their turn.
+    pub first: usize,
+    /// Whether limits come before the pool's maximum, when both are passed: each has its turn.
+    pub limits_first: bool,
 }
 
 /// A VM, when a decision is to be made.
@@ -108,6 +112,27 @@ pub enum Decision {
     },
 }
 
+impl Decision {
+    fn or_else(self, other: impl FnOnce() -> Self) -> Self {
+        if self == Self::Rest { other() } else { self }
+    }
+}
+
+/// The next VM above its limit, from `first` on, and a part of a batch for each that is.
+fn over_limit(first: usize, vms: &[VmView<'_>], leaves: impl Fn(&VmView<'_>) -> bool) -> Decision {
+    let over = |index: &usize| vms[*index].over_limit_bytes > 0 && leaves(&vms[*index]);
+    let count = (0..vms.len()).filter(over).count();
+    let Some(vm) = (first..vms.len()).chain(0..first.min(vms.len())).find(over) else {
+        return Decision::Rest;
+    };
+    let view = &vms[vm];
+    // No more than it has to: of a small limit a whole batch would be a large part.
+    let excess = view.over_limit_bytes.div_ceil(page_bytes(view).max(1));
+    let excess = usize::try_from(excess).unwrap_or(usize::MAX);
+    let part = (BATCH_PAGES_MAX / count.max(1)).max(1);
+    Decision::Evict { vm, pages: excess.min(view.cold.len()).min(part), reason: Reason::Limit }
+}
+
 /// Whether something that fills and empties counts as full: from its start mark up, until below its stop mark.
 #[must_use]
 pub fn is_full(was_full: bool, used_bytes: u64, marks: Marks) -> bool {
@@ -119,22 +144,19 @@ impl Policy {
     #[must_use]
     pub fn decide(&self, pool: &PoolView, vms: &[VmView<'_>]) -> Decision {
         let leaves = |vm: &VmView<'_>| vm.writeback && !vm.cold.is_empty();
-        // The fullest first would let one that fills quickly keep the others waiting: the order of the list turns.
-        if let Some((vm, view)) = vms.iter().enumerate().find(|(_, vm)| vm.over_limit_bytes > 0 && leaves(vm))
-        {
-            // No more than that: of a small limit a whole batch would be a large part.
-            let over = view.over_limit_bytes.div_ceil(page_bytes(view).max(1));
-            let over = usize::try_from(over).unwrap_or(usize::MAX);
-            return Decision::Evict {
-                vm,
-                pages: over.min(view.cold.len()).min(BATCH_PAGES_MAX),
-                reason: Reason::Limit,
-            };
-        }
         let spared = |vm: &VmView<'_>| vm.pool_bytes <= vm.reserve_bytes;
-        if pool.full || pool.pressure {
+        let of_limit = || over_limit(pool.first, vms, leaves);
+        let of_pool = || {
+            if !pool.full && !pool.pressure {
+                return Decision::Rest;
+            }
             let reason = if pool.full { Reason::PoolFull } else { Reason::Pressure };
-            return self.coldest(pool, vms, reason, |vm| leaves(vm) && !spared(vm));
+            self.coldest(pool, vms, reason, |vm| leaves(vm) && !spared(vm))
+        };
+        let decision =
+            if pool.limits_first { of_limit().or_else(of_pool) } else { of_pool().or_else(of_limit) };
+        if decision != Decision::Rest || pool.full || pool.pressure {
+            return decision;
         }
         if let Some(idle) = pool.idle {
             let old = |vm: &VmView<'_>| vm.cold.first().is_some_and(|age| age.until(pool.now) >= idle);
@@ -239,7 +261,7 @@ mod tests {
     }
 
     fn pool() -> PoolView {
-        PoolView { now: at(1000), full: false, pressure: false, idle: None }
+        PoolView { now: at(1000), full: false, pressure: false, idle: None, first: 0, limits_first: true }
     }
 
     fn full() -> PoolView {
@@ -297,6 +319,26 @@ mod tests {
         // A page is 1 KiB here: no more of them than it takes.
         let hardly = VmView { over_limit_bytes: 1000, ..over };
         assert_eq!(Policy::default().decide(&full(), &[vm(&old), hardly]), evict(1, 1, Reason::Limit));
+    }
+
+    #[test]
+    fn vms_above_their_limits_and_the_pool_take_turns() {
+        let cold: Vec<Age> = (1..1000).map(at).collect();
+        let over = VmView { over_limit_bytes: 1 << 20, ..vm(&cold) };
+        let others = [at(500)];
+        let vms = [over, vm(&others), over];
+        let half = BATCH_PAGES_MAX / 2;
+        for (first, chosen) in [(0, 0), (1, 2), (3, 0)] {
+            let pool = PoolView { first, ..full() };
+            assert_eq!(Policy::default().decide(&pool, &vms), evict(chosen, half, Reason::Limit));
+        }
+        let pool = PoolView { limits_first: false, ..full() };
+        assert!(matches!(
+            Policy::NEUTRAL.decide(&pool, &vms),
+            Decision::Evict { reason: Reason::PoolFull, .. }
+        ));
+        let not_full = PoolView { limits_first: false, ..self::pool() };
+        assert_eq!(Policy::NEUTRAL.decide(&not_full, &vms), evict(0, half, Reason::Limit));
     }
 
     #[test]

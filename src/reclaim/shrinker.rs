@@ -22,9 +22,9 @@ use crate::store::Store;
 use crate::store::arena::compact;
 use crate::store::codec::Scratch;
 use crate::store::lru::Age;
-use crate::store::room::Marks;
+use crate::store::room::{Marks, Outlook};
 use crate::store::vm::{Generation, VmStore};
-use crate::writeback::{Outgoing, WriteError, Writeback};
+use crate::writeback::{Outgoing, RecordRef, WriteError, Writeback};
 
 /// How long the shrinker sleeps when nobody wakes it.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -39,9 +39,13 @@ const FREE_SEGMENTS_PERCENT_MIN: u64 = 25;
 /// The same before pages leave: guests that write without a pause leave no other time, and a file that is full makes
 /// them wait.
 const FREE_SEGMENTS_PERCENT_LOW: u64 = 15;
+/// Segments that are looked at for one that can be cleaned: some hold what can't be moved.
+const CLEAN_TRIES: usize = 4;
 /// The share of the arena that may be free places before objects are moved together. With headers and what is lost in
 /// size classes the arena then stays within 12 % of the payload.
 const SLACK_PERCENT_MAX: u64 = 7;
+/// Batches after which upkeep has its turn although there is more to write.
+const UPKEEP_EVERY: u32 = 16;
 /// Objects moved at a time, so that a VM at its limit need not wait for all of them.
 const MOVES_MAX: usize = 2048;
 /// A VM that loads more pages a second than this from the file keeps the disk busy.
@@ -89,6 +93,11 @@ pub struct Shrinker {
     refused: Option<Instant>,
     /// Whether somebody was told that pages can't leave.
     complained: bool,
+    /// Where the search for a VM above its limit goes on.
+    first: usize,
+    /// Whether limits or the pool's maximum come first in this batch.
+    limits_first: bool,
+    steps: u32,
     recompression: Recompression,
     scratch: Scratch,
     buffer: Vec<u8>,
@@ -137,6 +146,9 @@ impl Shrinker {
             goal_bytes: None,
             refused: None,
             complained: false,
+            first: 0,
+            limits_first: false,
+            steps: 0,
             recompression: Recompression::default(),
             scratch: Scratch::default(),
             buffer: Vec::new(),
@@ -190,41 +202,54 @@ impl Shrinker {
             return self.housekeeping();
         }
         self.refused = None;
+        self.steps = self.steps.wrapping_add(1);
+        if self.steps.is_multiple_of(UPKEEP_EVERY) {
+            self.upkeep();
+        }
         // Room between objects is room as well, and cheaper to have.
-        if self.full && self.is_sparse() && self.compact() > 0 {
+        if (self.full || self.goal_bytes.is_some()) && self.is_sparse() && self.compact() > 0 {
             return Step::Again;
         }
-        let file = self.store.shared().file.clone().filter(|file| file.is_on());
-        if file.is_some_and(|file| self.clean(&file, FREE_SEGMENTS_PERCENT_LOW)) {
-            return Step::Again;
-        }
-        let (batch, reason) = self.isolate();
-        let Some(reason) = reason else {
+        let shared = Arc::clone(self.store.shared());
+        let file = shared.file.as_ref().filter(|file| file.is_on());
+        let (batch, reason) = if file.is_some() { self.isolate() } else { (Vec::new(), None) };
+        let (Some(file), Some(reason)) = (file, reason) else {
             // Whoever could give something up has: what pages later must not pay for a shortage of today.
             self.goal_bytes = None;
+            shared.set_outlook(if self.full { Outlook::NobodyGives } else { Outlook::Open });
             return self.housekeeping();
         };
+        shared.set_outlook(Outlook::Open);
         if batch.is_empty() {
             // All of it had changed since it was found.
             return Step::Again;
         }
         self.stats.ran(reason);
-        let Some(file) = self.store.shared().file.clone() else { return Step::Rest };
-        match self.write(&file, &batch) {
+        self.clean(file, FREE_SEGMENTS_PERCENT_LOW);
+        match self.write(file, &batch) {
             Ok(()) if reason == Reason::Idle => Step::Later,
             Ok(()) => Step::Again,
-            Err(WriteError::Full) if self.clean(&file, FREE_SEGMENTS_PERCENT_MIN) => Step::Again,
-            Err(err) => {
-                // Said once, until a batch is written again.
-                if !self.complained {
-                    tracing::warn!(%err, "pages can't leave for the writeback file");
-                }
-                (self.refused, self.complained) = (Some(Instant::now()), true);
-                // Those that wait need not wait longer: there will be no room.
-                (self.made_room)();
-                Step::Later
+            Err(WriteError::Full) if self.clean(file, 100) => {
+                self.vms.values_mut().for_each(|(_, cold)| cold.forget());
+                Step::Again
             }
+            Err(err) => self.refused(&err),
         }
+    }
+
+    /// Notes that pages can't leave for a while.
+    fn refused(&mut self, err: &WriteError) -> Step {
+        // Said once, until a batch is written again.
+        if !self.complained {
+            tracing::warn!(%err, "pages can't leave for the writeback file");
+        }
+        (self.refused, self.complained, self.goal_bytes) = (Some(Instant::now()), true, None);
+        // Those that were to leave are still the coldest.
+        self.vms.values_mut().for_each(|(_, cold)| cold.forget());
+        // Those that wait need not wait longer: there will be no room soon.
+        self.store.shared().set_outlook(Outlook::FileRefuses);
+        (self.made_room)();
+        Step::Later
     }
 
     /// Looks at all VMs, and forgets those that are gone.
@@ -247,6 +272,9 @@ impl Shrinker {
         let max = shared.arena.max_bytes().saturating_sub(shared.unclaimed_bytes());
         self.full = is_full(self.full, used, headroom(shared.marks(max), max, HEADROOM_BYTES));
         self.stats.set_full(self.full);
+        if shared.take_shortage() {
+            self.requests.press(Level::Moderate);
+        }
         match self.requests.pressure.swap(0, Ordering::Relaxed) {
             0 => {}
             percent => self.goal_bytes = Some(used - used / 100 * u64::from(percent)),
@@ -259,20 +287,23 @@ impl Shrinker {
         let mut batch = Vec::new();
         let mut why = None;
         self.buffer.clear();
-        if !self.store.shared().file.as_ref().is_some_and(|file| file.is_on()) {
-            return (batch, None);
-        }
+        self.limits_first = !self.limits_first;
         let disk_idle = self.vms.values().all(|(_, cold)| cold.loads_rate() < DISK_IDLE_LOADS);
-        let pool = PoolView {
+        let mut pool = PoolView {
             now: Age::now(),
+            first: self.first,
+            limits_first: self.limits_first,
             full: self.full,
             pressure: self.goal_bytes.is_some(),
             idle: self.options.idle.filter(|_| disk_idle),
         };
-        let wanted = pool.full || pool.pressure || pool.idle.is_some();
-        for (vm, cold) in self.vms.values_mut().filter(|(_, cold)| wanted || cold.view().over_limit_bytes > 0)
-        {
-            cold.refill(vm);
+        let pressed = pool.full || pool.pressure;
+        for (vm, cold) in self.vms.values_mut() {
+            if pressed || cold.view().over_limit_bytes > 0 {
+                cold.refill(vm, None);
+            } else if let Some(idle) = pool.idle {
+                cold.refill(vm, Some((idle, pool.now)));
+            }
         }
         let mut left = BATCH_PAGES_MAX;
         while left > 0 {
@@ -285,6 +316,7 @@ impl Shrinker {
                 break;
             }
             why = Some(reason);
+            pool.first = vm + 1;
             let Some((vm, cold)) = self.vms.values_mut().nth(vm) else { break };
             let pages = pages.min(left);
             left -= pages;
@@ -298,6 +330,7 @@ impl Shrinker {
                 }));
             }
         }
+        self.first = pool.first;
         (batch, why)
     }
 
@@ -327,12 +360,22 @@ impl Shrinker {
         Ok(())
     }
 
-    /// Empties one half-dead segment of the file, if less than this share of it is free. Whether there was one.
+    /// Empties a half-dead segment of the file, if less than this share of it is free. Whether one was.
     fn clean(&mut self, file: &Writeback, free_percent_min: u64) -> bool {
-        let Some(segment) = file.half_dead(free_percent_min) else { return false };
-        let Ok(records) = file.read_segment(segment) else { return false };
-        let mut live = Vec::new();
-        let mut owners = Vec::new();
+        for _ in 0..CLEAN_TRIES {
+            let Some(segment) = file.half_dead(free_percent_min) else { return false };
+            let Ok(records) = file.read_segment(segment) else { continue };
+            if self.move_live(file, records) {
+                self.stats.cleaned();
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Moves those of the records that entries name. Whether there were any.
+    fn move_live(&mut self, file: &Writeback, records: Vec<RecordRef>) -> bool {
+        let (mut live, mut owners) = (Vec::new(), Vec::new());
         for record in records {
             let Some((vm, _)) = self.vms.get(&record.owner.vm) else { continue };
             if let Some(generation) = vm.generation_in_file(record.owner.slot, record.place) {
@@ -340,26 +383,34 @@ impl Shrinker {
                 live.push(record);
             }
         }
+        if live.is_empty() {
+            return false;
+        }
         let Ok(places) = file.append_raw(&live) else { return false };
         for ((owner, generation), place) in owners.into_iter().zip(places) {
             self.vms[&owner.vm].0.move_in_file(owner.slot, generation, place);
         }
-        self.stats.cleaned();
         true
     }
 
     /// What is done while nobody waits for room.
     fn housekeeping(&mut self) -> Step {
-        let shared = Arc::clone(self.store.shared());
         if self.is_sparse() && self.compact() > 0 {
             return Step::Again;
         }
+        let shared = Arc::clone(self.store.shared());
         if let Some(file) = &shared.file
             && file.is_on()
             && self.clean(file, FREE_SEGMENTS_PERCENT_MIN)
         {
             return Step::Again;
         }
+        let more = self.upkeep();
+        if more || self.options.idle.is_some() { Step::Later } else { Step::Rest }
+    }
+
+    /// What has to go on however busy the shrinker is, and is bounded by itself. Whether there is more to do.
+    fn upkeep(&mut self) -> bool {
         self.store.end_drained_pools();
         if self.requests.recompress.swap(false, Ordering::Relaxed) {
             self.recompression.begin();
@@ -367,7 +418,7 @@ impl Shrinker {
         let vms: Vec<_> = self.vms.values().map(|(vm, _)| Arc::clone(vm)).collect();
         let (moved, more) = self.recompression.some(&vms, &mut self.scratch);
         self.stats.recompressed(moved);
-        if more || self.options.idle.is_some() { Step::Later } else { Step::Rest }
+        more
     }
 
     /// Whether more of the arena lies between objects than should, and some of it can be had back: a few free places of

@@ -208,7 +208,7 @@ fn watch_pressure(shrinker: &Arc<shrinker::Handle>) -> Result<Monitor, ServeErro
 fn initialise(pages: &VmStore, config: &VmConfig) -> Result<(), store::vm::StoreError> {
     if !pages.table().initialised() {
         let header = swap_header::encode(pages.slots(), &config.label, &config.uuid);
-        pages.store(Slot(0), &header, Age::now(), &mut Scratch::default())?;
+        pages.store_first(Slot(0), &header, Age::now(), &mut Scratch::default())?;
         pages.table().set_initialised();
     }
     Ok(())

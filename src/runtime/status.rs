@@ -114,6 +114,9 @@ fn shrinker_status(daemon: &Daemon) -> ShrinkerStatus {
         evicted_pages: done.evicted_pages,
         compacted_objects: done.compacted_objects,
         recompressed_objects: done.recompressed_pages,
+        evicted_bytes: done.evicted_bytes,
+        stale_pages: done.stale_pages,
+        cleaned_segments: done.cleaned_segments,
     }
 }
 
@@ -142,6 +145,11 @@ fn writeback_status(daemon: &Daemon, file: &Writeback) -> WritebackStatus {
         written_bytes: now.written_bytes_total,
         written_today_bytes: now.written_bytes_today,
         daily_limit_bytes: now.daily_bytes_max,
+        moved_records: now.moved_records,
+        write_errors: now.write_errors,
+        no_space_errors: now.no_space_errors,
+        read_errors: now.read_errors,
+        discard_errors: now.discard_errors,
         io: format!("{}{}", now.io.name(), if now.direct { ", direct" } else { "" }),
     }
 }

@@ -37,7 +37,7 @@ use state::{StateDir, StateError, StateId};
 use table::Table;
 use vm::{Limits, VmStore};
 
-use crate::ids::{Slot, VmId};
+use crate::ids::Slot;
 use crate::writeback::{OpenError, Writeback};
 
 /// What a store is opened with.
@@ -161,7 +161,9 @@ impl Store {
                 vms.insert(spec.name.clone(), VmState::Ready(vm));
             }
         }
-        Ok(Self { config, shared, dir: Mutex::new(dir), vms: Mutex::new(vms), specs })
+        let store = Self { config, shared, dir: Mutex::new(dir), vms: Mutex::new(vms), specs };
+        store.forget_file_if_unused()?;
+        Ok(store)
     }
 
     /// The random id of the state that is served.
@@ -192,12 +194,6 @@ impl Store {
             }
         });
         found
-    }
-
-    /// The VM with this number, if its pages can be used.
-    #[must_use]
-    pub fn by_id(&self, id: VmId) -> Option<Arc<VmStore>> {
-        self.in_use().into_iter().map(|(_, vm)| vm).find(|vm| vm.id() == id)
     }
 
     /// Ends pools that are no longer current and hold nothing.
@@ -236,25 +232,30 @@ impl Store {
     /// # Errors
     /// When there is no such VM, or its new page table can't be made.
     pub fn clear(&self, name: &str) -> Result<(), ClearError> {
-        let mut vms = self.vms.lock();
-        let vm = vms.get(name).ok_or_else(|| ClearError::Unknown(name.to_owned()))?;
-        let mut dir = self.dir.lock();
-        let path = dir.table_path(name);
-        match fs::remove_file(&path) {
-            Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
-                return Err(StateError::io("remove", &path)(err).into());
+        let vm = {
+            let mut vms = self.vms.lock();
+            let path = self.dir.lock().table_path(name);
+            if !vms.contains_key(name) {
+                return Err(ClearError::Unknown(name.to_owned()));
             }
-            _ => {}
-        }
-        // From here on a restart finds nothing of the VM; what follows only frees its memory in this process.
+            match fs::remove_file(&path) {
+                Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(StateError::io("remove", &path)(err).into());
+                }
+                _ => vms.remove(name),
+            }
+        };
+        // From here on a restart finds nothing of the VM; what follows only frees its memory in this process. It takes
+        // its time, and nobody waits for it.
         match vm {
-            VmState::Ready(vm) | VmState::Unconfigured(vm) => {
+            Some(VmState::Ready(vm) | VmState::Unconfigured(vm)) => {
+                vm.retire();
                 let mut from = Some(Slot(0));
                 while let Some(slot) = from {
                     from = vm.invalidate_some(slot, Slot(vm.slots()));
                 }
             }
-            VmState::Damaged(damaged) => {
+            Some(VmState::Damaged(damaged)) => {
                 for object in &damaged.named.objects {
                     self.shared.arena.free(object.offset, accounting::object_bytes(*object));
                 }
@@ -262,16 +263,30 @@ impl Store {
                     damaged.named.places.iter().for_each(|place| file.free(*place));
                 }
             }
+            None => {}
         }
-        vms.remove(name);
+        self.forget_file_if_unused()?;
         if let Some(spec) = self.specs.iter().find(|spec| spec.name == name) {
-            let created = create(&mut dir, spec, &self.shared);
+            let created = create(&mut self.dir.lock(), spec, &self.shared);
             let vm = match &created {
                 Ok(vm) => VmState::Ready(Arc::clone(vm)),
                 Err(err) => VmState::Damaged(Damaged { reason: err.to_string(), named: Arc::default() }),
             };
-            vms.insert(name.to_owned(), vm);
+            self.vms.lock().insert(name.to_owned(), vm);
             created?;
+        }
+        Ok(())
+    }
+
+    /// Without a writeback file and without a page in one, the state needs no particular one any more.
+    fn forget_file_if_unused(&self) -> Result<(), StateError> {
+        let mut in_file = self.shared.file.is_some();
+        self.for_each(|_, vm| {
+            in_file |= matches!(vm, VmState::Damaged(damaged) if !damaged.named.places.is_empty());
+        });
+        if !in_file {
+            crate::writeback::forget_file(&StateDir::writeback_path(&self.config.state_dir))
+                .map_err(OpenError::from)?;
         }
         Ok(())
     }

@@ -106,8 +106,8 @@ fn adopt(table: &Table, slot: Slot, shared: &Shared, named: &mut Named) -> Resul
         Entry::File(place) => {
             if let Some(file) = &shared.file {
                 file.adopt(place).map_err(|err| format!("slot {slot}: {err}"))?;
-                named.places.push(place);
             }
+            named.places.push(place);
         }
         Entry::Empty | Entry::SameFilled(_) | Entry::Lost => {}
     }

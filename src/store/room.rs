@@ -3,7 +3,7 @@
 //! still claim, which changes only when a VM that has a reserve is below it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -26,6 +26,21 @@ pub struct Shared {
     /// What VMs below their reserves may still claim, in bytes.
     pub(super) unclaimed_bytes: AtomicU64,
     accept_percent: AtomicU32,
+    outlook: AtomicU8,
+    /// Whether the state directory had no memory left for a store.
+    shortage: AtomicBool,
+}
+
+/// Whether a store that finds no room may hope for some, as the shrinker last found it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Outlook {
+    /// Pages leave, or would if they had to.
+    Open = 0,
+    /// The writeback file takes nothing: it is full, failed, or has had its bytes for today.
+    FileRefuses = 1,
+    /// The pool is full and no VM gives anything up: reserves, or `writeback = false`.
+    NobodyGives = 2,
 }
 
 impl Shared {
@@ -39,6 +54,8 @@ impl Shared {
             bell: Bell::default(),
             unclaimed_bytes: AtomicU64::new(0),
             accept_percent: AtomicU32::new(accept_percent),
+            outlook: AtomicU8::new(Outlook::Open as u8),
+            shortage: AtomicBool::new(false),
         }
     }
 
@@ -54,10 +71,28 @@ impl Shared {
         self.unclaimed_bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether pages can leave for a file now.
+    /// Says whether stores may hope for room.
+    pub fn set_outlook(&self, outlook: Outlook) {
+        self.outlook.store(outlook as u8, Ordering::Relaxed);
+    }
+
+    /// Whether a store that found no room may find some soon: at its VM's limit, or in the pool as a whole.
     #[must_use]
-    pub fn can_write_back(&self) -> bool {
-        self.file.as_ref().is_some_and(|file| file.accepts())
+    pub fn may_make_room(&self, at_limit: bool) -> bool {
+        let outlook = self.outlook.load(Ordering::Relaxed);
+        let open = outlook == Outlook::Open as u8 || (at_limit && outlook == Outlook::NobodyGives as u8);
+        open && self.file.as_ref().is_some_and(|file| file.is_on())
+    }
+
+    /// The state directory had no memory left for a store.
+    pub(super) fn note_shortage(&self) {
+        self.shortage.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that happened since the last call.
+    #[must_use]
+    pub fn take_shortage(&self) -> bool {
+        self.shortage.swap(false, Ordering::Relaxed)
     }
 }
 

@@ -133,7 +133,16 @@ impl Writeback {
     /// # Errors
     /// As for [`Writeback::append`].
     pub fn append_raw(&self, records: &[RecordRef]) -> Result<Vec<Place>, WriteError> {
-        self.write_batch(today(), &records.iter().map(Item::Moved).collect::<Vec<_>>(), 0)
+        let result = self.write_batch(today(), &records.iter().map(Item::Moved).collect::<Vec<_>>(), 0);
+        if result.is_err() {
+            // Their segments were not cleaned for want of room; they may be tried again.
+            let segments = records.iter().filter_map(|record| record.place.segment());
+            let mut writer = self.writer.lock();
+            for segment in segments {
+                writer.tried.remove(&segment);
+            }
+        }
+        result
     }
 
     fn write_batch(&self, day: u32, items: &[Item<'_>], spared: usize) -> Result<Vec<Place>, WriteError> {
@@ -147,16 +156,16 @@ impl Writeback {
             Ok(plan) => plan,
             Err(opened) => {
                 self.abandon(&opened);
-                return Err(self.refuse(&mut writer, Refusal::Full));
+                return Err(self.refuse(Refusal::Full));
             }
         };
         if writer.state.written_on(day).saturating_add(plan.padded_bytes()) > self.daily_bytes_max() {
             self.abandon(&plan.opened);
-            return Err(self.refuse(&mut writer, Refusal::Budget));
+            return Err(self.refuse(Refusal::Budget));
         }
         if let Err(trouble) = self.carry_out(&mut writer, day, &plan, items) {
             self.abandon(&plan.opened);
-            return Err(self.fail(&mut writer, trouble));
+            return Err(self.fail(trouble));
         }
         for run in &plan.runs {
             self.segments.add_live(run.segment, run.record_bytes);
@@ -184,9 +193,7 @@ impl Writeback {
         }
     }
 
-    fn refuse(&self, writer: &mut Writer, refusal: Refusal) -> WriteError {
-        // A segment that could not be cleaned for want of room may be tried again.
-        writer.tried.clear();
+    fn refuse(&self, refusal: Refusal) -> WriteError {
         self.report.lock().refusal = Some(refusal);
         match refusal {
             Refusal::Full => WriteError::Full,
@@ -194,14 +201,14 @@ impl Writeback {
         }
     }
 
-    fn fail(&self, writer: &mut Writer, trouble: Trouble) -> WriteError {
+    fn fail(&self, trouble: Trouble) -> WriteError {
         let reason = match trouble {
             Trouble::File(err)
                 if matches!(err.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
             {
                 // Not the file's fault, and it passes: segments that die are given back to the file system.
                 bump(&self.counters.no_space_errors, 1);
-                return self.refuse(writer, Refusal::Full);
+                return self.refuse(Refusal::Full);
             }
             Trouble::File(err) => {
                 bump(&self.counters.write_errors, 1);

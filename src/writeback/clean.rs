@@ -9,24 +9,29 @@ use super::read::ReadError;
 
 use super::status::bump;
 
+/// With so few free segments the next batch may find no room.
+const FREE_SCARCE: u64 = 2;
+
 impl Writeback {
     /// The closed segment with the fewest live bytes, when less than half of it lives and less than
-    /// `free_percent_min` of the segments are free: before that, cleaning only wears the flash. `None` when there is
-    /// nothing to gain.
+    /// `free_percent_min` of the segments are free: before that, cleaning only wears the flash. Of a file with hardly a
+    /// free segment, less than seven eighths have to live. `None` when there is nothing to gain.
     ///
-    /// A segment that was read before and lost no record since is passed over until a batch finds no room: it holds
-    /// something that can't be read any more, which only its owner can free.
+    /// A segment that was read before and lost no record since is passed over: it holds something that can't be moved,
+    /// which only its owner can free.
     #[must_use]
     pub fn half_dead(&self, free_percent_min: u64) -> Option<SegmentIndex> {
         let mut writer = self.writer.lock();
         let total = u64::from(self.segments.limit()).saturating_sub(1);
-        if self.segments.free_count() * 100 >= total * free_percent_min {
+        let free = self.segments.free_count();
+        if free * 100 >= total * free_percent_min {
             return None;
         }
+        let live_max = if free <= FREE_SCARCE { SEGMENT_BYTES_U64 / 8 * 7 } else { SEGMENT_BYTES_U64 / 2 };
         writer.tried.retain(|segment, live| self.segments.closed_live_bytes(*segment) == Some(*live));
         self.segments
             .closed()
-            .filter(|(segment, live)| *live < SEGMENT_BYTES_U64 / 2 && !writer.tried.contains_key(segment))
+            .filter(|(segment, live)| (1..live_max).contains(live) && !writer.tried.contains_key(segment))
             .min_by_key(|(_, live)| *live)
             .map(|(segment, _)| segment)
     }

@@ -103,12 +103,6 @@ impl Writeback {
         self.off.get().is_none()
     }
 
-    /// Whether the last batch was written, or none was tried: pages can leave for the file.
-    #[must_use]
-    pub fn accepts(&self) -> bool {
-        self.is_on() && self.report.lock().refusal.is_none()
-    }
-
     /// A snapshot. Walks the segments' words; takes only locks that are never held across I/O.
     #[must_use]
     pub fn status(&self) -> Status {

@@ -252,10 +252,14 @@ impl World {
         faulty.fail_write(0, Fault::Hold);
         let idle = neutral_shrinker(&store);
         self.open = Some(Open { store, faulty: Arc::clone(&faulty), shrinker: idle });
-        let (mut shrinker, counter) = (shrinker, Arc::clone(&faulty));
+        let mut shrinker = shrinker;
+        let written = {
+            let faulty = Arc::clone(&faulty);
+            move || faulty.submitted().1 > writes
+        };
         let turning = std::thread::spawn(move || {
-            // Some steps only move objects together.
-            while counter.submitted().1 == writes {
+            // A step may also move objects together, after which the pool isn't full any more.
+            while !written() {
                 shrinker.request_pressure(Level::Severe);
                 let _ = shrinker.turn();
             }

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{LIMIT_BYTES, VmConfig, WEIGHT, known_vms};
+use crate::config::{LIMIT_BYTES, VmConfig, WEIGHT, known_vms, reserves_max_bytes};
 use crate::ids::Bytes;
 use crate::store::codec::Compressor;
 
@@ -56,12 +56,13 @@ impl VmChange {
         }
         let all_reserves_bytes = reserve_bytes.saturating_add(other_reserves_bytes);
         // Room that was taken away meanwhile keeps nobody from asking for less.
-        if reserve_bytes > vm.reserve_bytes && all_reserves_bytes > pool_max_bytes {
+        let max_bytes = reserves_max_bytes(pool_max_bytes);
+        if reserve_bytes > vm.reserve_bytes && all_reserves_bytes > max_bytes {
             return Err(SetError::Invalid {
                 message: format!(
-                    "the reserves of all VMs would be {}, and must be at most pool.max ({})",
+                    "the reserves of all VMs would be {}, and must be at most nine tenths of pool.max ({})",
                     Bytes(all_reserves_bytes),
-                    Bytes(pool_max_bytes)
+                    Bytes(max_bytes)
                 ),
             });
         }
@@ -157,9 +158,9 @@ mod tests {
         let after = change.applied(&vm(), 0, 100 * MIB).unwrap();
         assert_eq!(after, VmConfig { weight: 7, writeback: false, ..vm() });
         let change =
-            VmChange { limit_bytes: Some(60 * MIB), reserve_bytes: Some(50 * MIB), ..VmChange::default() };
+            VmChange { limit_bytes: Some(60 * MIB), reserve_bytes: Some(40 * MIB), ..VmChange::default() };
         let after = change.applied(&vm(), 50 * MIB, 100 * MIB).unwrap();
-        assert_eq!(after, VmConfig { limit_bytes: 60 * MIB, reserve_bytes: 50 * MIB, ..vm() });
+        assert_eq!(after, VmConfig { limit_bytes: 60 * MIB, reserve_bytes: 40 * MIB, ..vm() });
     }
 
     #[test]
@@ -169,7 +170,7 @@ mod tests {
             (VmChange { limit_bytes: Some(1), ..nothing }, ["limit_bytes = 1:", "1048576 to"]),
             (VmChange { limit_bytes: Some(5 * MIB), ..nothing }, ["reserve 10MiB", "limit (5MiB)"]),
             (VmChange { reserve_bytes: Some(101 * MIB), ..nothing }, ["reserve 101MiB", "(100MiB)"]),
-            (VmChange { reserve_bytes: Some(51 * MIB), ..nothing }, ["would be 101MiB", "max (100MiB)"]),
+            (VmChange { reserve_bytes: Some(51 * MIB), ..nothing }, ["would be 101MiB", "max (90MiB)"]),
             (VmChange { weight: Some(0), ..nothing }, ["weight = 0:", "1 to 10000"]),
         ] {
             let message = refusal(change);

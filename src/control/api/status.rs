@@ -108,6 +108,12 @@ pub struct ShrinkerStatus {
     pub compacted_objects: u64,
     /// Objects that it compressed again because the compressor changed.
     pub recompressed_objects: u64,
+    /// Bytes of the objects of the pages that left.
+    pub evicted_bytes: u64,
+    /// Pages that were written in vain: they had changed meanwhile.
+    pub stale_pages: u64,
+    /// Segments of the writeback file that were cleaned.
+    pub cleaned_segments: u64,
 }
 
 /// Runs of the shrinker, by what they were for.
@@ -150,6 +156,16 @@ pub struct WritebackStatus {
     pub daily_limit_bytes: Option<u64>,
     /// How it is read and written: `io_uring` or `threads`.
     pub io: String,
+    /// Records that cleaning moved within the file.
+    pub moved_records: u64,
+    /// Batches that failed to be written.
+    pub write_errors: u64,
+    /// Batches for which the file system had no room.
+    pub no_space_errors: u64,
+    /// Transfers that failed to be read.
+    pub read_errors: u64,
+    /// Failed attempts to give segments back to the file system.
+    pub discard_errors: u64,
 }
 
 /// Whether pages can move to the writeback file.

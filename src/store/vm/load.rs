@@ -144,7 +144,8 @@ impl VmStore {
     }
 
     fn count_failure<T>(&self, result: Result<T, LoadError>) -> Result<T, LoadError> {
-        if result.is_err() {
+        // A read that failed says nothing about the page; the file counts it.
+        if result.as_ref().is_err_and(|err| !matches!(err, LoadError::Read(_))) {
             self.count(|events| events.decompress_fail += 1);
         }
         result

@@ -193,8 +193,8 @@ impl VmStore {
     /// Whether a store that found no room may find some soon: something can leave.
     #[must_use]
     pub fn may_wait(&self, err: &StoreError) -> bool {
-        let own_pages_leave = || self.limits().writeback;
-        self.shared.can_write_back() && (!matches!(err, StoreError::Limit) || own_pages_leave())
+        let at_limit = matches!(err, StoreError::Limit);
+        self.shared.may_make_room(at_limit) && (!at_limit || self.limits().writeback)
     }
 
     /// Keeps the number of bytes that reserves may still claim up to date.
@@ -260,6 +260,32 @@ impl VmStore {
         self.store_if(slot, page, None, now, scratch).map(|_| ())
     }
 
+    /// Stores the first page of a new VM, whatever the pool's maximum and the others' reserves leave: without it the VM
+    /// can't be served.
+    ///
+    /// # Errors
+    /// When the state directory has no memory left.
+    pub fn store_first(
+        &self,
+        slot: Slot,
+        page: &Page,
+        now: Age,
+        scratch: &mut Scratch,
+    ) -> Result<(), StoreError> {
+        self.table.back(slot).map_err(StoreError::NoMemory)?;
+        let (pool, compressor) = self.shared.pools.current();
+        let (codec, object) = scratch.compress(compressor, page);
+        object::seal(object, self.owner(slot), codec);
+        let entry = Entry::Arena(self.keep_within(object, u64::MAX)?);
+        self.publish(slot, Change { entry, pool, cause: Cause::Store(now) }, None);
+        Ok(())
+    }
+
+    /// Gives up what the VM may still claim: its pages are about to be dropped.
+    pub(super) fn retire(&self) {
+        self.set_limits(Limits { reserve_bytes: 0, ..self.limits() });
+    }
+
     /// Stores `page` in `slot` unless the slot changed since `expected` was read. False when it has.
     fn store_if(
         &self,
@@ -269,7 +295,12 @@ impl VmStore {
         now: Age,
         scratch: &mut Scratch,
     ) -> Result<bool, StoreError> {
-        let (entry, pool) = self.place(slot, page, scratch).inspect_err(|_| self.shared.bell.ring())?;
+        let (entry, pool) = self.place(slot, page, scratch).inspect_err(|err| {
+            if matches!(err, StoreError::NoMemory(_)) {
+                self.shared.note_shortage();
+            }
+            self.shared.bell.ring();
+        })?;
         let change = Change { entry, pool, cause: Cause::Store(now) };
         match self.publish(slot, change, expected) {
             Published::Yes => return Ok(true),
@@ -300,7 +331,11 @@ impl VmStore {
 
     /// Puts a sealed object into the arena.
     fn keep(&self, object: &[u8]) -> Result<Location, StoreError> {
-        let (arena, max_bytes) = (&self.shared.arena, self.arena_max_bytes());
+        self.keep_within(object, self.arena_max_bytes())
+    }
+
+    fn keep_within(&self, object: &[u8], max_bytes: u64) -> Result<Location, StoreError> {
+        let arena = &self.shared.arena;
         let allocation = arena.allocate(object.len(), max_bytes).map_err(|err| match err {
             AllocateError::PoolFull => StoreError::PoolFull,
             AllocateError::NoMemory(err) => StoreError::NoMemory(err),

@@ -3,8 +3,9 @@
 //! generation is still the same, and drop the work if not.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use super::{Cause, Change, Generation, Published, VmStore, generation, pool};
+use super::{Cause, Change, Generation, Published, StoreError, VmStore, generation, pool};
 use crate::ids::{Owner, Slot};
 use crate::page::ZERO_PAGE;
 use crate::store::accounting::object_bytes;
@@ -23,6 +24,8 @@ pub enum Recompressed {
     Kept,
     /// It is in the current pool now.
     Moved,
+    /// It has to be tried again: it is in use, it changed meanwhile, or there was no room.
+    NotNow,
 }
 
 impl VmStore {
@@ -96,31 +99,42 @@ impl VmStore {
         matches!(self.publish(*slot, change, Some(generation(tag))), Published::Yes)
     }
 
-    /// Moves the page in `slot` to the current pool, if it is in the arena and another pool made it. A page that would
-    /// not get smaller than it is only changes its pool on the books.
-    pub fn recompress(&self, slot: Slot, scratch: &mut Scratch) -> Recompressed {
+    /// Moves the page in `slot` to the current pool, if it is in the arena, another pool made it, and it was stored at
+    /// least `idle_min` before `now`. A page that the current compressor would keep no smaller only changes its pool on
+    /// the books.
+    pub fn recompress(
+        &self,
+        slot: Slot,
+        now: Age,
+        idle_min: Duration,
+        scratch: &mut Scratch,
+    ) -> Recompressed {
         let (current, compressor) = self.shared.pools.current();
         let Some((location, tag)) = self.of_other_pool(slot, current, scratch) else {
             return Recompressed::Kept;
         };
-        let expected = generation(tag);
-        let length = object_bytes(location);
-        let Ok((codec, _)) = object::open(scratch.object(length), self.owner(slot)) else {
+        if self.age(slot, now).is_some_and(|age| age < idle_min) {
+            return Recompressed::NotNow;
+        }
+        let Ok((codec, _)) = object::open(scratch.object(object_bytes(location)), self.owner(slot)) else {
             // Damaged: for the load that finds it to say so.
             return Recompressed::Kept;
         };
         // lz4 has no levels: what an earlier daemon wrote with it is what this one would write.
         let same = codec == CodecId::SameFilled || (codec, compressor) == (CodecId::Lz4, Compressor::Lz4);
-        let anew = if same { None } else { self.compress_anew(slot, location, codec, compressor, scratch) };
+        let anew =
+            if same { Ok(None) } else { self.compress_anew(slot, location, codec, compressor, scratch) };
         match anew {
-            Some(entry) if self.settle(slot, expected, entry, current, Cause::Recompress) => {
+            Ok(Some(entry)) if self.settle(slot, generation(tag), entry, current, Cause::Recompress) => {
                 Recompressed::Moved
             }
-            Some(_) => Recompressed::Kept,
-            None => {
-                self.adopt_into(slot, expected, current);
+            // It changed meanwhile, or its VM is at its limit.
+            Ok(Some(_)) => Recompressed::NotNow,
+            Ok(None) => {
+                self.adopt_into(slot, generation(tag), current);
                 Recompressed::Kept
             }
+            Err(_) => Recompressed::NotNow,
         }
     }
 
@@ -137,7 +151,7 @@ impl VmStore {
         }
     }
 
-    /// Compresses the object in the scratch buffer anew. `None` when that gains nothing or there is no room.
+    /// Compresses the object in the scratch buffer anew. `None` when it would not get smaller.
     fn compress_anew(
         &self,
         slot: Slot,
@@ -145,15 +159,19 @@ impl VmStore {
         codec: CodecId,
         compressor: Compressor,
         scratch: &mut Scratch,
-    ) -> Option<Entry> {
+    ) -> Result<Option<Entry>, StoreError> {
         let mut page = ZERO_PAGE;
-        scratch.decompress(codec, object_bytes(location), &mut page).ok()?;
+        if scratch.decompress(codec, object_bytes(location), &mut page).is_err() {
+            return Ok(None);
+        }
         let (codec, object) = scratch.compress(compressor, &page);
-        if codec == CodecId::Raw {
-            return None;
+        // A faster codec is chosen for its speed, not for its size.
+        let faster = compressor == Compressor::Lz4;
+        if codec == CodecId::Raw || (!faster && object.len() >= object_bytes(location)) {
+            return Ok(None);
         }
         object::seal(object, self.owner(slot), codec);
-        self.keep(object).ok().map(Entry::Arena)
+        self.keep(object).map(|location| Some(Entry::Arena(location)))
     }
 
     /// Counts the object of `slot` under another pool.
