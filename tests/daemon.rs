@@ -273,3 +273,55 @@ fn a_vm_that_left_the_configuration_keeps_its_pages() {
     assert!(daemon.vm("web1").is_null(), "an unconfigured one is gone when it is cleared");
     assert_pages_there(&daemon, "web2");
 }
+
+#[test]
+fn a_vm_is_served_with_the_file_that_has_its_pages_and_no_other() {
+    let (dir, files) = (tmpfs(), tempfile::tempdir().unwrap());
+    let [first, other] = ["first", "other"].map(|name| files.path().join(name));
+    let without = "workers = 2\n[pool]\nmax = \"1MiB\"\n[[vm]]\nname = \"web1\"\nsize = \"16MiB\"\n";
+    let with = |path: &Path| format!("{without}[writeback]\npath = {path:?}\nsize = \"64MiB\"\n");
+    let wanted: Vec<Page> = (0..1500).map(|n| page_of(2, n)).collect();
+    let check = |daemon: &Daemon| {
+        let (_device, mut disk) = attach(daemon, "web1");
+        for (slot, page) in (1..).zip(&wanted) {
+            assert!(&disk.read_page(slot).unwrap() == page, "slot {slot}");
+        }
+    };
+    let mut daemon = Daemon::start(dir.path(), &with(&first));
+    let (device, mut disk) = attach(&daemon, "web1");
+    for (slot, pages) in (1..).step_by(30).zip(wanted.chunks(30)) {
+        disk.write_pages(slot, pages).unwrap();
+    }
+    drop((device, disk));
+    check(&daemon);
+    let status = daemon.status();
+    assert!(status["pool"]["written_back_pages"].as_u64() > Some(300), "{status}");
+    assert_eq!(status["writeback"]["state"], "ready", "{status}");
+
+    // Another file: refused before anything is overwritten, and the message names both.
+    daemon.kill();
+    daemon.configure(&with(&other));
+    let refused = serve(&daemon.config()).output().unwrap();
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && message.contains("give the right file back"), "{message}");
+
+    // None: only the VM that needs it is out of service.
+    daemon.configure(without);
+    daemon.restart();
+    let vm = daemon.vm("web1");
+    let message = vm["message"].as_str().unwrap_or_default().to_owned();
+    assert!(vm["state"] == "damaged" && message.contains("none is configured"), "{vm}");
+
+    daemon.configure(&with(&first));
+    daemon.restart();
+    check(&daemon);
+
+    // Its pages given up, any file will do.
+    daemon.configure(without);
+    daemon.restart();
+    assert!(daemon.ask(&["vm", "clear", "web1"]).status.success());
+    daemon.configure(&with(&other));
+    daemon.restart();
+    let (_device, mut disk) = attach(&daemon, "web1");
+    assert!(disk.read_page(1).unwrap() == ZERO_PAGE);
+}

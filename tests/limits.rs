@@ -115,8 +115,8 @@ fn what_others_may_still_claim_is_left_to_them() {
     assert_eq!(store.shared().unclaimed_bytes(), 3 * MIB);
     // Nothing leaves: the shrinker is not there.
     let span_bytes_max = 64 << 10;
-    // A reserve counts objects; the spans that hold them are up to a twentieth larger.
-    let spans = |bytes: u64| bytes / 20 * 19;
+    // A reserve counts objects; the spans that hold them are up to a twentieth larger, and one is never filled.
+    let spans = |bytes: u64| bytes / 20 * 19 - span_bytes_max;
     let refused = fill(&vm("greedy"), 0, &mut scratch);
     let used = store.arena().used_bytes();
     assert!(used <= 5 * MIB && used > 5 * MIB - span_bytes_max, "{used}");
@@ -261,4 +261,30 @@ fn a_daemon_that_ends_while_pages_leave_loses_nothing() {
         world.use_pages(100 * round);
     }
     world.store().validate();
+}
+
+#[test]
+fn a_vm_with_a_reserve_is_cleared_beside_a_pool_that_others_fill() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir, &[("reserved", reserve(4 * MIB)), ("other", Limits::NONE)], 8 * MIB);
+    let mut scratch = Scratch::default();
+    // The daemon's other rooms hold on to it for a while.
+    let before = store.ready("reserved").unwrap();
+    fill(&before, 0, &mut scratch);
+    fill(&store.ready("other").unwrap(), 0, &mut scratch);
+    store.clear("reserved").unwrap();
+    let after = store.ready("reserved").unwrap();
+    assert_ne!(before.id(), after.id());
+    assert_eq!(store.shared().unclaimed_bytes(), 4 * MIB, "claimed once, not twice");
+    // A new VM's first page is stored whatever the others hold and may claim.
+    let full = store.ready("other").unwrap();
+    fill(&full, 0, &mut scratch);
+    fill(&after, 0, &mut scratch);
+    store.clear("reserved").unwrap();
+    let again = store.ready("reserved").unwrap();
+    again.store_first(Slot(0), &page_of(2, 1), old(1), &mut scratch).unwrap();
+    let mut page = ZERO_PAGE;
+    load_waiting(&again, 0, &mut page, &mut scratch).unwrap();
+    assert!(page == page_of(2, 1));
+    store.validate();
 }
