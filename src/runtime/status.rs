@@ -213,5 +213,7 @@ fn counters(held: &Held, events: &Events) -> Counters {
         promoted_pages: events.promoted_pages,
         stored_incompressible_pages: held.incompressible_pages,
         delayed_stores: events.delayed_stores,
+        compacted_pages: events.compacted_pages,
+        recompressed_pages: events.recompressed_pages,
     }
 }

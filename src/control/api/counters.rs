@@ -16,7 +16,7 @@ pub struct Counters {
     pub reject_reclaim_fail: u64,
     /// Stores that failed because the state directory had no memory left.
     pub reject_alloc_fail: u64,
-    /// Stores that failed because the page would not shrink.
+    /// Stores of pages that would not shrink; they are kept as they are.
     pub reject_compress_poor: u64,
     /// Loads that failed because the stored page was damaged.
     pub decompress_fail: u64,
@@ -26,10 +26,14 @@ pub struct Counters {
     pub loaded_from_file: u64,
     /// Pages moved back from the file into the pool.
     pub promoted_pages: u64,
-    /// Pages stored as they are because they would not shrink.
+    /// Pages that are kept as they are now.
     pub stored_incompressible_pages: u64,
     /// Stores that had to wait for room.
     pub delayed_stores: u64,
+    /// Pages whose objects were moved within the arena.
+    pub compacted_pages: u64,
+    /// Pages compressed anew for another pool.
+    pub recompressed_pages: u64,
 }
 
 impl Sum for Counters {
@@ -46,6 +50,8 @@ impl Sum for Counters {
             promoted_pages: sum.promoted_pages + one.promoted_pages,
             stored_incompressible_pages: sum.stored_incompressible_pages + one.stored_incompressible_pages,
             delayed_stores: sum.delayed_stores + one.delayed_stores,
+            compacted_pages: sum.compacted_pages + one.compacted_pages,
+            recompressed_pages: sum.recompressed_pages + one.recompressed_pages,
         })
     }
 }

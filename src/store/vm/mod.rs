@@ -264,7 +264,7 @@ impl VmStore {
     /// can't be served.
     ///
     /// # Errors
-    /// When the state directory has no memory left.
+    /// When the state directory has no memory left, or the VM's limit is less than a page.
     pub fn store_first(
         &self,
         slot: Slot,
@@ -277,8 +277,13 @@ impl VmStore {
         let (codec, object) = scratch.compress(compressor, page);
         object::seal(object, self.owner(slot), codec);
         let entry = Entry::Arena(self.keep_within(object, u64::MAX)?);
-        self.publish(slot, Change { entry, pool, cause: Cause::Store(now) }, None);
-        Ok(())
+        match self.publish(slot, Change { entry, pool, cause: Cause::Store(now) }, None) {
+            Published::Yes => Ok(()),
+            Published::Stale | Published::OverLimit => {
+                self.free(entry);
+                Err(StoreError::Limit)
+            }
+        }
     }
 
     /// Gives up what the VM may still claim: its pages are about to be dropped.
