@@ -11,6 +11,7 @@
 pub mod blk;
 pub mod complaints;
 pub mod inflight;
+pub mod prefetch;
 pub mod ring;
 pub mod roster;
 pub mod session;

@@ -1,11 +1,10 @@
 //! Between guest memory and ours, and between positions on the disk and slots.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 
 use vm_memory::{Bytes, GuestMemoryError};
 
-use super::request::{Segment, take_front};
+use super::segments::Segments;
 use crate::device::Memory;
 use crate::ids::Slot;
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
@@ -33,12 +32,8 @@ pub(super) fn first_page(position: u64, length: u64) -> (Slot, Range<usize>) {
 }
 
 /// Copies the beginning of the data segments to `target`.
-pub(super) fn gather(
-    memory: &Memory,
-    data: &VecDeque<Segment>,
-    mut target: &mut [u8],
-) -> Result<(), Unreachable> {
-    for segment in data {
+pub(super) fn gather(memory: &Memory, data: &Segments, mut target: &mut [u8]) -> Result<(), Unreachable> {
+    for segment in data.left() {
         if target.is_empty() {
             break;
         }
@@ -51,20 +46,16 @@ pub(super) fn gather(
 }
 
 /// Takes `length` bytes off the front of the data segments.
-pub(super) fn advance(data: &mut VecDeque<Segment>, mut length: usize) {
+pub(super) fn advance(data: &mut Segments, mut length: usize) {
     while length > 0 {
-        let Some((_, taken)) = take_front(data, length) else { return };
+        let Some((_, taken)) = data.take_front(length) else { return };
         length = length.saturating_sub(taken);
     }
 }
 
 /// Moves `source` to the data segments, as far as they reach.
-pub(super) fn scatter(
-    memory: &Memory,
-    data: &mut VecDeque<Segment>,
-    mut source: &[u8],
-) -> Result<(), Unreachable> {
-    while let Some((address, length)) = take_front(data, source.len()).filter(|(_, length)| *length > 0) {
+pub(super) fn scatter(memory: &Memory, data: &mut Segments, mut source: &[u8]) -> Result<(), Unreachable> {
+    while let Some((address, length)) = data.take_front(source.len()).filter(|(_, length)| *length > 0) {
         let (now, later) = source.split_at_checked(length).ok_or(Unreachable)?;
         memory.write_slice(now, address)?;
         source = later;

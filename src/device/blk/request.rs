@@ -2,12 +2,11 @@
 //! descriptors and the 16-byte header from guest memory, each byte once, and never trusts a length, an index or a
 //! flag. Data may be split over descriptors in any way (virtio 1.x, "Message Framing"), so only the sums count.
 
-use std::collections::VecDeque;
-
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::config_space::{RANGES_MAX, SECTOR_BYTES};
+use super::segments::{Segment, Segments};
 use crate::device::Memory;
 
 /// Descriptors in one chain, indirect ones included. The longest queue that the device accepts has this many places.
@@ -15,7 +14,8 @@ const CHAIN_MAX: usize = 1024;
 /// Bytes that one request may move. Linux sends 1.25 MiB at most; a request has to end before its ring can stop, so a
 /// guest must not be able to make one that takes long.
 const LENGTH_MAX: u64 = 4 << 20;
-const DESCRIPTOR_BYTES: u32 = 16;
+/// Bytes of a descriptor.
+pub const DESCRIPTOR_BYTES: u32 = 16;
 const REQUEST_HEADER_BYTES: usize = 16;
 const RANGE_BYTES: u64 = 16;
 
@@ -36,15 +36,6 @@ pub enum Status {
     IoErr = 1,
     /// Not a request that this device knows.
     Unsupported = 2,
-}
-
-/// A run of guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// Where it starts.
-    pub address: GuestAddress,
-    /// How long it is, in bytes; never zero.
-    pub length: u32,
 }
 
 /// What a request asks for.
@@ -74,7 +65,7 @@ pub struct Request {
     /// How much data, in bytes: the sum of the segments.
     pub length: u64,
     /// The data: readable by us for a store, a discard and a write-zeroes, writable for the others.
-    pub data: VecDeque<Segment>,
+    pub data: Segments,
     /// Where the status byte goes.
     pub status: GuestAddress,
 }
@@ -108,7 +99,7 @@ pub fn parse(
     capacity: u64,
 ) -> Result<Request, Malformed> {
     let mut chain = walk(memory, table, head).ok_or(Malformed::NoAnswer)?;
-    let status = take_last_byte(&mut chain.writable).ok_or(Malformed::NoAnswer)?;
+    let status = chain.writable.take_last_byte().ok_or(Malformed::NoAnswer)?;
     let refuse = |with: Status| Malformed::Answer(status, with);
     if chain.unreachable {
         return Err(refuse(Status::IoErr));
@@ -120,13 +111,13 @@ pub fn parse(
     let (kind, data, unwanted) = match u32::from_le_bytes(kind) {
         VIRTIO_BLK_T_IN => (Kind::Load, chain.writable, chain.readable),
         VIRTIO_BLK_T_OUT => (Kind::Store, chain.readable, chain.writable),
-        VIRTIO_BLK_T_FLUSH => (Kind::Flush, VecDeque::new(), VecDeque::new()),
+        VIRTIO_BLK_T_FLUSH => (Kind::Flush, Segments::default(), Segments::default()),
         VIRTIO_BLK_T_GET_ID => (Kind::GetId, chain.writable, chain.readable),
         VIRTIO_BLK_T_DISCARD => (Kind::Discard, chain.readable, chain.writable),
         VIRTIO_BLK_T_WRITE_ZEROES => (Kind::WriteZeroes, chain.readable, chain.writable),
         _ => return Err(refuse(Status::Unsupported)),
     };
-    let length = data.iter().map(|segment| u64::from(segment.length)).sum::<u64>();
+    let length = data.length();
     let position = sector.checked_mul(SECTOR_BYTES);
     let possible = unwanted.is_empty()
         && match kind {
@@ -151,8 +142,8 @@ pub fn parse(
 
 #[derive(Debug, Default)]
 struct Chain {
-    readable: VecDeque<Segment>,
-    writable: VecDeque<Segment>,
+    readable: Segments,
+    writable: Segments,
     /// Part of it lies outside the memory that the VMM shares, as that of a DIMM that was plugged in without
     /// `share=on` does. Such a request has to be failed aloud: a driver that reuses its status bytes, as Linux does,
     /// takes silence for success.
@@ -192,9 +183,9 @@ fn walk(memory: &Memory, mut table: DescriptorTable, head: u16) -> Option<Chain>
         chain.unreachable |=
             !GuestMemoryBackend::check_range(memory, segment.address, segment.length as usize);
         if descriptor.is_write_only() {
-            chain.writable.push_back(segment);
+            chain.writable.push(segment);
         } else if chain.writable.is_empty() {
-            chain.readable.push_back(segment);
+            chain.readable.push(segment);
         } else {
             return None;
         }
@@ -205,37 +196,14 @@ fn walk(memory: &Memory, mut table: DescriptorTable, head: u16) -> Option<Chain>
     }
 }
 
-fn take_last_byte(segments: &mut VecDeque<Segment>) -> Option<GuestAddress> {
-    let last = segments.back_mut()?;
-    last.length = last.length.checked_sub(1)?;
-    let address = GuestAddress(last.address.0.checked_add(u64::from(last.length))?);
-    if last.length == 0 {
-        segments.pop_back();
-    }
-    Some(address)
-}
-
-fn take_header(memory: &Memory, segments: &mut VecDeque<Segment>) -> Option<[u8; REQUEST_HEADER_BYTES]> {
+fn take_header(memory: &Memory, segments: &mut Segments) -> Option<[u8; REQUEST_HEADER_BYTES]> {
     let mut header = [0; REQUEST_HEADER_BYTES];
     let mut rest = &mut header[..];
     while !rest.is_empty() {
-        let (address, length) = take_front(segments, rest.len())?;
+        let (address, length) = segments.take_front(rest.len())?;
         let (now, later) = rest.split_at_mut_checked(length)?;
         memory.read_slice(now, address).ok()?;
         rest = later;
     }
     Some(header)
-}
-
-/// Takes at most `length` bytes off the front of the first segment: where they are, and how many.
-pub fn take_front(segments: &mut VecDeque<Segment>, length: usize) -> Option<(GuestAddress, usize)> {
-    let front = segments.front_mut()?;
-    let taken = u32::try_from(length).unwrap_or(u32::MAX).min(front.length);
-    let address = front.address;
-    front.length = front.length.checked_sub(taken)?;
-    front.address = GuestAddress(address.0.checked_add(u64::from(taken))?);
-    if front.length == 0 {
-        segments.pop_front();
-    }
-    Some((address, taken as usize))
 }

@@ -9,12 +9,16 @@ use parking_lot::Mutex;
 
 use super::waiting::Waiting;
 use crate::device::blk::execute::{Execution, FETCH_PAGES_MAX};
+use crate::device::blk::request::{Malformed, Request};
 use crate::store::vm::{Fetched, InFile, VmStore};
 
 /// Pages that all rings of a VM may have asked for from the file. Each takes up to 24 KiB until it has come.
 const VM_FETCH_PAGES_MAX: usize = 1024;
 
-/// A request that was taken and parsed.
+/// A head, and what its descriptors ask for.
+pub(super) type Parsed = (u16, Result<Request, Malformed>);
+
+/// A request that was started.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) head: u16,
@@ -42,6 +46,8 @@ struct Fetching {
 pub(super) struct Jobs {
     /// Heads that were not started.
     pub(super) taken: VecDeque<u16>,
+    /// The head before those, which was parsed ahead of time.
+    pub(super) parsed: Option<Parsed>,
     /// Requests that can go on.
     ready: VecDeque<Job>,
     /// Requests that need pages of the file while as many as may be are on their way.
@@ -62,6 +68,7 @@ impl Jobs {
         let share = VM_FETCH_PAGES_MAX.checked_div(usize::from(queues)).unwrap_or(0);
         Self {
             taken: VecDeque::new(),
+            parsed: None,
             ready: VecDeque::new(),
             stalled: VecDeque::new(),
             fetching: HashMap::new(),
@@ -76,7 +83,8 @@ impl Jobs {
     /// Requests that were taken and not answered.
     pub(super) fn count(&self) -> usize {
         let lists = [&self.ready, &self.stalled].map(VecDeque::len);
-        let counts = [self.taken.len(), self.fetching.len(), self.waiting.len()];
+        let parsed = usize::from(self.parsed.is_some());
+        let counts = [self.taken.len(), parsed, self.fetching.len(), self.waiting.len()];
         lists.into_iter().chain(counts).fold(0, usize::saturating_add)
     }
 
@@ -87,6 +95,7 @@ impl Jobs {
     /// Whether any request can go on now.
     pub(super) fn any_to_do(&self) -> bool {
         !self.taken.is_empty()
+            || self.parsed.is_some()
             || !self.ready.is_empty()
             || self.waiting.is_due()
             || (!self.stalled.is_empty() && self.fetch_pages_left() > 0)

@@ -113,6 +113,7 @@ mod tests {
     use super::*;
     use crate::device::blk::execute::Execution;
     use crate::device::blk::request::{Kind, Request};
+    use crate::device::blk::segments::Segments;
     use vm_memory::GuestAddress;
 
     const DEADLINE: Duration = Duration::from_secs(5);
@@ -122,7 +123,7 @@ mod tests {
             kind: Kind::Store,
             position: 0,
             length: 0,
-            data: VecDeque::new(),
+            data: Segments::default(),
             status: GuestAddress(0),
         };
         Job::new(head, Execution::new(request))

@@ -8,18 +8,21 @@ use vhost_user_backend::VringT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
-use super::jobs::Job;
+use super::jobs::{Job, Parsed};
 use super::{Broken, Progress, Ring, Workbench};
 use crate::device::Memory;
 use crate::device::blk::execute::{Execution, Outcome, Turn};
-use crate::device::blk::request::{self, DescriptorTable, Malformed, Status};
+use crate::device::blk::request::{self, DESCRIPTOR_BYTES, DescriptorTable, Kind, Malformed, Status};
 use crate::device::complaints::{Chain, Complaint};
-use crate::page::PAGE_SIZE_U64;
+use crate::device::prefetch::{Purpose, prefetch};
+use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
 use crate::store::lru::Age;
 use crate::store::vm::{InFile, StoreError};
 
 /// Heads that wait to be started. More would only make the in-flight region longer to go through.
 const TAKEN_MAX: usize = 64;
+/// Bytes of a chain's descriptors when they lie one behind the other: header, data and status.
+const CHAIN_BYTES: usize = 48;
 
 /// What goes onto the used ring.
 struct Answer {
@@ -109,7 +112,7 @@ impl Ring {
             return Ok(());
         }
         let offered = queue.avail_idx(memory, Ordering::Acquire)?.0;
-        let mut any = false;
+        let (table, mut any) = (queue.desc_table(), false);
         for chain in queue.iter(memory)?.take(places) {
             let head = chain.head_index();
             if head >= size {
@@ -118,6 +121,8 @@ impl Ring {
             if let Some(inflight) = &mut self.inflight {
                 inflight.take(head);
             }
+            let at = u64::from(head).saturating_mul(u64::from(DESCRIPTOR_BYTES));
+            prefetch(memory, GuestAddress(table.saturating_add(at)), CHAIN_BYTES, Purpose::Read);
             self.jobs.taken.push_back(head);
             any = true;
         }
@@ -139,12 +144,10 @@ impl Ring {
         if let Some(job) = self.jobs.next_started() {
             return self.proceed(job, turn, bench);
         }
-        let Some(head) = self.jobs.taken.pop_front() else { return Step::Nothing };
-        let table = DescriptorTable { address: GuestAddress(queue.desc_table()), size: queue.size() };
-        let capacity = u64::from(turn.vm.slots()).saturating_mul(PAGE_SIZE_U64);
-        let request = match request::parse(turn.memory, table, head, capacity) {
-            Ok(request) => request,
-            Err(malformed) => return Step::Answer(self.refuse(head, malformed, turn)),
+        let (head, request) = match self.next_taken(queue, turn) {
+            None => return Step::Nothing,
+            Some((head, Ok(request))) => (head, request),
+            Some((head, Err(malformed))) => return Step::Answer(self.refuse(head, malformed, turn)),
         };
         let job = Job::new(head, Execution::new(request));
         if job.execution.is_store() && !self.jobs.waiting.is_empty() && self.stop.is_none() {
@@ -152,6 +155,24 @@ impl Ring {
             return self.wait(job, None, turn);
         }
         self.proceed(job, turn, bench)
+    }
+
+    /// The next head that was not started. The one behind it is parsed as well, so that its page is on its way to the
+    /// cache while this one is worked on.
+    fn next_taken(&mut self, queue: &Queue, turn: &Turn<'_>) -> Option<Parsed> {
+        let table = DescriptorTable { address: GuestAddress(queue.desc_table()), size: queue.size() };
+        let capacity = u64::from(turn.vm.slots()).saturating_mul(PAGE_SIZE_U64);
+        let parse = |head| (head, request::parse(turn.memory, table, head, capacity));
+        let jobs = &mut self.jobs;
+        let next = jobs.parsed.take().or_else(|| jobs.taken.pop_front().map(parse))?;
+        jobs.parsed = jobs.taken.pop_front().map(parse);
+        if let Some((_, Ok(request))) = &jobs.parsed
+            && let Some(segment) = request.data.left().first()
+        {
+            let purpose = if request.kind == Kind::Load { Purpose::Write } else { Purpose::Read };
+            prefetch(turn.memory, segment.address, PAGE_SIZE.min(segment.length as usize), purpose);
+        }
+        Some(next)
     }
 
     fn refuse(&mut self, head: u16, malformed: Malformed, turn: &mut Turn<'_>) -> Answer {
