@@ -11,4 +11,5 @@ pub mod page;
 pub mod reclaim;
 pub mod runtime;
 pub mod store;
+pub mod threads;
 pub mod writeback;

@@ -28,6 +28,7 @@ use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 use vm_memory::GuestMemoryMmap;
 
 use crate::store::state::StateId;
+use crate::threads::{self, Urgency};
 use complaints::{Chain, Complaint};
 use session::Session;
 use vm::DeviceVm;
@@ -74,7 +75,7 @@ impl Device {
     /// When the thread can't be started.
     pub fn listen(self: &Arc<Self>, listener: UnixListener, vm: Arc<DeviceVm>) -> io::Result<()> {
         let device = Arc::clone(self);
-        std::thread::Builder::new().name(format!("accept-{}", vm.name())).spawn(move || {
+        threads::spawn(format!("accept-{}", vm.name()), Urgency::Usual, move || {
             for stream in listener.incoming() {
                 let accepted = stream.and_then(|stream| device.attach(stream, &vm));
                 if let Err(err) = accepted {
@@ -96,9 +97,9 @@ impl Device {
             .map_err(io::Error::other)?;
         vm.begin_session().map_err(io::Error::other)?;
         let vm_of_thread = Arc::clone(vm);
-        let spawned = std::thread::Builder::new()
-            .name(format!("session-{}", vm.name()))
-            .spawn(move || serve(stream, session, &vm_of_thread));
+        let spawned = threads::spawn(format!("session-{}", vm.name()), Urgency::Usual, move || {
+            serve(stream, session, &vm_of_thread);
+        });
         if spawned.is_err() {
             vm.end_session();
         }

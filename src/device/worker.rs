@@ -13,10 +13,17 @@ use event_manager::{EventManager, RemoteEndpoint, SubscriberId, SubscriberOps};
 
 use super::ring::{Progress, Ring, Workbench};
 use super::roster::Roster;
+use crate::threads::{self, Urgency};
 
-/// How often the event loop is asked for kicks, control calls and timers while rings are being looked at.
-const EVENTS_EVERY_PAGES: u32 = 32;
+/// How often the event loop is asked for kicks, control calls and timers while rings are being looked at: what a guest
+/// that just woke up waits for at most, at a cost of a hundredth.
+const EVENTS_EVERY: Duration = Duration::from_micros(50);
 const EVENTS_EVERY_LOOKS: u32 = 64;
+/// Pages that a ring may work on before the next one has its turn. It is what a VM's load waits for behind a neighbour
+/// that stores without a pause.
+const SHARED_TURN_PAGES: u32 = 2;
+/// The same for a ring that is the only one, so that a batch of requests has one signal.
+const LONE_TURN_PAGES: u32 = 8;
 /// How long a ring whose stores wait for room is left alone. Whoever makes room says so; this is for room that comes
 /// about otherwise, and for deadlines.
 const WAITING_EVERY: Duration = Duration::from_millis(5);
@@ -55,7 +62,7 @@ impl Worker {
         };
         let stopped = Arc::clone(&stop);
         let thread =
-            std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || state.run(&stopped))?;
+            threads::spawn(format!("worker-{index}"), Urgency::GuestWaits, move || state.run(&stopped))?;
         Ok(Self { endpoint, roster, stop, thread: Some(thread) })
     }
 
@@ -141,17 +148,17 @@ impl Loop {
     fn run(&mut self, stop: &AtomicBool) {
         let mut round: Vec<SubscriberId> = Vec::new();
         let mut last_busy = Instant::now();
-        let (mut pages, mut looks) = (0u32, 0u32);
+        let (mut last_events, mut looks) = (last_busy, 0u32);
         while !stop.load(Ordering::Acquire) {
-            if round.is_empty() || pages >= EVENTS_EVERY_PAGES || looks >= EVENTS_EVERY_LOOKS {
-                (pages, looks) = (0, 0);
+            let due = last_busy.saturating_duration_since(last_events) >= EVENTS_EVERY;
+            if round.is_empty() || due || looks >= EVENTS_EVERY_LOOKS {
+                (last_events, looks) = (last_busy, 0);
                 self.handle_events(round.is_empty());
             }
             self.roster.copy_to(&mut round);
-            let done = self.round(&round);
-            pages = pages.saturating_add(done);
+            let busy = self.round(&round);
             looks = looks.saturating_add(1);
-            if done > 0 {
+            if busy {
                 last_busy = Instant::now();
             } else if last_busy.elapsed() >= self.poll {
                 self.sleep(&round);
@@ -183,18 +190,19 @@ impl Loop {
         }
     }
 
-    /// Gives every active ring a turn; returns how many pages they worked on together.
-    fn round(&mut self, round: &[SubscriberId]) -> u32 {
-        let mut done = 0u32;
+    /// Gives every active ring a turn; says whether any found something to do.
+    fn round(&mut self, round: &[SubscriberId]) -> bool {
+        let turn_pages = if round.len() > 1 { SHARED_TURN_PAGES } else { LONE_TURN_PAGES };
+        let mut busy = false;
         for id in round {
-            match self.manager.subscriber_mut(*id).map(|ring| ring.turn(&mut self.bench)) {
-                Ok(Progress::Busy(pages)) => done = done.saturating_add(pages),
+            match self.manager.subscriber_mut(*id).map(|ring| ring.turn(&mut self.bench, turn_pages)) {
+                Ok(Progress::Busy) => busy = true,
                 Ok(Progress::Idle | Progress::Parked) => {}
                 // It was stopped.
                 Err(_) => self.roster.remove(*id),
             }
         }
-        done
+        busy
     }
 
     /// Has every ring ask for a kick, and forgets those that have nothing to do.

@@ -31,10 +31,6 @@ pub type GuestMemory = GuestMemoryAtomic<Memory>;
 /// A virtqueue that session and worker share.
 pub type Vring = VringMutex<GuestMemory>;
 
-/// Pages that one ring may work on before the next ring has its turn: some tens of microseconds, which is what a VM's
-/// load waits behind a neighbour that stores without a pause.
-const TURN_PAGES: u32 = 8;
-
 /// Whose a ring is.
 pub struct Owner {
     /// The VM.
@@ -46,8 +42,8 @@ pub struct Owner {
 /// What a ring did in its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Worked on this many pages; there may be more.
-    Busy(u32),
+    /// Worked on some pages; there may be more.
+    Busy,
     /// Found nothing to do.
     Idle,
     /// Can't run now, or ever, and is not on the active list any more.
@@ -141,9 +137,9 @@ impl Ring {
         self.roster.put(id);
     }
 
-    /// Works for one turn.
-    pub fn turn(&mut self, bench: &mut Workbench) -> Progress {
-        let progress = self.take_turn(bench);
+    /// Works for one turn, on so many pages at most.
+    pub fn turn(&mut self, bench: &mut Workbench, pages: u32) -> Progress {
+        let progress = self.take_turn(bench, pages);
         let waits = !self.jobs.waiting.is_empty();
         if let Some(id) = self.id
             && waits != self.waits
@@ -155,7 +151,7 @@ impl Ring {
         progress
     }
 
-    fn take_turn(&mut self, bench: &mut Workbench) -> Progress {
+    fn take_turn(&mut self, bench: &mut Workbench, pages: u32) -> Progress {
         if self.phase == Phase::Waiting && self.stop.is_none() {
             if !self.vm.claim(self.session, self.id, &self.roster) {
                 return Progress::Parked;
@@ -166,7 +162,7 @@ impl Ring {
             self.id.inspect(|id| self.roster.remove(*id));
             return Progress::Parked;
         }
-        self.work(bench, TURN_PAGES).unwrap_or_else(|Broken| {
+        self.work(bench, pages).unwrap_or_else(|Broken| {
             self.phase = self.broken();
             Progress::Parked
         })

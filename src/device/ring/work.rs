@@ -91,8 +91,7 @@ impl Ring {
             tracing::warn!(vm = vm.name(), "{line}");
         }
         // A store that was tried in vain is no reason to keep looking.
-        let pages = budget_pages.saturating_sub(turn.budget_pages).max(answers).max(1);
-        Ok(if worked { Progress::Busy(pages) } else { Progress::Idle })
+        Ok(if worked { Progress::Busy } else { Progress::Idle })
     }
 
     /// Heads that may be taken now: a guest that offers one head over and over has no more than a ring's worth.

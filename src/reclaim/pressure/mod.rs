@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
+use crate::threads::{self, Urgency};
 use meminfo::Meminfo;
 use psi::Trigger;
 
@@ -128,8 +129,7 @@ impl Monitor {
             tell,
         };
         let stopped = Arc::clone(&stop);
-        let thread =
-            std::thread::Builder::new().name("pressure".to_owned()).spawn(move || watch.run(&stopped))?;
+        let thread = threads::spawn("pressure", Urgency::Usual, move || watch.run(&stopped))?;
         Ok(Self { source, stop, thread: Some(thread) })
     }
 
