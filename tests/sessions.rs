@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use ballast::frontend::{Device, Manners, Memory, MemoryMessages, Op, Options, Queue, Status};
 use ballast::page::{PAGE_SIZE, Page, ZERO_PAGE};
 use support::{Host, SLOTS, page_of};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 const MEMORY_BYTES: usize = 32 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -233,4 +234,36 @@ fn a_stopped_ring_has_answered_everything_and_goes_on_where_it_was() {
     for slot in 1..=50 * 32u64 {
         assert!(queues[0].read_page(slot).unwrap() == page_of(((slot - 1) % 32) as u8, slot), "slot {slot}");
     }
+}
+
+#[test]
+fn memory_that_a_vmm_cuts_short_is_that_vms_loss_alone() {
+    const SECOND: u64 = 1 << 32;
+    let host = Host::start(&["web1", "web2"]);
+    let (_other, mut other_queues) = attach(&host, "web2", Options::default());
+    for op in [Op::Write { sector: 40, bytes: 4096 }, Op::Read { sector: 40, bytes: 4096 }] {
+        let memory = Memory::with_regions(&[(0, MEMORY_BYTES), (SECOND, 1 << 20)]).unwrap();
+        let mut device = Device::connect(host.socket("web1"), memory.clone(), Options::default()).unwrap();
+        let disk = &mut device.start().unwrap()[0];
+        disk.write_pages(5, &[page_of(3, 5)]).unwrap();
+        let errors = host.vms[0].errors();
+        let map = memory.map();
+        let region = map.find_region(GuestAddress(SECOND)).unwrap();
+        region.file_offset().unwrap().file().set_len(0).unwrap();
+        disk.stage_buffers(0, op, &[(GuestAddress(SECOND), 4096)]).unwrap();
+        disk.publish().unwrap();
+        disk.kick().unwrap();
+        let start = Instant::now();
+        while host.vms[0].errors() == errors {
+            assert!(start.elapsed() < PATIENCE, "{op:?}: nobody noticed");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        other_queues[0].write_pages(9, &[page_of(4, 9)]).unwrap();
+        assert!(other_queues[0].read_page(9).unwrap() == page_of(4, 9), "{op:?}: the other VM goes on");
+        drop(device);
+        // The zeros that stand in for what was cut off were not stored.
+        let (_again, mut queues) = attach(&host, "web1", Options::default());
+        assert!(queues[0].read_page(5).unwrap() == page_of(3, 5), "{op:?}");
+    }
+    host.store.validate();
 }

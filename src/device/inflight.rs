@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
+use super::sigbus::Watch;
 use crate::store::state::StateId;
 
 const HEADER_BYTES: usize = 16;
@@ -33,6 +34,8 @@ const COUNTER_AT: usize = 8;
 /// The region of one device, mapped.
 #[derive(Debug)]
 pub struct InflightRegion {
+    // Dropped before the mapping, in this order.
+    watch: Watch,
     map: MmapRegion<()>,
     queue_size: u16,
     queues: u16,
@@ -128,7 +131,8 @@ impl InflightRegion {
         }
         let map = MmapRegion::from_file(FileOffset::new(file.try_clone()?, offset), needed)
             .map_err(std::io::Error::other)?;
-        Ok(Self { map, queue_size, queues })
+        let watch = Watch::new(map.as_ptr(), map.size())?;
+        Ok(Self { watch, map, queue_size, queues })
     }
 
     fn write(&self, at: usize, bytes: &[u8]) {
@@ -190,6 +194,11 @@ impl InflightQueue {
             .as_volatile_slice()
             .store(u8::from(taken), at, Ordering::Release)
             .expect("heads are below the queue's size");
+    }
+
+    /// Whether the VMM has cut the region's file short.
+    pub fn is_lost(&self) -> bool {
+        self.region.watch.is_lost()
     }
 
     /// Makes the region agree with the guest's used ring, and returns the heads that were taken and not answered, in

@@ -10,11 +10,13 @@
 
 pub mod blk;
 pub mod complaints;
+pub mod guest_memory;
 pub mod inflight;
 pub mod prefetch;
 pub mod ring;
 pub mod roster;
 pub mod session;
+pub mod sigbus;
 pub mod vm;
 pub mod worker;
 
@@ -25,7 +27,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
-use vm_memory::GuestMemoryMmap;
 
 use crate::store::state::StateId;
 use crate::threads::{self, Urgency};
@@ -33,10 +34,6 @@ use complaints::{Chain, Complaint};
 use session::Session;
 use vm::DeviceVm;
 use worker::Worker;
-
-/// A guest's memory, mapped. Without a dirty log: migration is not offered yet, and `vhost-user-backend`'s bitmap costs
-/// a load a fifth of its time in reference counts even while nothing is logged.
-pub type Memory = GuestMemoryMmap<()>;
 
 /// What all VMs share: the workers, and the state that their pages are in.
 pub struct Device {

@@ -5,7 +5,7 @@
 
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-use super::Memory;
+use super::guest_memory::Memory;
 
 const LINE_BYTES: usize = 64;
 

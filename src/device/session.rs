@@ -18,10 +18,10 @@ use vhost::vhost_user::{
 };
 use vhost_user_backend::VringT;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryRegion};
 
-use super::Memory;
 use super::blk::config_space;
+use super::guest_memory::{Memory, Region};
 use super::inflight::InflightRegion;
 use super::ring::{GuestMemory, Owner, Ring, Vring};
 use super::vm::DeviceVm;
@@ -183,7 +183,7 @@ impl Session {
             .ok_or_else(|| refused(format!("a ring at {vmm_address:#x}, outside the guest's memory")))
     }
 
-    fn map(region: &VhostUserMemoryRegion, file: File) -> VhostResult<(GuestRegion, (u64, u64, u64))> {
+    fn map(region: &VhostUserMemoryRegion, file: File) -> VhostResult<(Region, (u64, u64, u64))> {
         let end = region.mmap_offset.checked_add(region.memory_size);
         let metadata = file.metadata().map_err(VhostError::ReqHandlerError)?;
         let length = metadata.len();
@@ -192,8 +192,8 @@ impl Session {
             let wanted = region.memory_size;
             return Err(refused(format!("a memory region of {wanted} bytes in a file of {length}")));
         }
-        let mapped = GuestRegionMmap::new(region.mmap_region(file)?, GuestAddress(region.guest_phys_addr))
-            .ok_or_else(|| refused("a memory region at the end of the address space"))?;
+        let mapped = Region::new(region.mmap_region(file)?, GuestAddress(region.guest_phys_addr))
+            .map_err(VhostError::ReqHandlerError)?;
         Ok((mapped, (region.user_addr, region.guest_phys_addr, region.memory_size)))
     }
 
@@ -203,8 +203,6 @@ impl Session {
         Ok(())
     }
 }
-
-type GuestRegion = GuestRegionMmap<()>;
 
 fn memory_error(err: vm_memory::GuestRegionCollectionError) -> VhostError {
     VhostError::ReqHandlerError(io::Error::other(err))

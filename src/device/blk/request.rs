@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::config_space::{RANGES_MAX, SECTOR_BYTES};
 use super::segments::{Segment, Segments};
-use crate::device::Memory;
+use crate::device::guest_memory::Memory;
 
 /// Descriptors in one chain, indirect ones included. The longest queue that the device accepts has this many places.
 const CHAIN_MAX: usize = 1024;

@@ -17,8 +17,8 @@ use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 use vmm_sys_util::epoll::EventSet;
 
-use super::Memory;
 use super::complaints::Complaint;
+use super::guest_memory::{Memory, is_lost};
 use super::inflight::InflightQueue;
 use super::roster::Roster;
 use super::vm::DeviceVm;
@@ -175,7 +175,11 @@ impl Ring {
         self.vm.count_error();
         if self.vm.complaints().is_news(Complaint::BrokenRing) {
             let vm = self.vm.name();
-            tracing::warn!(vm, "a virtqueue makes no sense and is left alone until the guest resets it");
+            if is_lost(&self.memory.memory()) {
+                tracing::warn!(vm, "the VMM has cut the guest's memory short: the VM is not served any more");
+            } else {
+                tracing::warn!(vm, "a virtqueue makes no sense and is left alone until the guest resets it");
+            }
         }
         Phase::Broken
     }

@@ -10,10 +10,11 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::jobs::{Job, Parsed};
 use super::{Broken, Progress, Ring, Workbench};
-use crate::device::Memory;
 use crate::device::blk::execute::{Execution, Outcome, Turn};
 use crate::device::blk::request::{self, DESCRIPTOR_BYTES, DescriptorTable, Kind, Malformed, Status};
 use crate::device::complaints::{Chain, Complaint};
+use crate::device::guest_memory::{Memory, is_lost};
+use crate::device::inflight::InflightQueue;
 use crate::device::prefetch::{Purpose, prefetch};
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
 use crate::store::lru::Age;
@@ -48,6 +49,9 @@ enum Step {
 impl Ring {
     pub(super) fn work(&mut self, bench: &mut Workbench, budget_pages: u32) -> Result<Progress, Broken> {
         let memory = self.memory.memory();
+        if is_lost(&memory) || self.inflight.as_ref().is_some_and(InflightQueue::is_lost) {
+            return Err(Broken);
+        }
         let vring = self.vring.clone();
         let mut vring = vring.get_mut();
         self.jobs.collect_mail();

@@ -1,0 +1,173 @@
+//! Memory that a VMM shares can be cut short by it: the next touch is SIGBUS, which would end the daemon and with it
+//! every other VM. So the mappings are watched. When one of them faults, zeros are put in its place, it is marked as
+//! lost, and the thread goes on as if nothing had happened; whoever works with the memory asks [`Watch::is_lost`]
+//! before it believes what it read. A SIGBUS anywhere else is our own and ends the process, as ever.
+//!
+//! The handler runs on the thread that faulted, whatever that holds: it reads atomics, makes one system call, and never
+//! unwinds, allocates or locks.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+/// Mappings that can be watched at once. A VM has a handful, more with pluggable memory.
+const WATCHED_MAX: usize = 16384;
+
+struct Watched {
+    /// Where the mapping starts; 0 for none.
+    start: AtomicUsize,
+    length: AtomicUsize,
+    lost: AtomicBool,
+}
+
+static WATCHED: [Watched; WATCHED_MAX] = [const {
+    Watched { start: AtomicUsize::new(0), length: AtomicUsize::new(0), lost: AtomicBool::new(false) }
+}; WATCHED_MAX];
+
+/// How many of the places were ever used, so that nobody looks at the others.
+static HIGHEST: AtomicUsize = AtomicUsize::new(0);
+
+/// Held while a place is taken. The handler doesn't care.
+static TAKING: Mutex<()> = Mutex::new(());
+
+/// A mapping that is watched until this is dropped, which has to be before it is unmapped.
+#[derive(Debug)]
+pub struct Watch(usize);
+
+impl Watch {
+    /// Watches `length` bytes of this process's address space from `start` on.
+    ///
+    /// # Errors
+    /// When the handler can't be installed, or too many mappings are watched.
+    pub fn new(start: *const u8, length: usize) -> io::Result<Self> {
+        install()?;
+        let _taking = TAKING.lock();
+        let free = WATCHED.iter().position(|watched| watched.start.load(Ordering::Relaxed) == 0);
+        let (index, watched) =
+            free.and_then(|index| Some((index, WATCHED.get(index)?))).ok_or_else(|| {
+                io::Error::other(format!("more than {WATCHED_MAX} regions of guest memory are mapped"))
+            })?;
+        watched.lost.store(false, Ordering::Relaxed);
+        watched.length.store(length, Ordering::Relaxed);
+        HIGHEST.fetch_max(index.saturating_add(1), Ordering::Release);
+        watched.start.store(start.addr(), Ordering::Release);
+        Ok(Self(index))
+    }
+
+    /// Whether the memory is gone: what is read there is zeros, and what is written there nobody sees.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        WATCHED.get(self.0).is_some_and(|watched| watched.lost.load(Ordering::Acquire))
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(watched) = WATCHED.get(self.0) {
+            watched.start.store(0, Ordering::Release);
+        }
+    }
+}
+
+fn install() -> io::Result<()> {
+    static INSTALL: Once = Once::new();
+    static FAILED: AtomicBool = AtomicBool::new(false);
+    INSTALL.call_once(|| {
+        let installed = vmm_sys_util::signal::register_signal_handler(libc::SIGBUS, on_sigbus);
+        FAILED.store(installed.is_err(), Ordering::Release);
+    });
+    if FAILED.load(Ordering::Acquire) {
+        return Err(io::Error::other("no handler for SIGBUS can be installed"));
+    }
+    Ok(())
+}
+
+extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the kernel hands a handler that was installed with SA_SIGINFO a valid siginfo, and for SIGBUS the address
+    // is a field of it.
+    let address = unsafe { (*info).si_addr() }.addr();
+    let used = HIGHEST.load(Ordering::Acquire);
+    let found = WATCHED.iter().take(used).find(|watched| {
+        let start = watched.start.load(Ordering::Acquire);
+        let offset = address.checked_sub(start).filter(|_| start != 0);
+        // A place that changes hands meanwhile is not the one that faulted: who uses memory keeps its watch.
+        offset.is_some_and(|offset| offset < watched.length.load(Ordering::Relaxed))
+            && watched.start.load(Ordering::Acquire) == start
+    });
+    if !found.is_some_and(put_zeros) {
+        // Not a VMM's doing. With the default back in place the instruction faults again, and that ends the process.
+        // SAFETY: `signal` is async-signal-safe, and SIG_DFL is a valid disposition.
+        unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+    }
+}
+
+/// Puts zeros in the place of all of the mapping: a part of it can't be replaced when it has huge pages.
+fn put_zeros(watched: &Watched) -> bool {
+    let start = watched.start.load(Ordering::Acquire);
+    watched.lost.store(true, Ordering::Release);
+    // SAFETY: the range is one whole mapping that this process made for the memory of a guest. It is reached by raw
+    // pointers and as volatile memory alone, which anybody else may change at any time, so nothing relies on its bytes
+    // staying as they are; its owner unmaps the same range in the end.
+    let mapped = unsafe {
+        libc::mmap(
+            std::ptr::without_provenance_mut(start),
+            watched.length.load(Ordering::Relaxed),
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    mapped != libc::MAP_FAILED
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+
+    fn mapped(pages: u16) -> (File, MmapRegion<()>, Watch) {
+        let fd = rustix::fs::memfd_create("cut", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let file = File::from(fd);
+        file.set_len(u64::from(pages) * 4096).unwrap();
+        let offset = FileOffset::new(file.try_clone().unwrap(), 0);
+        let map = MmapRegion::from_file(offset, usize::from(pages) * 4096).unwrap();
+        let watch = Watch::new(map.as_ptr(), map.size()).unwrap();
+        (file, map, watch)
+    }
+
+    #[test]
+    fn memory_that_is_cut_short_becomes_zeros_and_is_marked() {
+        let (file, map, watch) = mapped(4);
+        let (_other_file, other_map, other_watch) = mapped(4);
+        let (slice, other) = (map.as_volatile_slice(), other_map.as_volatile_slice());
+        slice.write_obj(7u64, 4096).unwrap();
+        other.write_obj(8u64, 4096).unwrap();
+        file.set_len(0).unwrap();
+        assert!(!watch.is_lost(), "nobody has touched it");
+        assert_eq!(slice.read_obj::<u64>(4096).unwrap(), 0);
+        assert!(watch.is_lost());
+        slice.write_obj(9u64, 8192).unwrap();
+        assert_eq!(slice.read_obj::<u64>(8192).unwrap(), 9);
+        assert_eq!(other.read_obj::<u64>(4096).unwrap(), 8);
+        assert!(!other_watch.is_lost());
+    }
+
+    #[test]
+    fn a_place_is_used_again_without_its_mark() {
+        let (file, map, watch) = mapped(1);
+        file.set_len(0).unwrap();
+        let _ = map.as_volatile_slice().read_obj::<u64>(0).unwrap();
+        assert!(watch.is_lost());
+        let index = watch.0;
+        drop(watch);
+        // Another test may have the place for a moment.
+        let again = std::iter::repeat_with(|| mapped(1)).find(|(_, _, watch)| watch.0 == index).unwrap();
+        assert!(!again.2.is_lost());
+    }
+}
