@@ -23,6 +23,7 @@ struct File {
     runtime_dir: Option<Value>,
     workers: Option<Value>,
     poll_us: Option<Value>,
+    sandbox: Option<Value>,
     #[serde(default)]
     pool: Pool,
     writeback: Option<Writeback>,
@@ -50,6 +51,7 @@ pub(super) fn parse(text: &str, host_bytes: u64) -> Result<Config, ConfigError> 
         runtime_dir: Key::new("runtime_dir", file.runtime_dir.as_ref()).directory(RUNTIME_DIR_DEFAULT)?,
         workers: workers as usize,
         poll: Duration::from_micros(u64::from(poll_us)),
+        sandbox: Key::new("sandbox", file.sandbox.as_ref()).boolean(true)?,
         pool,
         writeback: file.writeback.as_ref().map(writeback::parse).transpose()?,
         host_bytes,

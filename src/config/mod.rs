@@ -39,6 +39,8 @@ pub struct Config {
     pub workers: usize,
     /// How long an idle worker keeps looking for work before it sleeps.
     pub poll: Duration,
+    /// Whether the daemon gives up what it does not need: other files, programs, networks, capabilities.
+    pub sandbox: bool,
     /// The memory that all VMs share.
     pub pool: PoolConfig,
     /// Where cold pages move to; without it they stay.

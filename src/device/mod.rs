@@ -29,7 +29,7 @@ use std::time::Duration;
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
 use crate::store::state::StateId;
-use crate::threads::{self, Urgency};
+use crate::threads::{self, Role};
 use complaints::{Chain, Complaint};
 use session::Session;
 use vm::DeviceVm;
@@ -72,7 +72,7 @@ impl Device {
     /// When the thread can't be started.
     pub fn listen(self: &Arc<Self>, listener: UnixListener, vm: Arc<DeviceVm>) -> io::Result<()> {
         let device = Arc::clone(self);
-        threads::spawn(format!("accept-{}", vm.name()), Urgency::Usual, move || {
+        threads::spawn(format!("accept-{}", vm.name()), Role::Listener, move || {
             for stream in listener.incoming() {
                 let accepted = stream.and_then(|stream| device.attach(stream, &vm));
                 if let Err(err) = accepted {
@@ -94,7 +94,7 @@ impl Device {
             .map_err(io::Error::other)?;
         vm.begin_session().map_err(io::Error::other)?;
         let vm_of_thread = Arc::clone(vm);
-        let spawned = threads::spawn(format!("session-{}", vm.name()), Urgency::Usual, move || {
+        let spawned = threads::spawn(format!("session-{}", vm.name()), Role::Listener, move || {
             serve(stream, session, &vm_of_thread);
         });
         if spawned.is_err() {

@@ -13,7 +13,7 @@ use event_manager::{EventManager, RemoteEndpoint, SubscriberId, SubscriberOps};
 
 use super::ring::{Progress, Ring, Workbench};
 use super::roster::Roster;
-use crate::threads::{self, Urgency};
+use crate::threads::{self, Role};
 
 /// How often the event loop is asked for kicks, control calls and timers while rings are being looked at: what a guest
 /// that just woke up waits for at most, at a cost of a hundredth.
@@ -61,8 +61,7 @@ impl Worker {
             looked_at_waiting: Instant::now(),
         };
         let stopped = Arc::clone(&stop);
-        let thread =
-            threads::spawn(format!("worker-{index}"), Urgency::GuestWaits, move || state.run(&stopped))?;
+        let thread = threads::spawn(format!("worker-{index}"), Role::Worker, move || state.run(&stopped))?;
         Ok(Self { endpoint, roster, stop, thread: Some(thread) })
     }
 

@@ -24,7 +24,7 @@ use crate::store::codec::Scratch;
 use crate::store::lru::Age;
 use crate::store::room::{Marks, Outlook};
 use crate::store::vm::{Generation, VmStore};
-use crate::threads::{self, Urgency};
+use crate::threads::{self, Role};
 use crate::writeback::{Outgoing, RecordRef, WriteError, Writeback};
 
 /// How long the shrinker sleeps when nobody wakes it.
@@ -163,7 +163,7 @@ impl Shrinker {
     pub fn start(mut self) -> io::Result<Handle> {
         let (store, stats, requests) =
             (Arc::clone(&self.store), Arc::clone(&self.stats), Arc::clone(&self.requests));
-        let thread = threads::spawn("shrinker", Urgency::Ahead, move || self.run())?;
+        let thread = threads::spawn("shrinker", Role::Shrinker, move || self.run())?;
         Ok(Handle { store, stats, requests, thread: Some(thread) })
     }
 

@@ -3,6 +3,7 @@
 //! and every start takes it.
 
 mod daemon;
+mod sandbox;
 mod status;
 
 use std::fs;
@@ -56,11 +57,20 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     fs::create_dir_all(&config.runtime_dir)
         .map_err(|source| ServeError::RuntimeDir { path: config.runtime_dir.clone(), source })?;
     let control_path = config.control_socket();
+    let sandboxed = config.sandbox;
+    if sandboxed {
+        // Landlock takes paths that exist. When the directory can't be made, opening the state says why.
+        let _ = fs::create_dir_all(&config.state_dir);
+        sandbox::enter(&sandbox::Files::of(&config));
+    }
     // The state's lock comes first: whoever holds it is the daemon, and stale sockets are then nobody else's.
     let daemon = Arc::new(Daemon::open(config)?);
     let control = socket::bind(&control_path)?;
     daemon.listen()?;
     let _server = Server::start(control, Arc::clone(&daemon) as _).map_err(ServeError::Thread)?;
+    if sandboxed {
+        sandbox::drop_capabilities();
+    }
     tracing::info!(control = %control_path.display(), "ready");
     loop {
         std::thread::park();

@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use super::api::{ClearError, ErrorBody, Host, POOL_PATH, STATUS_PATH, SetError};
-use crate::threads::{self, Urgency};
+use crate::threads::{self, Role};
 
 /// How long a stop waits for answers that are under way.
 const STOP_WAIT: Duration = Duration::from_secs(1);
@@ -51,7 +51,7 @@ impl Server {
             tokio::net::UnixListener::from_std(listener)?
         };
         let (stop, stopped) = oneshot::channel();
-        let thread = threads::spawn("control", Urgency::Usual, move || {
+        let thread = threads::spawn("control", Role::Listener, move || {
             runtime.block_on(serve(listener, router(host), stopped));
             // A clear that is still at work keeps its thread; the process ends without it, and recovery copes.
             runtime.shutdown_timeout(STOP_WAIT);

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use crate::threads::{self, Urgency};
+use crate::threads::{self, Role};
 use meminfo::Meminfo;
 use psi::Trigger;
 
@@ -129,7 +129,7 @@ impl Monitor {
             tell,
         };
         let stopped = Arc::clone(&stop);
-        let thread = threads::spawn("pressure", Urgency::Usual, move || watch.run(&stopped))?;
+        let thread = threads::spawn("pressure", Role::Listener, move || watch.run(&stopped))?;
         Ok(Self { source, stop, thread: Some(thread) })
     }
 

@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 use rustix::io::ReadWriteFlags;
 
 use super::{BackingFile, IoKind, Op, Request};
-use crate::threads::{self, Urgency};
+use crate::threads::{self, Role};
 use crate::writeback::file::Target;
 
 /// Enough that one slow read does not hold up the others; each is one fault of a guest.
@@ -47,7 +47,7 @@ impl Threads {
         let mut threads = Self { shared, threads: Vec::with_capacity(THREADS) };
         for _ in 0..THREADS {
             let shared = Arc::clone(&threads.shared);
-            let thread = threads::spawn("writeback-io", Urgency::GuestWaits, move || shared.run())?;
+            let thread = threads::spawn("writeback-io", Role::FileIo, move || shared.run())?;
             threads.threads.push(thread);
         }
         Ok(threads)

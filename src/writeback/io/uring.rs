@@ -12,7 +12,7 @@ use rustix::event::EventfdFlags;
 
 use super::ring::Ring;
 use super::{BackingFile, IoKind, Request};
-use crate::threads::{self, Urgency};
+use crate::threads::{self, Role};
 use crate::writeback::file::Target;
 
 /// Requests that the kernel has at a time; a device keeps up with fewer. What is more waits in the queue.
@@ -50,7 +50,7 @@ impl Uring {
         let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let shared = Arc::new(Shared { queue: Mutex::default(), wake });
         let theirs = Arc::clone(&shared);
-        let thread = threads::spawn("writeback-io", Urgency::GuestWaits, move || theirs.run(ring))?;
+        let thread = threads::spawn("writeback-io", Role::FileIo, move || theirs.run(ring))?;
         Ok(Self { shared, target, thread: Some(thread) })
     }
 }

@@ -1,0 +1,136 @@
+//! What threads may ask of the kernel: no capability, and for workers, who look at what guests wrote, only what serving
+//! pages takes. A call that is not allowed fails with EPERM and doesn't end the daemon: an unforeseen call in some
+//! library must not take every guest of the host with it.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use libc::c_long;
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
+
+/// What a worker may call: memory and locks, event descriptors, the clock, the arena's fallocate, the log, and its end.
+const WORKER_CALLS: &[c_long] = &[
+    // Memory: the allocator, the arena, guest memory that is unmapped after a worker's last look at it.
+    libc::SYS_brk,
+    libc::SYS_mmap,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_mprotect,
+    libc::SYS_madvise,
+    libc::SYS_fallocate,
+    // Locks and time.
+    libc::SYS_futex,
+    libc::SYS_sched_yield,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_restart_syscall,
+    // Event descriptors, and descriptors that are closed after the last look at them.
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_close,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    // What a hash map's seed takes.
+    libc::SYS_getrandom,
+    // Aborting, with a message, and ending.
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_tgkill,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+];
+
+/// What no thread of the daemon has a use for, and whoever takes it over would.
+const NOBODYS_CALLS: &[c_long] = &[
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_setns,
+    libc::SYS_unshare,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_keyctl,
+];
+
+fn refused() -> SeccompAction {
+    SeccompAction::Errno(libc::EPERM.unsigned_abs())
+}
+
+fn apply(
+    rules: BTreeMap<c_long, Vec<SeccompRule>>,
+    otherwise: SeccompAction,
+    matched: SeccompAction,
+) -> io::Result<()> {
+    let arch = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
+    let filter = SeccompFilter::new(rules, otherwise, matched, arch).map_err(io::Error::other)?;
+    let program: BpfProgram = filter.try_into().map_err(io::Error::other)?;
+    // This sets no_new_privs as well.
+    seccompiler::apply_filter(&program).map_err(io::Error::other)
+}
+
+fn unconditional(calls: &[c_long]) -> BTreeMap<c_long, Vec<SeccompRule>> {
+    calls.iter().map(|call| (*call, Vec::new())).collect()
+}
+
+/// Restricts the calling thread, for good, to what a worker needs.
+///
+/// # Errors
+/// When the kernel has no seccomp.
+pub(super) fn allow_only_what_workers_need() -> io::Result<()> {
+    apply(unconditional(WORKER_CALLS), refused(), SeccompAction::Allow)
+}
+
+/// Keeps the calling thread, and those that it starts from now on, from starting programs, from networks, and from
+/// what else no thread needs. For good.
+///
+/// # Errors
+/// When the kernel has no seccomp.
+pub fn forbid_what_nobody_needs() -> io::Result<()> {
+    let mut rules = unconditional(NOBODYS_CALLS);
+    let local = libc::AF_UNIX.unsigned_abs().into();
+    let other = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, local)
+        .and_then(|condition| SeccompRule::new(vec![condition]))
+        .map_err(io::Error::other)?;
+    rules.insert(libc::SYS_socket, vec![other]);
+    apply(rules, SeccompAction::Allow, refused())
+}
+
+/// Gives up every capability of the calling thread, for good.
+///
+/// # Errors
+/// When the kernel refuses that.
+pub fn drop_capabilities() -> io::Result<()> {
+    let none = CapabilitySet::empty();
+    rustix::thread::clear_ambient_capability_set()?;
+    Ok(rustix::thread::set_capabilities(
+        None,
+        CapabilitySets { effective: none, permitted: none, inheritable: none },
+    )?)
+}

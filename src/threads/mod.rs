@@ -1,0 +1,137 @@
+//! Starting the daemon's threads. Each has a name, as much of the processor as its work is urgent, no capability, and,
+//! where it works with a guest's bytes, few system calls. Where guests, VMMs and the shrinker want more processor than
+//! there is, a guest that waits for its page comes first.
+
+mod confine;
+
+pub use confine::{drop_capabilities, forbid_what_nobody_needs};
+
+use std::io;
+use std::thread::{Builder, JoinHandle};
+
+/// What a thread is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Serves rings. A guest's processor stands still meanwhile, and what it reads a guest wrote.
+    Worker,
+    /// Reads and writes the writeback file. A guest may wait for that, too.
+    FileIo,
+    /// Makes room.
+    Shrinker,
+    /// Answers VMMs, clients and the kernel.
+    Listener,
+}
+
+impl Role {
+    /// Steps of niceness, from that of the process: five steps are three times as much of the processor. The shrinker
+    /// has no less than others, because stores that wait for room wait for it.
+    fn niceness(self) -> i32 {
+        match self {
+            Self::Worker | Self::FileIo => -5,
+            Self::Shrinker | Self::Listener => 0,
+        }
+    }
+}
+
+/// Starts a thread. Where the kernel refuses it more than its share (that takes CAP_SYS_NICE), it has its share.
+///
+/// # Errors
+/// When there can be no more threads.
+pub fn spawn<T: Send + 'static>(
+    name: impl Into<String>,
+    role: Role,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    Builder::new().name(name.into()).spawn(move || {
+        set_niceness(role.niceness());
+        if let Err(err) = drop_capabilities() {
+            tracing::warn!(%err, "a thread keeps its capabilities");
+        }
+        if role == Role::Worker
+            && let Err(err) = confine::allow_only_what_workers_need()
+        {
+            tracing::warn!(%err, "a worker's system calls are not restricted");
+        }
+        run()
+    })
+}
+
+/// Changes the calling thread's niceness by `steps`.
+fn set_niceness(steps: i32) {
+    // On Linux, "the process 0" is the calling thread.
+    if steps != 0
+        && let Ok(nice) = rustix::process::getpriority_process(None)
+        && let Err(err) = rustix::process::setpriority_process(None, nice.saturating_add(steps))
+    {
+        tracing::debug!(%err, steps, "a thread keeps the niceness of its process");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, File};
+    use std::io::ErrorKind;
+    use std::net::{TcpListener, UdpSocket};
+    use std::os::unix::net::UnixListener;
+    use std::process::Command;
+
+    /// What the kernel says of a thread of this role: its status, and its niceness. A worker can't read its own.
+    fn observed(role: Role) -> (String, i32) {
+        let (told, tell) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let thread = spawn("observed", role, move || {
+            told.send(rustix::thread::gettid().as_raw_nonzero()).unwrap();
+            let _ = ended.recv();
+        });
+        let tid = tell.recv().unwrap();
+        let read = |file| fs::read_to_string(format!("/proc/self/task/{tid}/{file}")).unwrap();
+        let (status, stat) = (read("status"), read("stat"));
+        drop(end);
+        thread.unwrap().join().unwrap();
+        // The 19th field; the second, in brackets, is the name.
+        let niceness = stat.rsplit(") ").next().unwrap().split(' ').nth(16).unwrap();
+        (status, niceness.parse().unwrap())
+    }
+
+    #[test]
+    fn urgent_threads_get_more_and_others_keep_theirs() {
+        let usual = rustix::process::getpriority_process(None).unwrap();
+        assert_eq!(observed(Role::Shrinker).1, usual);
+        // Without the capability nothing changes.
+        assert!([usual, (usual - 5).max(-20)].contains(&observed(Role::Worker).1));
+    }
+
+    #[test]
+    fn a_worker_opens_no_file_makes_no_socket_and_starts_no_program() {
+        File::open("/proc/self/status").expect("others can");
+        let thread = spawn("worker", Role::Worker, || {
+            let denied = |what: &str, result: io::Result<()>| {
+                assert_eq!(result.unwrap_err().kind(), ErrorKind::PermissionDenied, "{what}");
+            };
+            denied("open", File::open("/proc/self/status").map(drop));
+            denied("create", File::create("/tmp/ballast-worker").map(drop));
+            denied("unlink", fs::remove_file("/tmp/ballast-worker"));
+            denied("tcp", TcpListener::bind("127.0.0.1:0").map(drop));
+            denied("udp", UdpSocket::bind("127.0.0.1:0").map(drop));
+            denied("unix", UnixListener::bind("/tmp/ballast-worker").map(drop));
+            denied("run", Command::new("/bin/true").status().map(drop));
+            denied("thread", Builder::new().spawn(|| ()).map(drop));
+        });
+        thread.unwrap().join().unwrap();
+    }
+
+    #[test]
+    fn no_thread_has_a_capability_or_gets_one() {
+        for role in [Role::Worker, Role::FileIo, Role::Shrinker, Role::Listener] {
+            let (status, _) = observed(role);
+            let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim();
+            for set in ["CapEff:", "CapPrm:", "CapInh:", "CapAmb:"] {
+                assert_eq!(u64::from_str_radix(line(set), 16), Ok(0), "{role:?}, {set}");
+            }
+            if role == Role::Worker {
+                assert_eq!((line("Seccomp:"), line("NoNewPrivs:")), ("2", "1"));
+            }
+        }
+    }
+}
