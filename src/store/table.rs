@@ -13,7 +13,7 @@
 //! ```
 
 use std::fmt;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -26,6 +26,7 @@ use super::mapping::Mapping;
 use super::state::STATE_VERSION;
 use crate::ids::{Slot, VmId};
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
+use crate::private;
 
 const MAGIC: &[u8; 8] = b"BALLTBL\0";
 const HEADER_BYTES: u64 = PAGE_SIZE_U64;
@@ -102,7 +103,7 @@ impl Table {
         header[KEY_AT..KEY_CHECKSUM_AT].copy_from_slice(&key);
         header[KEY_CHECKSUM_AT..KEY_CHECKSUM_AT + 4].copy_from_slice(&crc32c::crc32c(&key).to_le_bytes());
         let new = path.with_extension("new");
-        fs::write(&new, header)?;
+        private::write(&new, &header)?;
         fs::rename(&new, path)?;
         Self::open(path, name)
     }
@@ -112,7 +113,7 @@ impl Table {
     /// # Errors
     /// When the header is damaged or another VM's, or the file can't be mapped.
     pub fn open(path: &Path, name: &str) -> Result<Self, TableError> {
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let file = private::open(path)?;
         let mut header = [0; PAGE_SIZE];
         file.read_exact_at(&mut header, 0).map_err(|err| match err.kind() {
             io::ErrorKind::UnexpectedEof => TableError::Header,
@@ -130,17 +131,27 @@ impl Table {
         if !sound {
             return Err(TableError::Header);
         }
-        let slots = half_word(16);
+        Ok(Self::map(file, VmId(half_word(12)), half_word(16), key)?)
+    }
+
+    /// Opens what is left of the table at `path` when its header is damaged: the length of the file says how many slots
+    /// there are. For looking at its entries, and for nothing else.
+    ///
+    /// # Errors
+    /// When the file can't be opened or mapped.
+    pub fn open_without_header(path: &Path) -> io::Result<Self> {
+        let file = private::open(path)?;
+        let chunks = file.metadata()?.len().saturating_sub(HEADER_BYTES) / CHUNK_BYTES;
+        let slots = u32::try_from(chunks * CHUNK_SLOTS as u64).map_err(io::Error::other)?;
+        Self::map(file, VmId(0), slots, [0; KEY_BYTES])
+    }
+
+    fn map(file: File, vm: VmId, slots: u32, key: [u8; KEY_BYTES]) -> io::Result<Self> {
         let chunks = (slots as usize).div_ceil(CHUNK_SLOTS);
         let length = HEADER_BYTES + chunks as u64 * CHUNK_BYTES;
         let mapping = Mapping::new(file, length)?;
-        let table = Self {
-            mapping,
-            vm: VmId(half_word(12)),
-            slots,
-            key,
-            chunks: std::iter::repeat_with(OnceLock::new).take(chunks).collect(),
-        };
+        let chunks = std::iter::repeat_with(OnceLock::new).take(chunks).collect();
+        let table = Self { mapping, vm, slots, key, chunks };
         table.back_chunks_with_data(length)?;
         Ok(table)
     }
