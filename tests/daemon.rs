@@ -15,6 +15,7 @@ use ballast::frontend::{Device, Memory, Options, Queue};
 use ballast::page::{PAGE_SIZE_U64, Page, ZERO_PAGE};
 use support::daemon::{Daemon, serve};
 use support::page_of;
+use vhost::{VhostBackend, VringConfigData};
 
 const TWO_VMS: &str = "workers = 2\n[pool]\nmax = \"64MiB\"\n\
     [[vm]]\nname = \"web1\"\nsize = \"16MiB\"\n[[vm]]\nname = \"web2\"\nsize = \"16MiB\"\n";
@@ -244,6 +245,40 @@ fn a_vm_with_a_damaged_table_is_out_of_service_until_it_is_cleared() {
         daemon.restart();
         assert_pages_there(&daemon, "web1");
         assert_pages_there(&daemon, "web2");
+    }
+}
+
+#[test]
+fn memory_that_is_not_shared_is_suspected_aloud() {
+    let dir = tmpfs();
+    let daemon = Daemon::start(dir.path(), TWO_VMS);
+    let (_device, mut queue) = attach(&daemon, "web1");
+    // As a guest does whose ring nobody else can see.
+    let start = Instant::now();
+    while !daemon.log().contains("its memory is not shared; start QEMU with") {
+        assert!(start.elapsed() < Duration::from_secs(60), "{}", daemon.log());
+        queue.kick().unwrap();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    queue.write_pages(3, &pages()).unwrap();
+
+    let memory = Memory::with_bytes(16 << 20).unwrap();
+    let mut device = Device::connect(daemon.socket("web2"), memory, Options::default()).unwrap();
+    let far = 1 << 60;
+    let address = VringConfigData {
+        queue_max_size: 256,
+        queue_size: 256,
+        flags: 0,
+        desc_table_addr: far,
+        used_ring_addr: far,
+        avail_ring_addr: far,
+        log_addr: None,
+    };
+    let _ = device.frontend().unwrap().set_vring_addr(0, &address);
+    let start = Instant::now();
+    while !daemon.log().contains("not in memory that the VMM shares: start QEMU with") {
+        assert!(start.elapsed() < Duration::from_secs(60), "{}", daemon.log());
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
