@@ -6,7 +6,9 @@
 mod support;
 
 use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
@@ -48,13 +50,18 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Waits until the daemon has noticed that a VM's VMM is gone, and clears the VM.
-fn clear(daemon: &Daemon, name: &str) {
+/// Waits until the daemon has noticed that a VM's VMM is there, or gone.
+fn wait_until_connected(daemon: &Daemon, name: &str, connected: bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
-    while daemon.vm(name)["connected"] == true {
-        assert!(Instant::now() < deadline, "a connection is not forgotten");
+    while daemon.vm(name)["connected"] != connected {
+        assert!(Instant::now() < deadline, "{name}: connected is not {connected}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Waits until the daemon has noticed that a VM's VMM is gone, and clears the VM.
+fn clear(daemon: &Daemon, name: &str) {
+    wait_until_connected(daemon, name, false);
     let output = daemon.ask(&["vm", "clear", name]);
     assert!(output.status.success(), "{}", stderr(&output));
 }
@@ -111,6 +118,27 @@ fn status_has_the_documented_fields() {
     assert!(status["writeback"].is_null() && pool["accept_threshold_percent"] == 90, "{status}");
     assert!(vm["loads"].is_u64() && vm["errors"] == 0 && vm["connected"] == true, "{vm}");
     assert_eq!(status["vms"][1]["connected"], false);
+}
+
+/// cloud-hypervisor up to v53 comes back the moment its connection ends, and gives its disk up for good when somebody
+/// takes the call and dies of it: the dead daemon's socket must end before its connections.
+#[test]
+fn a_vmm_that_sees_its_daemon_die_finds_nobody_at_the_socket() {
+    let dir = tmpfs();
+    let mut daemon = Daemon::start(dir.path(), TWO_VMS);
+    for kill in 0..8 {
+        let socket = daemon.socket("web1");
+        let mut connection = UnixStream::connect(&socket).unwrap();
+        wait_until_connected(&daemon, "web1", true);
+        let again = std::thread::spawn(move || {
+            // Ends with the connection: nobody sends anything.
+            let _ = connection.read(&mut [0]);
+            UnixStream::connect(&socket).map(|_| ()).map_err(|error| error.kind())
+        });
+        daemon.kill();
+        assert_eq!(again.join().unwrap(), Err(ErrorKind::ConnectionRefused), "kill {kill}");
+        daemon.restart();
+    }
 }
 
 #[test]
