@@ -307,7 +307,7 @@ impl VmStore {
 
     /// Changes a part of the page in `slot`: loads it, applies `change`, stores it; and all of that again when
     /// somebody else stored to the slot in between, so that neither change is lost. `fetched` is what an earlier call
-    /// asked for.
+    /// asked for. A refusal is not counted: see [`VmStore::count_refused`].
     ///
     /// # Errors
     /// Those of load and store.
