@@ -115,6 +115,7 @@ fn status_has_the_documented_fields() {
         assert_eq!(vm[field], value, "{field}");
     }
     assert!(vm["writeback"] == true && vm["counters"]["limit_hit"] == 0, "{vm}");
+    assert!(vm["counters"]["file_load_fail"] == 0 && pool["counters"]["file_load_fail"] == 0, "{status}");
     assert!(status["writeback"].is_null() && pool["accept_threshold_percent"] == 90, "{status}");
     assert!(vm["loads"].is_u64() && vm["errors"] == 0 && vm["connected"] == true, "{vm}");
     assert_eq!(status["vms"][1]["connected"], false);
