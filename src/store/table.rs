@@ -265,6 +265,21 @@ impl Table {
         })
     }
 
+    /// All backed chunks, in order: for who looks at every slot, and has no time to ask for each.
+    pub fn backed_chunks(&self) -> impl Iterator<Item = Chunk<'_>> {
+        let backed = self.chunks.iter().enumerate().filter(|(_, chunk)| chunk.get().is_some());
+        backed.map(|(chunk, _)| {
+            let (first, offset) = (chunk * CHUNK_SLOTS, chunk_offset(chunk));
+            // The last chunk may be longer than the device.
+            let count = CHUNK_SLOTS.min(self.slots as usize - first);
+            Chunk {
+                first: Slot(u32::try_from(first).expect("no larger than the number of slots")),
+                entries: self.mapping.words(offset, count),
+                ages: self.mapping.half_words(offset + ENTRIES_BYTES, count),
+            }
+        })
+    }
+
     /// Bytes of memory behind the table, tags included.
     #[must_use]
     pub fn metadata_bytes(&self) -> u64 {
@@ -275,6 +290,17 @@ impl Table {
 
 fn chunk_offset(chunk: usize) -> u64 {
     HEADER_BYTES + chunk as u64 * CHUNK_BYTES
+}
+
+/// The part of the table that is about some neighbouring slots.
+#[derive(Clone, Copy, Debug)]
+pub struct Chunk<'table> {
+    /// The first of the slots.
+    pub first: Slot,
+    /// Their packed entries.
+    pub entries: &'table [AtomicU64],
+    /// When their pages were last used.
+    pub ages: &'table [AtomicU32],
 }
 
 /// One slot's part of the table.
@@ -309,6 +335,19 @@ mod tests {
         let first = u32::try_from(70_000 / CHUNK_SLOTS * CHUNK_SLOTS).unwrap();
         assert_eq!(table.backed_slots().next(), Some(Slot(first)));
         assert_eq!(table.backed_slots().count(), CHUNK_SLOTS);
+        let chunks: Vec<_> = table.backed_chunks().collect();
+        assert!(chunks.len() == 1 && chunks[0].first == Slot(first) && chunks[0].ages.len() == CHUNK_SLOTS);
+        assert_eq!(chunks[0].entries[70_000 % CHUNK_SLOTS].load(Ordering::Acquire), 77);
+    }
+
+    #[test]
+    fn the_last_chunk_ends_with_the_device() {
+        let dir = tempfile::tempdir().unwrap();
+        let table = Table::create(&dir.path().join("web1.table"), VmId(5), "web1", 5000).unwrap();
+        table.back(Slot(4999)).unwrap();
+        let lengths: Vec<_> = table.backed_chunks().map(|chunk| (chunk.first, chunk.entries.len())).collect();
+        assert_eq!(lengths, [(Slot(4096), 904)]);
+        assert_eq!(table.backed_slots().count(), 904);
     }
 
     #[test]
