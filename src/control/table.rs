@@ -24,7 +24,7 @@ const COLUMNS: [Column; 11] = [
     ("ERRORS", |vm| vm.errors.to_string()),
 ];
 /// Only where there is a file, or was one: it stands before the pool's bytes.
-const IN_FILE: Column = ("IN FILE", |vm| pages(vm.written_back_pages));
+const IN_FILE: Column = ("IN FILE", |vm| pages(vm.file_pages));
 const IN_FILE_AT: usize = 6;
 
 /// The whole answer, with a newline at its end.
@@ -42,7 +42,7 @@ pub fn render(status: &Status) -> String {
         return text;
     }
     let mut columns = COLUMNS.to_vec();
-    if status.writeback.is_some() || status.vms.iter().any(|vm| vm.written_back_pages > 0) {
+    if status.writeback.is_some() || status.vms.iter().any(|vm| vm.file_pages > 0) {
         columns.insert(IN_FILE_AT, IN_FILE);
     }
     text.push_str(&table(&columns, &status.vms));
@@ -96,8 +96,10 @@ pub fn pool(pool: &PoolStatus) -> String {
         Bytes(stored_bytes.saturating_sub(cost_bytes)),
     );
     if pool.full {
-        let percent = pool.accept_threshold_percent;
-        text.push_str(&format!("full: pages leave until less than {percent} % is used\n"));
+        text.push_str(&match (&pool.stuck, pool.accept_threshold_percent) {
+            (None, percent) => format!("full: pages leave until less than {percent} % is used\n"),
+            (Some(reason), _) => format!("full: no page can leave ({reason}), so new ones are refused\n"),
+        });
     }
     // A VM at its limit has its writes wait, too, whatever the pool is.
     if pool.waiting_stores > 0 {
@@ -219,7 +221,7 @@ a-long-name: its page table is damaged
             daily_limit_bytes: Some(3 << 30),
             ..WritebackStatus::default()
         };
-        let vm = VmStatus { name: "web1".to_owned(), written_back_pages: 512, ..VmStatus::default() };
+        let vm = VmStatus { name: "web1".to_owned(), file_pages: 512, ..VmStatus::default() };
         let mut status =
             Status { pool, writeback: Some(writeback), vms: vec![vm.clone()], ..Status::default() };
         let expected = "\
@@ -233,6 +235,9 @@ VM    STATE  CONNECTED  SIZE  STORED  SAME-FILLED  IN FILE  POOL  LIMIT  STORES 
 web1  ready  no           0B      0B           0B     2MiB    0B     0B       0      0       0
 ";
         assert_eq!(render(&status), expected);
+        status.pool.stuck = Some("there is no writeback file".to_owned());
+        let stuck = "full: no page can leave (there is no writeback file), so new ones are refused\n";
+        assert!(render(&status).contains(stuck));
         status.writeback = None;
         assert!(render(&status).contains("IN FILE"), "pages may be left of a file that was taken away");
         status.vms = vec![VmStatus::default()];
