@@ -31,6 +31,9 @@ const IN_FILE_AT: usize = 6;
 #[must_use]
 pub fn render(status: &Status) -> String {
     let mut text = pool(&status.pool);
+    if status.shrinker.recompression_waits {
+        text.push_str("recompression: found no room, and tries again less and less often\n");
+    }
     if let Some(file) = &status.writeback {
         text.push_str(&writeback(file));
     }
@@ -148,7 +151,7 @@ fn ratio(pool: &PoolStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::api::{CompressorPool, VmState, WritebackState};
+    use super::super::api::{CompressorPool, ShrinkerStatus, VmState, WritebackState};
     use super::*;
 
     #[test]
@@ -221,14 +224,16 @@ a-long-name: its page table is damaged
             daily_limit_bytes: Some(3 << 30),
             ..WritebackStatus::default()
         };
+        let shrinker = ShrinkerStatus { recompression_waits: true, ..ShrinkerStatus::default() };
         let vm = VmStatus { name: "web1".to_owned(), file_pages: 512, ..VmStatus::default() };
         let mut status =
-            Status { pool, writeback: Some(writeback), vms: vec![vm.clone()], ..Status::default() };
+            Status { pool, shrinker, writeback: Some(writeback), vms: vec![vm.clone()], ..Status::default() };
         let expected = "\
 pool: 0B of 0B used, payload 0B, metadata 0B; 0B stored (zstd:3), ratio -, saved 0B
 full: pages leave until less than 90 % is used
 writes that wait for room: 3
 draining: lz4, objects left: 7
+recompression: found no room, and tries again less and less often
 writeback: failed (no space); 1GiB of 64GiB in use, 2GiB of 3GiB written today
 pressure: told by psi+cgroup
 VM    STATE  CONNECTED  SIZE  STORED  SAME-FILLED  IN FILE  POOL  LIMIT  STORES  LOADS  ERRORS

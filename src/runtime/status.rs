@@ -129,6 +129,7 @@ fn shrinker_status(daemon: &Daemon) -> ShrinkerStatus {
         evicted_pages: done.evicted_pages,
         compacted_objects: done.compacted_objects,
         recompressed_objects: done.recompressed_pages,
+        recompression_waits: done.recompression_waits,
         evicted_bytes: done.evicted_bytes,
         stale_pages: done.stale_pages,
         cleaned_segments: done.cleaned_segments,

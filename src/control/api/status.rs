@@ -112,6 +112,8 @@ pub struct ShrinkerStatus {
     pub compacted_objects: u64,
     /// Objects that it compressed again because the compressor changed.
     pub recompressed_objects: u64,
+    /// Whether objects that are to be compressed again found no room: they are tried again, less and less often.
+    pub recompression_waits: bool,
     /// Bytes of the objects of the pages that left.
     pub evicted_bytes: u64,
     /// Pages that were written in vain: they had changed meanwhile.
