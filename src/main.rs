@@ -1,7 +1,7 @@
 //! The command line: reads arguments, calls the library, prints what it says. Exit status 0 when that went well, 1 when
 //! it failed, 2 when the usage or the configuration is wrong.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -156,7 +156,9 @@ fn main() -> ExitCode {
 
 fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("BALLAST_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    // Colours only where a person looks: a journal or a file would keep their escapes.
+    let colours = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(io::stderr).init();
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {

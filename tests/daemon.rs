@@ -111,7 +111,7 @@ fn status_has_the_documented_fields() {
     {
         assert!(vm[field].as_u64() > Some(0), "{field}: {vm}");
     }
-    for (field, value) in [("weight", 100), ("reserve_bytes", 0), ("written_back_pages", 0)] {
+    for (field, value) in [("weight", 100), ("reserve_bytes", 0), ("file_pages", 0)] {
         assert_eq!(vm[field], value, "{field}");
     }
     assert!(vm["writeback"] == true && vm["counters"]["limit_hit"] == 0, "{vm}");
@@ -352,6 +352,28 @@ fn a_vm_that_left_the_configuration_keeps_its_pages() {
 }
 
 #[test]
+fn a_full_pool_without_a_file_promises_nothing() {
+    let dir = tmpfs();
+    let daemon = Daemon::start(
+        dir.path(),
+        "workers = 1\n[pool]\nmax = \"1MiB\"\n[[vm]]\nname = \"web1\"\nsize = \"16MiB\"\n",
+    );
+    let (_device, mut disk) = attach(&daemon, "web1");
+    let refused = (1..1000).find(|slot| disk.write_pages(*slot, &[page_of(4, *slot)]).is_err());
+    assert!(refused.is_some());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while daemon.status()["pool"]["full"] != true {
+        assert!(Instant::now() < deadline, "{}", daemon.status());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(daemon.status()["pool"]["stuck"], "there is no writeback file");
+    let text = String::from_utf8(daemon.ask(&["status"]).stdout).unwrap();
+    assert!(text.contains("full: no page can leave (there is no writeback file)"), "{text}");
+    // It complained of the store, in a file: without the escapes that colour a terminal.
+    assert!(daemon.log().contains("a store failed") && !daemon.log().contains('\u{1b}'), "{}", daemon.log());
+}
+
+#[test]
 fn a_vm_is_served_with_the_file_that_has_its_pages_and_no_other() {
     let (dir, files) = (tmpfs(), tempfile::tempdir().unwrap());
     let [first, other] = ["first", "other"].map(|name| files.path().join(name));
@@ -372,7 +394,12 @@ fn a_vm_is_served_with_the_file_that_has_its_pages_and_no_other() {
     drop((device, disk));
     check(&daemon);
     let status = daemon.status();
-    assert!(status["pool"]["written_back_pages"].as_u64() > Some(300), "{status}");
+    let number = |at: &str| status.pointer(at).and_then(serde_json::Value::as_u64);
+    for at in ["/pool/file_pages", "/pool/counters/written_back_pages", "/writeback/written_records"] {
+        assert!(number(at) > Some(300), "{at}: {status}");
+    }
+    assert!(number("/writeback/read_records") > Some(0) && number("/pool/duplicates") > Some(0), "{status}");
+    assert_eq!(number("/writeback/state_errors"), Some(0));
     assert_eq!(status["writeback"]["state"], "ready", "{status}");
 
     // Another file: refused before anything is overwritten, and the message names both.

@@ -10,18 +10,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use ballast::ids::Slot;
-use ballast::page::ZERO_PAGE;
+use ballast::page::{Page, ZERO_PAGE};
 use ballast::reclaim::policy::Policy;
 use ballast::reclaim::pressure::Level;
-use ballast::reclaim::shrinker::{Options, Shrinker};
+use ballast::reclaim::shrinker::{Options, Shrinker, Step};
 use ballast::store::Store;
-use ballast::store::codec::Scratch;
+use ballast::store::codec::{Compressor, Scratch};
 use ballast::store::lru::Age;
 use ballast::store::vm::{Limits, StoreError, VmStore};
 use ballast::writeback::WritebackState;
 use support::file::{load_waiting, neutral_shrinker, open_with_file, settle};
-use support::page_of;
 use support::world::World;
+use support::{Random, open_store, page_of};
 
 const MIB: u64 = 1 << 20;
 const FILE_BYTES: u64 = 64 * MIB;
@@ -287,4 +287,41 @@ fn a_vm_with_a_reserve_is_cleared_beside_a_pool_that_others_fill() {
     load_waiting(&again, 0, &mut page, &mut scratch).unwrap();
     assert!(page == page_of(2, 1));
     store.validate();
+}
+
+#[test]
+fn recompression_that_finds_no_room_pauses_and_goes_on_when_there_is_some() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = Arc::new(open_store(dir.path(), &["a"], Compressor::Zstd(3), 2 * MIB, u64::MAX));
+    let (vm, mut scratch) = (store.ready("a").unwrap(), Scratch::default());
+    // What zstd makes smaller and lz4 can't.
+    let digits = |seed: u32| -> Page {
+        let mut random = Random(u64::from(seed));
+        std::array::from_fn(|_| b'0' + u8::try_from(random.below(10)).unwrap())
+    };
+    let full = |slot: &u32| vm.store(Slot(*slot), &digits(*slot), old(10), &mut scratch).is_err();
+    let end = (0..vm.slots()).find(full).unwrap();
+    store.shared().pools.set_current(Compressor::Lz4).unwrap();
+    let mut shrinker = neutral_shrinker(&store);
+    shrinker.request_recompression();
+    let mut rest = |until: &dyn Fn(&Shrinker) -> bool| {
+        let start = Instant::now();
+        while shrinker.turn() != Step::Rest || !until(&shrinker) {
+            assert!(start.elapsed() < PATIENCE, "{:?}", shrinker.stats().get());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        shrinker.stats().get()
+    };
+    let stuck = rest(&|_| true);
+    assert!(stuck.recompression_waits && stuck.recompressed_pages < u64::from(end) / 8, "{stuck:?}");
+    (0..end * 3 / 4).for_each(|slot| vm.invalidate(Slot(slot)));
+    let done = rest(&|shrinker| !shrinker.stats().get().recompression_waits);
+    let objects = vm.accounting().held.objects_by_pool;
+    assert_eq!(objects.iter().filter(|count| **count > 0).count(), 1, "{objects:?} {done:?}");
+    store.validate();
+    for slot in end * 3 / 4..end {
+        let mut page = ZERO_PAGE;
+        load_waiting(&vm, slot, &mut page, &mut scratch).unwrap();
+        assert!(page == digits(slot), "{slot}");
+    }
 }

@@ -87,12 +87,14 @@ fn stores_wait_for_room_and_loads_do_not() {
     }
     assert!(disk.wait(SHORT).is_err(), "a store was answered while there was no room");
     assert_eq!((events(&host).pool_limit_hit, events(&host).delayed_stores), (1, 0), "one was tried");
+    assert_eq!(host.vms[0].waiting_stores(), 20);
     // Room for some of them only.
     make_room(&host, 0..8);
     host.device.wake_waiting();
     let mut done: Vec<u16> = (0..8).map(|_| disk.wait(PATIENCE).unwrap().tag).collect();
     assert_eq!(done, (1..9).collect::<Vec<_>>(), "in their order");
     assert!(disk.wait(SHORT).is_err());
+    assert_eq!(host.vms[0].waiting_stores(), 12);
     make_room(&host, 8..100);
     host.device.wake_waiting();
     done.extend((0..12).map(|_| disk.wait(PATIENCE).unwrap().tag));
@@ -102,6 +104,7 @@ fn stores_wait_for_room_and_loads_do_not() {
     }
     let events = events(&host);
     assert_eq!((events.delayed_stores, events.reject_reclaim_fail), (20, 0));
+    assert_eq!(host.vms[0].waiting_stores(), 0);
     host.store.validate();
 }
 
@@ -145,7 +148,10 @@ fn a_store_fails_when_its_time_is_over() {
     }
     assert!(start.elapsed() < deadline * 3, "{:?}", start.elapsed());
     let events = events(&host);
-    assert_eq!((events.reject_reclaim_fail, events.delayed_stores, host.vms[0].errors()), (20, 0, 20));
+    assert_eq!((events.reject_reclaim_fail, events.delayed_stores, host.vms[0].errors()), (20, 20, 20));
+    let delays = events.store_delay_ms.0;
+    assert_eq!(delays[..9], [0; 9], "none of them was answered within 256 ms");
+    assert_eq!((delays.iter().sum::<u64>(), host.vms[0].waiting_stores()), (20, 0));
     make_room(&host, 0..20);
     disk.write_pages(0, &[page(1)]).unwrap();
     host.store.validate();
@@ -190,7 +196,8 @@ fn nobody_waits_for_what_cannot_come() {
         let status = queues[0].run(Op::Write { sector: 0, bytes: 4096 }).unwrap();
         assert_eq!(status, Status::IoError);
         assert!(start.elapsed() < SHORT);
-        assert_eq!(events(&host).reject_reclaim_fail, 1);
+        let events = events(&host);
+        assert_eq!((events.reject_reclaim_fail, events.delayed_stores), (1, 0));
     }
 }
 
@@ -247,6 +254,7 @@ fn a_ring_that_stops_settles_what_waits() {
         (0..10).for_each(|tag| write(disk, tag, u64::from(tag), &page(u64::from(tag))));
         send(disk);
         assert!(disk.wait(SHORT).is_err());
+        assert_eq!(host.vms[0].waiting_stores(), 10);
         if by_disconnecting {
             device.reconnect(PATIENCE).unwrap();
         } else {
@@ -255,6 +263,7 @@ fn a_ring_that_stops_settles_what_waits() {
         for _ in 0..10 {
             assert_eq!(disk.wait(SHORT * 5).unwrap().status, Status::IoError);
         }
+        assert_eq!(host.vms[0].waiting_stores(), 0);
         if !by_disconnecting {
             device.resume().unwrap();
         }
@@ -314,4 +323,24 @@ fn a_part_of_a_page_that_finds_no_room_is_counted_as_a_page_is() {
     assert_eq!(part(&mut queues[0], 0), Status::IoError);
     assert_eq!(refusals(&host), (3, 1));
     host.store.validate();
+}
+
+#[test]
+fn nothing_waits_at_a_ring_that_broke() {
+    let host = host(Setup { store_deadline: PATIENCE, ..Setup::default() });
+    let (_device, mut queues) = attach(&host, "web1", Options { queues: 2, ..Options::default() });
+    fill(&host);
+    for disk in &mut queues {
+        (0..10).for_each(|tag| write(disk, tag, u64::from(tag), &page(u64::from(tag))));
+        send(disk);
+        assert!(disk.wait(SHORT).is_err());
+    }
+    assert_eq!(host.vms[0].waiting_stores(), 20);
+    queues[0].ring().push(u16::MAX);
+    send(&mut queues[0]);
+    let start = Instant::now();
+    while host.vms[0].waiting_stores() != 10 {
+        assert!(start.elapsed() < PATIENCE, "{} wait", host.vms[0].waiting_stores());
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

@@ -75,7 +75,7 @@ pub struct WritebackConfig {
     pub size_bytes: Option<u64>,
     /// Most bytes that are written to it in a day.
     pub daily_limit_bytes: Option<u64>,
-    /// Pages that weren't used for this long leave before anybody needs their room, while the disk is idle; at least a
+    /// Pages stored longer ago than this leave before anybody needs their room, while the disk is idle; at least a
     /// second.
     pub idle: Option<Duration>,
 }

@@ -208,6 +208,22 @@ fn the_example_is_right_with_and_without_its_comments() {
 }
 
 #[test]
+fn the_example_has_every_key() {
+    let example = include_str!("../../vmm-configs/ballast.toml");
+    for (section, keys_min) in [("", 8), ("[pool]\n", 5), ("[writeback]\n", 4), ("[[vm]]\n", 9)] {
+        // serde lists the keys that exist for one that doesn't.
+        let message = format!("{:?}", parse(&format!("{section}nonsense = 1\n")).unwrap_err());
+        let (_, keys) = message.split_once("expected one of").unwrap();
+        let keys: Vec<&str> = keys.split('`').skip(1).step_by(2).take(keys_min).collect();
+        assert_eq!(keys.len(), keys_min, "{message}");
+        for key in keys {
+            let lines = [format!("\n{key} ="), format!("\n#{key} ="), format!("[{key}]")];
+            assert!(lines.iter().any(|line| example.contains(line)), "{section}{key}");
+        }
+    }
+}
+
+#[test]
 fn only_a_block_device_needs_no_size() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("ballast.toml");

@@ -24,13 +24,16 @@ const COLUMNS: [Column; 11] = [
     ("ERRORS", |vm| vm.errors.to_string()),
 ];
 /// Only where there is a file, or was one: it stands before the pool's bytes.
-const IN_FILE: Column = ("IN FILE", |vm| pages(vm.written_back_pages));
+const IN_FILE: Column = ("IN FILE", |vm| pages(vm.file_pages));
 const IN_FILE_AT: usize = 6;
 
 /// The whole answer, with a newline at its end.
 #[must_use]
 pub fn render(status: &Status) -> String {
     let mut text = pool(&status.pool);
+    if status.shrinker.recompression_waits {
+        text.push_str("recompression: found no room, and tries again less and less often\n");
+    }
     if let Some(file) = &status.writeback {
         text.push_str(&writeback(file));
     }
@@ -42,7 +45,7 @@ pub fn render(status: &Status) -> String {
         return text;
     }
     let mut columns = COLUMNS.to_vec();
-    if status.writeback.is_some() || status.vms.iter().any(|vm| vm.written_back_pages > 0) {
+    if status.writeback.is_some() || status.vms.iter().any(|vm| vm.file_pages > 0) {
         columns.insert(IN_FILE_AT, IN_FILE);
     }
     text.push_str(&table(&columns, &status.vms));
@@ -96,8 +99,10 @@ pub fn pool(pool: &PoolStatus) -> String {
         Bytes(stored_bytes.saturating_sub(cost_bytes)),
     );
     if pool.full {
-        let percent = pool.accept_threshold_percent;
-        text.push_str(&format!("full: pages leave until less than {percent} % is used\n"));
+        text.push_str(&match (&pool.stuck, pool.accept_threshold_percent) {
+            (None, percent) => format!("full: pages leave until less than {percent} % is used\n"),
+            (Some(reason), _) => format!("full: no page can leave ({reason}), so new ones are refused\n"),
+        });
     }
     // A VM at its limit has its writes wait, too, whatever the pool is.
     if pool.waiting_stores > 0 {
@@ -146,7 +151,7 @@ fn ratio(pool: &PoolStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::api::{CompressorPool, VmState, WritebackState};
+    use super::super::api::{CompressorPool, ShrinkerStatus, VmState, WritebackState};
     use super::*;
 
     #[test]
@@ -219,20 +224,25 @@ a-long-name: its page table is damaged
             daily_limit_bytes: Some(3 << 30),
             ..WritebackStatus::default()
         };
-        let vm = VmStatus { name: "web1".to_owned(), written_back_pages: 512, ..VmStatus::default() };
+        let shrinker = ShrinkerStatus { recompression_waits: true, ..ShrinkerStatus::default() };
+        let vm = VmStatus { name: "web1".to_owned(), file_pages: 512, ..VmStatus::default() };
         let mut status =
-            Status { pool, writeback: Some(writeback), vms: vec![vm.clone()], ..Status::default() };
+            Status { pool, shrinker, writeback: Some(writeback), vms: vec![vm.clone()], ..Status::default() };
         let expected = "\
 pool: 0B of 0B used, payload 0B, metadata 0B; 0B stored (zstd:3), ratio -, saved 0B
 full: pages leave until less than 90 % is used
 writes that wait for room: 3
 draining: lz4, objects left: 7
+recompression: found no room, and tries again less and less often
 writeback: failed (no space); 1GiB of 64GiB in use, 2GiB of 3GiB written today
 pressure: told by psi+cgroup
 VM    STATE  CONNECTED  SIZE  STORED  SAME-FILLED  IN FILE  POOL  LIMIT  STORES  LOADS  ERRORS
 web1  ready  no           0B      0B           0B     2MiB    0B     0B       0      0       0
 ";
         assert_eq!(render(&status), expected);
+        status.pool.stuck = Some("there is no writeback file".to_owned());
+        let stuck = "full: no page can leave (there is no writeback file), so new ones are refused\n";
+        assert!(render(&status).contains(stuck));
         status.writeback = None;
         assert!(render(&status).contains("IN FILE"), "pages may be left of a file that was taken away");
         status.vms = vec![VmStatus::default()];

@@ -23,6 +23,8 @@ pub struct DeviceVm {
     /// Replaced when the VM is cleared, which no session survives.
     store: RwLock<Option<Arc<VmStore>>>,
     errors: AtomicU64,
+    /// Stores of all rings that wait for room, each ring's part being its [`WaitingShare`].
+    waiting_stores: AtomicU64,
     complaints: Complaints,
     /// The last session was ended by us: its VMM may come back at once, and again.
     failing: AtomicBool,
@@ -65,6 +67,7 @@ impl DeviceVm {
             queues,
             store: RwLock::new(store),
             errors: AtomicU64::new(0),
+            waiting_stores: AtomicU64::new(0),
             complaints: Complaints::default(),
             failing: AtomicBool::new(false),
             sessions: Mutex::new(0),
@@ -108,6 +111,12 @@ impl DeviceVm {
     /// Counts a request that was answered with an error.
     pub fn count_error(&self) {
         self.errors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Stores that wait for room now.
+    #[must_use]
+    pub fn waiting_stores(&self) -> u64 {
+        self.waiting_stores.load(Ordering::Relaxed)
     }
 
     /// What the log has been told of this VM.
@@ -204,5 +213,42 @@ impl DeviceVm {
         for (ring, roster) in waiting {
             roster.call(ring);
         }
+    }
+}
+
+/// What one ring adds to its VM's waiting stores. Dropping it takes that back, so that whatever ends a ring ends its
+/// part as well.
+pub struct WaitingShare {
+    vm: Arc<DeviceVm>,
+    stores: u64,
+}
+
+impl WaitingShare {
+    /// None yet.
+    #[must_use]
+    pub fn new(vm: Arc<DeviceVm>) -> Self {
+        Self { vm, stores: 0 }
+    }
+
+    /// Whether the ring has any.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        self.stores > 0
+    }
+
+    /// Makes it so many.
+    pub fn set(&mut self, stores: u64) {
+        // Relaxed and in two steps: a number to look at, which nothing hangs on.
+        if stores != self.stores {
+            self.vm.waiting_stores.fetch_add(stores, Ordering::Relaxed);
+            self.vm.waiting_stores.fetch_sub(self.stores, Ordering::Relaxed);
+            self.stores = stores;
+        }
+    }
+}
+
+impl Drop for WaitingShare {
+    fn drop(&mut self) {
+        self.set(0);
     }
 }

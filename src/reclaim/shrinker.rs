@@ -417,9 +417,9 @@ impl Shrinker {
             self.recompression.begin();
         }
         let vms: Vec<_> = self.vms.values().map(|(vm, _)| Arc::clone(vm)).collect();
-        let (moved, more) = self.recompression.some(&vms, &mut self.scratch);
-        self.stats.recompressed(moved);
-        more
+        let burst = self.recompression.some(&vms, &mut self.scratch);
+        self.stats.recompressed(burst.moved, self.recompression.waiting());
+        burst.more
     }
 
     /// Whether more of the arena lies between objects than should, and some of it can be had back: a few free places of

@@ -9,6 +9,7 @@ use crate::page::PAGE_SIZE_U64;
 use crate::store::VmState;
 use crate::store::accounting::{Accounting, Events, Held, PowersOfTwo};
 use crate::store::pool::POOLS_MAX;
+use crate::store::room::{Outlook, Shared};
 use crate::store::vm::VmStore;
 use crate::writeback::{Writeback, WritebackState};
 
@@ -43,6 +44,7 @@ fn pool_status(daemon: &Daemon, vms: &[VmStatus], metadata_bytes: u64) -> PoolSt
     let sums = Sums::of(daemon);
     let (arena, shared) = (daemon.store.arena(), daemon.store.shared());
     let (_, compressor) = shared.pools.current();
+    let full = daemon.shrinker.stats().get().full;
     PoolStatus {
         max_bytes: arena.max_bytes(),
         used_bytes: arena.used_bytes(),
@@ -51,9 +53,11 @@ fn pool_status(daemon: &Daemon, vms: &[VmStatus], metadata_bytes: u64) -> PoolSt
         metadata_bytes,
         stored_pages: sum(|vm| vm.stored_pages),
         same_filled_pages: sum(|vm| vm.same_filled_pages),
-        written_back_pages: sum(|vm| vm.written_back_pages),
+        duplicates: sum(|vm| vm.duplicates),
+        file_pages: sum(|vm| vm.file_pages),
         waiting_stores: sum(|vm| vm.waiting_stores),
-        full: daemon.shrinker.stats().get().full,
+        full,
+        stuck: stuck(shared).filter(|_| full).map(str::to_owned),
         accept_threshold_percent: daemon.config.pool.accept_threshold_percent,
         compressor: compressor.to_string(),
         pools: pools(daemon, &sums.objects_by_pool),
@@ -61,6 +65,17 @@ fn pool_status(daemon: &Daemon, vms: &[VmStatus], metadata_bytes: u64) -> PoolSt
         counters: vms.iter().map(|vm| vm.counters).sum(),
         refault_age_seconds: buckets(&sums.refault_age_seconds.0),
         store_delay_ms: buckets(&sums.store_delay_ms.0),
+    }
+}
+
+/// Why no page can leave, as far as that is known.
+fn stuck(shared: &Shared) -> Option<&'static str> {
+    match (shared.file.as_ref().map(|file| file.is_on()), shared.outlook()) {
+        (None, _) => Some("there is no writeback file"),
+        (Some(false), _) => Some("the writeback file failed"),
+        (Some(true), Outlook::FileRefuses) => Some("the writeback file takes nothing now"),
+        (Some(true), Outlook::NobodyGives) => Some("reserves and \"writeback = false\" keep them all"),
+        (Some(true), Outlook::Open) => None,
     }
 }
 
@@ -114,6 +129,7 @@ fn shrinker_status(daemon: &Daemon) -> ShrinkerStatus {
         evicted_pages: done.evicted_pages,
         compacted_objects: done.compacted_objects,
         recompressed_objects: done.recompressed_pages,
+        recompression_waits: done.recompression_waits,
         evicted_bytes: done.evicted_bytes,
         stale_pages: done.stale_pages,
         cleaned_segments: done.cleaned_segments,
@@ -145,9 +161,12 @@ fn writeback_status(daemon: &Daemon, file: &Writeback) -> WritebackStatus {
         written_bytes: now.written_bytes_total,
         written_today_bytes: now.written_bytes_today,
         daily_limit_bytes: now.daily_bytes_max,
+        written_records: now.written_records,
+        read_records: now.read_records,
         moved_records: now.moved_records,
         write_errors: now.write_errors,
         no_space_errors: now.no_space_errors,
+        state_errors: now.state_errors,
         read_errors: now.read_errors,
         discard_errors: now.discard_errors,
         io: format!("{}{}", now.io.name(), if now.direct { ", direct" } else { "" }),
@@ -160,6 +179,7 @@ fn vm_status(daemon: &Daemon, name: &str, vm: &VmState) -> VmStatus {
         name: name.to_owned(),
         errors: device_vm.map_or(0, |vm| vm.errors()),
         connected: device_vm.is_some_and(|vm| vm.connected()),
+        waiting_stores: device_vm.map_or(0, |vm| vm.waiting_stores()),
         ..VmStatus::default()
     };
     match vm {
@@ -189,7 +209,7 @@ fn count(status: &mut VmStatus, pages: &VmStore) {
     status.same_filled_pages = held.same_filled_pages;
     status.incompressible_pages = held.incompressible_pages;
     status.duplicates = held.duplicate_pages;
-    status.written_back_pages = held.file_pages;
+    status.file_pages = held.file_pages;
     status.pool_bytes = held.pool_bytes;
     status.payload_bytes = held.payload_bytes;
     status.stores = events.stores;
@@ -216,5 +236,37 @@ fn counters(held: &Held, events: &Events) -> Counters {
         delayed_stores: events.delayed_stores,
         compacted_pages: events.compacted_pages,
         recompressed_pages: events.recompressed_pages,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::device::vm::WaitingShare;
+
+    #[test]
+    fn waiting_stores_are_those_of_the_rings() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let text = format!(
+            "state_dir = {:?}\nruntime_dir = {:?}\n[pool]\npressure = false\n\
+             [[vm]]\nname = \"a\"\nsize = \"1MiB\"\n[[vm]]\nname = \"b\"\nsize = \"1MiB\"\n",
+            dir.path().join("state"),
+            dir.path().join("run")
+        );
+        let daemon = Daemon::open(Config::parse(&text, 1 << 30).unwrap()).unwrap();
+        let seen = || {
+            let status = of(&daemon);
+            (status.pool.waiting_stores, [0, 1].map(|vm| status.vms[vm].waiting_stores))
+        };
+        let mut rings = [0, 0, 1].map(|vm| WaitingShare::new(daemon.vms[vm].1.clone()));
+        for (ring, stores) in rings.iter_mut().zip([3, 4, 5]) {
+            ring.set(stores);
+        }
+        assert_eq!(seen(), (12, [7, 5]));
+        rings[1].set(1);
+        assert_eq!(seen(), (9, [4, 5]));
+        drop(rings);
+        assert_eq!(seen(), (0, [0, 0]));
     }
 }

@@ -76,11 +76,22 @@ impl Shared {
         self.outlook.store(outlook as u8, Ordering::Relaxed);
     }
 
+    /// Whether stores may hope for room.
+    #[must_use]
+    pub fn outlook(&self) -> Outlook {
+        let outlook = self.outlook.load(Ordering::Relaxed);
+        let all = [Outlook::Open, Outlook::FileRefuses, Outlook::NobodyGives];
+        all.into_iter().find(|other| *other as u8 == outlook).unwrap_or(Outlook::Open)
+    }
+
     /// Whether a store that found no room may find some soon: at its VM's limit, or in the pool as a whole.
     #[must_use]
     pub fn may_make_room(&self, at_limit: bool) -> bool {
-        let outlook = self.outlook.load(Ordering::Relaxed);
-        let open = outlook == Outlook::Open as u8 || (at_limit && outlook == Outlook::NobodyGives as u8);
+        let open = match self.outlook() {
+            Outlook::Open => true,
+            Outlook::FileRefuses => false,
+            Outlook::NobodyGives => at_limit,
+        };
         open && self.file.as_ref().is_some_and(|file| file.is_on())
     }
 

@@ -30,7 +30,7 @@ pub struct Counters {
     pub promoted_pages: u64,
     /// Pages that are kept as they are now.
     pub stored_incompressible_pages: u64,
-    /// Stores that had to wait for room.
+    /// Stores that had to wait for room, those that waited in vain included.
     pub delayed_stores: u64,
     /// Pages whose objects were moved within the arena.
     pub compacted_pages: u64,

@@ -40,12 +40,16 @@ pub struct PoolStatus {
     pub stored_pages: u64,
     /// Those of them that repeat one word and cost no pool memory.
     pub same_filled_pages: u64,
+    /// Those of them that their guest read since it wrote them, and may still have.
+    pub duplicates: u64,
     /// Pages that are in the writeback file now.
-    pub written_back_pages: u64,
+    pub file_pages: u64,
     /// Writes that wait for room now.
     pub waiting_stores: u64,
     /// Whether the pool was at its maximum and hasn't fallen below the accept threshold since.
     pub full: bool,
+    /// Why no page leaves a pool that is full; null when they do, or need not.
+    pub stuck: Option<String>,
     /// The share of the maximum below which a pool that was full counts as not full again.
     pub accept_threshold_percent: u32,
     /// What new pages are compressed with.
@@ -108,6 +112,8 @@ pub struct ShrinkerStatus {
     pub compacted_objects: u64,
     /// Objects that it compressed again because the compressor changed.
     pub recompressed_objects: u64,
+    /// Whether objects that are to be compressed again found no room: they are tried again, less and less often.
+    pub recompression_waits: bool,
     /// Bytes of the objects of the pages that left.
     pub evicted_bytes: u64,
     /// Pages that were written in vain: they had changed meanwhile.
@@ -156,12 +162,18 @@ pub struct WritebackStatus {
     pub daily_limit_bytes: Option<u64>,
     /// How it is read and written: `io_uring` or `threads`.
     pub io: String,
+    /// Records written, one for each page, since the daemon started.
+    pub written_records: u64,
+    /// Records read.
+    pub read_records: u64,
     /// Records that cleaning moved within the file.
     pub moved_records: u64,
     /// Batches that failed to be written.
     pub write_errors: u64,
     /// Batches for which the file system had no room.
     pub no_space_errors: u64,
+    /// Failed writes of what the state directory has to know of the file.
+    pub state_errors: u64,
     /// Transfers that failed to be read.
     pub read_errors: u64,
     /// Failed attempts to give segments back to the file system.
@@ -225,7 +237,7 @@ pub struct VmStatus {
     /// Those of them that the guest read since it wrote them, and may still have.
     pub duplicates: u64,
     /// Pages that are in the writeback file now.
-    pub written_back_pages: u64,
+    pub file_pages: u64,
     /// What they take of the pool.
     pub pool_bytes: u64,
     /// Bytes of the compressed pages themselves.

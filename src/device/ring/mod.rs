@@ -22,7 +22,7 @@ use super::complaints::Complaint;
 use super::guest_memory::{Memory, is_lost};
 use super::inflight::InflightQueue;
 use super::roster::Roster;
-use super::vm::DeviceVm;
+use super::vm::{DeviceVm, WaitingShare};
 use crate::page::Page;
 use crate::store::codec::Scratch;
 use jobs::Jobs;
@@ -83,8 +83,8 @@ pub struct Ring {
     roster: Arc<Roster>,
     id: Option<SubscriberId>,
     phase: Phase,
-    /// Whether the roster knows that stores wait for room.
-    waits: bool,
+    /// The stores that wait for room, as the VM's status and the roster know of them.
+    waits: WaitingShare,
     /// Whom to tell when the ring has stopped; nothing more is taken then.
     stop: Option<Sender<()>>,
     store_deadline: Duration,
@@ -121,6 +121,7 @@ impl Ring {
         roster: Arc<Roster>,
     ) -> Self {
         let jobs = Jobs::new(owner.vm.queues(), store_deadline);
+        let waits = WaitingShare::new(Arc::clone(&owner.vm));
         Self {
             vm: owner.vm,
             session: owner.session,
@@ -130,7 +131,7 @@ impl Ring {
             roster,
             id: None,
             phase: Phase::Waiting,
-            waits: false,
+            waits,
             stop: None,
             store_deadline,
             empty_kicks: 0,
@@ -147,12 +148,12 @@ impl Ring {
     /// Works for one turn, on so many pages at most.
     pub fn turn(&mut self, bench: &mut Workbench, pages: u32) -> Progress {
         let progress = self.take_turn(bench, pages);
-        let waits = !self.jobs.waiting.is_empty();
+        let waited = self.waits.any();
+        self.waits.set(self.jobs.waiting.len() as u64);
         if let Some(id) = self.id
-            && waits != self.waits
+            && waited != self.waits.any()
         {
-            self.waits = waits;
-            self.roster.set_waiting(id, waits);
+            self.roster.set_waiting(id, !waited);
         }
         self.tell_if_stopped();
         progress

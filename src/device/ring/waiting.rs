@@ -87,7 +87,12 @@ impl Waiting {
 
     /// Whether a store may wait, or go on waiting: not beyond the deadline.
     pub(super) fn admit(&self, job: &mut Job, now: Instant) -> bool {
-        now.saturating_duration_since(*job.since.get_or_insert(now)) < self.deadline
+        let since = job.since.unwrap_or(now);
+        let admitted = now.saturating_duration_since(since) < self.deadline;
+        if admitted {
+            job.since = Some(since);
+        }
+        admitted
     }
 
     /// Lets a store wait that was admitted. It keeps its place if it has waited before.

@@ -252,12 +252,14 @@ impl Ring {
     }
 
     fn end(&mut self, job: &Job, status: Status, written: u32, turn: &Turn<'_>) -> Answer {
-        let waited = job.since.map(|since| since.elapsed());
+        // However it ended: those that waited in vain have waited longest.
+        if let Some(waited) = job.since.map(|since| since.elapsed()) {
+            turn.vm.count(|events| events.delayed(waited));
+        }
         if status != Status::Ok {
             self.vm.count_error();
-        } else if let Some(waited) = waited {
+        } else if job.since.is_some() {
             self.jobs.waiting.go_on();
-            turn.vm.count(|events| events.delayed(waited));
         }
         let address = Some(job.execution.status_address());
         Answer { head: job.head, status, written, address }

@@ -24,8 +24,10 @@ pub enum Recompressed {
     Kept,
     /// It is in the current pool now.
     Moved,
-    /// It has to be tried again: it is in use, it changed meanwhile, or there was no room.
-    NotNow,
+    /// It was stored a moment ago: to be tried again when it is idle.
+    NotIdle,
+    /// To be tried again when there is room, in the pool or below its VM's limit; or it changed meanwhile.
+    NoRoom,
 }
 
 impl VmStore {
@@ -114,7 +116,7 @@ impl VmStore {
             return Recompressed::Kept;
         };
         if self.age(slot, now).is_some_and(|age| age < idle_min) {
-            return Recompressed::NotNow;
+            return Recompressed::NotIdle;
         }
         let Ok((codec, _)) = object::open(scratch.object(object_bytes(location)), self.owner(slot)) else {
             // Damaged: for the load that finds it to say so.
@@ -128,13 +130,11 @@ impl VmStore {
             Ok(Some(entry)) if self.settle(slot, generation(tag), entry, current, Cause::Recompress) => {
                 Recompressed::Moved
             }
-            // It changed meanwhile, or its VM is at its limit.
-            Ok(Some(_)) => Recompressed::NotNow,
+            Ok(Some(_)) | Err(_) => Recompressed::NoRoom,
             Ok(None) => {
                 self.adopt_into(slot, generation(tag), current);
                 Recompressed::Kept
             }
-            Err(_) => Recompressed::NotNow,
         }
     }
 
