@@ -172,7 +172,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Pool(PoolCommand::Set { compressor, recompress }) => {
             set_pool(global, PoolChange { compressor, recompress })
         }
-        Command::Bench(args) => Ok(ballast::bench::run(&args)?),
+        Command::Bench(args) => Ok(ballast::bench::run(&args, global.named_socket()?.as_deref())?),
         Command::Demo(args) => Ok(ballast::demo::run(args)?),
     }
 }
@@ -183,13 +183,19 @@ impl Global {
         Config::load(self.config.as_deref().unwrap_or(CONFIG_PATH_DEFAULT.as_ref()))
     }
 
-    /// A client of the daemon that the options name.
+    /// The control socket that the options name.
+    fn named_socket(&self) -> Result<Option<PathBuf>, ConfigError> {
+        match (&self.control_socket, &self.config) {
+            (Some(socket), _) => Ok(Some(socket.clone())),
+            (None, Some(config)) => Ok(Some(Config::load(config)?.control_socket())),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// A client of the daemon that the options name, or of the usual one.
     fn client(&self) -> anyhow::Result<Client> {
-        let socket = match (&self.control_socket, &self.config) {
-            (Some(socket), _) => socket.clone(),
-            (None, Some(config)) => Config::load(config)?.control_socket(),
-            (None, None) => PathBuf::from(RUNTIME_DIR_DEFAULT).join(CONTROL_SOCKET_NAME),
-        };
+        let default = || PathBuf::from(RUNTIME_DIR_DEFAULT).join(CONTROL_SOCKET_NAME);
+        let socket = self.named_socket()?.unwrap_or_else(default);
         Client::new(socket).context("the client's event loop can't be made")
     }
 }

@@ -1,16 +1,18 @@
 //! The bench: drives any vhost-user-blk back end through the front end, compares every byte that comes back,
 //! and reports throughput and latency. It trusts nothing but its own copy of the pages: a back end that
-//! loses or mixes up a page fails the run, however fast it was. It knows nothing of how pages are kept;
-//! what the back end holds is asked of the caller, where the caller knows.
+//! loses or mixes up a page fails the run, however fast it was. It knows nothing of how pages are kept; a
+//! Ballast daemon is asked for the ratio.
 
 mod drive;
 mod phases;
+mod ratio;
 mod report;
 mod source;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::control::client::ClientError;
 use crate::frontend::{self, Device, Memory, Options, Wait};
 use crate::ids::Bytes;
 use crate::page::PAGE_SIZE_U64;
@@ -120,26 +122,25 @@ pub enum Error {
         /// Requests that the device did not answer with OK.
         failed_requests: u64,
     },
+    /// The daemon that was named for the ratio doesn't answer.
+    #[error("the daemon can't be asked for the compression ratio")]
+    Control(#[source] ClientError),
+    /// There is no event loop to ask a daemon with.
+    #[error("an event loop can't be made")]
+    EventLoop(#[source] std::io::Error),
     /// The report could not be printed.
     #[error("can't print the report")]
     Print(#[source] serde_json::Error),
 }
 
-/// Runs the bench and prints its report.
+/// Runs the bench and prints its report. The compression ratio in it is that of the daemon with this control socket;
+/// without one, of a daemon with a control socket beside the device's.
 ///
 /// # Errors
-/// When the back end fails, pages come back wrong, or there is nothing to measure.
-pub fn run(args: &BenchArgs) -> Result<(), Error> {
-    run_with(args, || None)
-}
-
-/// Like [`run`], with a way to ask how many bytes the back end holds at the moment: with it, the report has
-/// a compression ratio.
-///
-/// # Errors
-/// As [`run`].
-pub fn run_with(args: &BenchArgs, held_bytes: impl Fn() -> Option<u64>) -> Result<(), Error> {
-    let report = measure(args, held_bytes)?;
+/// When the back end fails, pages come back wrong, there is nothing to measure, or the daemon that was named doesn't
+/// answer.
+pub fn run(args: &BenchArgs, control: Option<&Path>) -> Result<(), Error> {
+    let report = measure(args, control)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report).map_err(Error::Print)?);
     } else {
@@ -154,8 +155,9 @@ pub fn run_with(args: &BenchArgs, held_bytes: impl Fn() -> Option<u64>) -> Resul
 /// Runs the bench and returns its report, mismatches and all.
 ///
 /// # Errors
-/// When the back end fails or there is nothing to measure.
-pub fn measure(args: &BenchArgs, held_bytes: impl Fn() -> Option<u64>) -> Result<Report, Error> {
+/// When the back end fails, there is nothing to measure, or the daemon that was named doesn't answer.
+pub fn measure(args: &BenchArgs, control: Option<&Path>) -> Result<Report, Error> {
+    let daemon = ratio::Daemon::of(&args.socket, control)?;
     let failed = |source| Error::Frontend { socket: args.socket.clone(), source };
     let block_pages = usize::try_from(args.block_size.0 / PAGE_SIZE_U64).unwrap_or(1);
     let source = Source::open(&args.corpus, block_pages)?;
@@ -170,12 +172,9 @@ pub fn measure(args: &BenchArgs, held_bytes: impl Fn() -> Option<u64>) -> Result
 
     let mut run = phases::Run::new(&source, pages_at, span, args.qd);
     let mut report = Report::new(args, &source, &span, device.config(), queue.id().ok());
-    let held_before = held_bytes();
-    run.all(&args.phases, &mut queue, device.config(), &mut report, &|| {
-        let (before, after) = (held_before?, held_bytes()?);
-        Some(after.saturating_sub(before))
-    })
-    .map_err(failed)?;
+    let id = report.device_id.clone();
+    let ratio = || daemon.as_ref()?.ratio(id.as_deref());
+    run.all(&args.phases, &mut queue, device.config(), &mut report, &ratio).map_err(failed)?;
     device.stop().map_err(failed)?;
     Ok(report)
 }

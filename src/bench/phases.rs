@@ -45,23 +45,23 @@ impl<'a> Run<'a> {
         Self { source, pages_at, span, depth, overwritten, buffer, mismatched_pages: 0, failed_requests: 0 }
     }
 
-    /// Runs the wanted phases in their order. `held_bytes` is asked once, after the first store.
+    /// Runs the wanted phases in their order. `ratio` is asked once, when all pages are there:
+    /// after the first store, or from an earlier run.
     pub(crate) fn all(
         &mut self,
         wanted: &[Phase],
         queue: &mut Queue,
         config: &BlkConfig,
         report: &mut Report,
-        held_bytes: &dyn Fn() -> Option<u64>,
+        ratio: &dyn Fn() -> Option<f64>,
     ) -> Result<(), Error> {
         let has = |phase| wanted.contains(&phase);
         let (blocks, depth) = (self.span.blocks, self.depth);
         let phases = &mut report.phases;
         if has(Phase::Store) {
             phases.store = Some(self.store("store", queue, Order::Ascending(0..blocks), 0)?);
-            let stored_bytes = (self.span.pages() * PAGE_SIZE_U64) as f64;
-            report.compression_ratio = held_bytes().filter(|held| *held > 0).map(|b| stored_bytes / b as f64);
         }
+        report.compression_ratio = ratio();
         if has(Phase::Load) {
             phases.load = Some(self.load("load", queue, blocks, depth, Expect::Stored)?);
         }

@@ -40,8 +40,7 @@ pub struct Report {
     pub discarded_pages: u64,
     /// Pages that were made zeros, and compared.
     pub zeroed_pages: u64,
-    /// Stored bytes per byte held, where the back end says what it holds.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Bytes of the VM's pages in memory for each byte of the pool that they take; null when no daemon says that.
     pub compression_ratio: Option<f64>,
     /// Pages with at least one wrong byte.
     pub mismatched_pages: u64,
@@ -142,8 +141,9 @@ impl fmt::Display for Report {
                 x.latency_us_max
             )?;
         }
-        if let Some(ratio) = self.compression_ratio {
-            writeln!(f, "compression ratio {ratio:.2}")?;
+        match self.compression_ratio {
+            Some(ratio) => writeln!(f, "compression ratio {ratio:.2}")?,
+            None => writeln!(f, "compression ratio unknown: no Ballast daemon says what these pages take")?,
         }
         writeln!(f, "discarded {} pages, zeroed {}", self.discarded_pages, self.zeroed_pages)?;
         writeln!(f, "mismatched pages {}, failed requests {}", self.mismatched_pages, self.failed_requests)

@@ -44,7 +44,7 @@ fn pool_status(daemon: &Daemon, vms: &[VmStatus], metadata_bytes: u64) -> PoolSt
     let sums = Sums::of(daemon);
     let (arena, shared) = (daemon.store.arena(), daemon.store.shared());
     let (_, compressor) = shared.pools.current();
-    let full = daemon.shrinker.stats().get().full;
+    let done = daemon.shrinker.stats().get();
     PoolStatus {
         max_bytes: arena.max_bytes(),
         used_bytes: arena.used_bytes(),
@@ -55,9 +55,10 @@ fn pool_status(daemon: &Daemon, vms: &[VmStatus], metadata_bytes: u64) -> PoolSt
         same_filled_pages: sum(|vm| vm.same_filled_pages),
         duplicates: sum(|vm| vm.duplicates),
         file_pages: sum(|vm| vm.file_pages),
+        lost_pages: sum(|vm| vm.lost_pages),
         waiting_stores: sum(|vm| vm.waiting_stores),
-        full,
-        stuck: stuck(shared).filter(|_| full).map(str::to_owned),
+        full: done.full,
+        stuck: stuck(shared).filter(|_| done.full).map(str::to_owned),
         accept_threshold_percent: daemon.config.pool.accept_threshold_percent,
         compressor: compressor.to_string(),
         pools: pools(daemon, &sums.objects_by_pool),
@@ -210,6 +211,7 @@ fn count(status: &mut VmStatus, pages: &VmStore) {
     status.incompressible_pages = held.incompressible_pages;
     status.duplicates = held.duplicate_pages;
     status.file_pages = held.file_pages;
+    status.lost_pages = held.lost_pages;
     status.pool_bytes = held.pool_bytes;
     status.payload_bytes = held.payload_bytes;
     status.stores = events.stores;

@@ -44,6 +44,8 @@ pub struct PoolStatus {
     pub duplicates: u64,
     /// Pages that are in the writeback file now.
     pub file_pages: u64,
+    /// Pages that could not be kept: reading them is an error until they are written again.
+    pub lost_pages: u64,
     /// Writes that wait for room now.
     pub waiting_stores: u64,
     /// Whether the pool was at its maximum and hasn't fallen below the accept threshold since.
@@ -238,6 +240,8 @@ pub struct VmStatus {
     pub duplicates: u64,
     /// Pages that are in the writeback file now.
     pub file_pages: u64,
+    /// Pages that could not be kept: reading them is an error until they are written again.
+    pub lost_pages: u64,
     /// What they take of the pool.
     pub pool_bytes: u64,
     /// Bytes of the compressed pages themselves.

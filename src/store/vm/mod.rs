@@ -6,9 +6,11 @@
 //! An object is freed after its entry is gone, by the thread that replaced the entry; so whoever holds the lock and
 //! reads an entry may copy its object, or pin its record in the file.
 
+mod limits;
 mod load;
 mod moves;
 
+pub use limits::Limits;
 pub use load::{Fetched, InFile, LoadError, Loaded, UpdateError, Updated};
 pub use moves::Recompressed;
 
@@ -31,24 +33,6 @@ use super::table::{CHUNK_SLOTS, Record, Table};
 use crate::ids::{Owner, Slot, VmId};
 use crate::page::Page;
 use crate::writeback::Cipher;
-
-/// What a VM may hold, and how it stands among the others. Can be changed while it runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// The most pool bytes that it may hold.
-    pub limit_bytes: u64,
-    /// The pool bytes that global pressure leaves it.
-    pub reserve_bytes: u64,
-    /// Its share under global pressure; twice as much keeps pages twice as long.
-    pub weight: u32,
-    /// Whether its pages may go to the writeback file.
-    pub writeback: bool,
-}
-
-impl Limits {
-    /// What a VM is given when nothing is said: all it wants, and no favours.
-    pub const NONE: Self = Self { limit_bytes: u64::MAX, reserve_bytes: 0, weight: 100, writeback: true };
-}
 
 /// The pages of one VM.
 #[derive(Debug)]

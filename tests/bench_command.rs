@@ -1,0 +1,176 @@
+//! `ballast bench` as people run it: against the daemon, against a back end that nobody can ask for its ratio, and
+//! against one that gives back other pages than it was given.
+
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
+mod support;
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use ballast::frontend::{Device, Memory, Options};
+use serde_json::Value;
+use support::daemon::Daemon;
+use support::{Host, page_of};
+
+const CONFIG: &str = "workers = 2\n[pool]\nmax = \"64MiB\"\n[[vm]]\nname = \"web1\"\nsize = \"64MiB\"\n";
+const PAGES: u64 = 4000;
+const FIGURES: [&str; 10] = [
+    "requests",
+    "pages",
+    "seconds",
+    "pages_per_second",
+    "mib_per_second",
+    "latency_us_p50",
+    "latency_us_p90",
+    "latency_us_p99",
+    "latency_us_p999",
+    "latency_us_max",
+];
+
+fn daemon() -> (tempfile::TempDir, Daemon) {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let daemon = Daemon::start(dir.path(), CONFIG);
+    (dir, daemon)
+}
+
+/// Exit status, stdout, stderr.
+fn bench(socket: &Path, args: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ballast"));
+    command.arg("bench").arg(socket).args(args).args(["--pages", &PAGES.to_string()]);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+fn report(stdout: &str) -> Value {
+    serde_json::from_str(stdout).unwrap_or_else(|err| panic!("{err}: {stdout}"))
+}
+
+#[test]
+fn every_phase_has_its_figures_and_the_daemon_is_asked_for_the_ratio() {
+    let (_dir, daemon) = daemon();
+    for (block, block_pages) in [("4KiB", 1), ("128KiB", 32)] {
+        let (code, stdout, stderr) = bench(&daemon.socket("web1"), &["--json", "--block-size", block]);
+        assert_eq!(code, Some(0), "{stderr}");
+        let found = report(&stdout);
+        for (field, right) in [
+            ("device_id", Value::from("ballast-web1")),
+            ("device_pages", (64 << 8).into()),
+            ("pages", PAGES.into()),
+            ("first_slot", 1.into()),
+            ("block_bytes", (block_pages * 4096).into()),
+            ("queue_depth", 32.into()),
+            ("polling", true.into()),
+            ("synthetic", true.into()),
+            ("discarded_pages", PAGES.into()),
+            ("mismatched_pages", 0.into()),
+            ("failed_requests", 0.into()),
+        ] {
+            assert_eq!(found[field], right, "{field}: {stdout}");
+        }
+        let ratio = found["compression_ratio"].as_f64();
+        assert!(ratio > Some(2.0) && ratio < Some(6.0), "{stdout}");
+        for phase in ["store", "load", "overwrite", "load_overwritten", "load_depth_1", "load_discarded"] {
+            let figures = &found["phases"][phase];
+            for figure in FIGURES {
+                assert!(figures[figure].as_f64() > Some(0.0), "{phase} {figure}: {stdout}");
+            }
+            let pages = if phase == "overwrite" { PAGES / 2 } else { PAGES };
+            let blocks = pages.div_ceil(block_pages);
+            assert_eq!(figures["requests"], blocks, "{phase}: {stdout}");
+            assert_eq!(figures["pages"], blocks * block_pages, "{phase}: {stdout}");
+        }
+    }
+}
+
+#[test]
+fn the_text_has_the_ratio_or_says_that_there_is_none() {
+    let (_dir, daemon) = daemon();
+    let (code, stdout, stderr) = bench(&daemon.socket("web1"), &["--phases", "store,load"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let line = |text: &str| text.lines().find(|line| line.contains("compression ratio")).map(str::to_owned);
+    let ratio = line(&stdout).unwrap();
+    let number: f64 = ratio.trim_start_matches("compression ratio ").parse().unwrap();
+    assert!(number > 2.0, "{stdout}");
+    assert!(stdout.contains("mismatched pages 0, failed requests 0"), "{stdout}");
+
+    // The same device on a socket with no control socket beside it: the daemon has to be named.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let link = elsewhere.path().join("disk");
+    std::os::unix::fs::symlink(daemon.socket("web1"), &link).unwrap();
+    let (_, stdout, _) = bench(&link, &["--phases", "load"]);
+    assert!(line(&stdout).unwrap().contains("unknown"), "{stdout}");
+    let control = daemon.socket("control");
+    for (option, value) in [("--socket", control.clone()), ("--config", daemon.config())] {
+        let (_, stdout, _) = bench(&link, &["--phases", "load", option, value.to_str().unwrap()]);
+        assert_eq!(line(&stdout), Some(ratio.clone()), "{stdout}");
+    }
+    drop(daemon);
+    let (code, _, stderr) = bench(&link, &["--socket", control.to_str().unwrap()]);
+    assert!(code == Some(1) && stderr.contains(control.to_str().unwrap()), "{stderr}");
+
+    // A back end that has none.
+    let host = Host::start(&["web1"]);
+    let (code, stdout, stderr) = bench(&host.socket("web1"), &["--phases", "store", "--json"]);
+    assert_eq!((code, report(&stdout).get("compression_ratio")), (Some(0), Some(&Value::Null)), "{stderr}");
+}
+
+#[test]
+fn other_pages_than_were_stored_fail_the_run() {
+    let (_dir, daemon) = daemon();
+    let socket = daemon.socket("web1");
+    assert_eq!(bench(&socket, &["--phases", "store"]).0, Some(0));
+    {
+        let memory = Memory::with_bytes(16 << 20).unwrap();
+        let mut device = Device::connect(&socket, memory, Options::default()).unwrap();
+        let mut disk = device.start().unwrap().remove(0);
+        let two: Vec<_> = disk.read_pages(100, 2).unwrap().into_iter().rev().collect();
+        disk.write_pages(100, &two).unwrap();
+        disk.write_pages(200, &[page_of(1, 1)]).unwrap();
+        device.stop().unwrap();
+    }
+    let (code, stdout, stderr) = bench(&socket, &["--phases", "load", "--json"]);
+    assert_eq!(report(&stdout)["mismatched_pages"], 3, "{stdout}");
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("3 pages came back wrong and 0 requests failed"), "{stderr}");
+    let (code, stdout, _) = bench(&socket, &["--phases", "load"]);
+    assert!(code == Some(1) && stdout.contains("mismatched pages 3, failed requests 0"), "{stdout}");
+}
+
+#[test]
+fn pages_that_were_damaged_fail_the_run() {
+    let (dir, mut daemon) = daemon();
+    let socket = daemon.socket("web1");
+    assert_eq!(bench(&socket, &["--phases", "store"]).0, Some(0));
+    daemon.kill();
+    let arena = dir.path().join("state/arena");
+    let file = OpenOptions::new().read(true).write(true).open(&arena).unwrap();
+    damage(&file);
+    daemon.restart();
+    let (code, stdout, stderr) = bench(&socket, &["--phases", "load", "--json"]);
+    let found = report(&stdout);
+    assert_eq!(code, Some(1));
+    assert_eq!(found["mismatched_pages"], 0, "no wrong page gets through: {stdout}");
+    let failed = found["failed_requests"].as_u64().unwrap();
+    assert!(failed > 10, "{stdout}");
+    assert!(stderr.contains(&format!("0 pages came back wrong and {failed} requests failed")), "{stderr}");
+}
+
+/// Turns one byte in each of some pages of a sparse file's backed parts.
+fn damage(file: &std::fs::File) {
+    use rustix::fs::{SeekFrom, seek};
+    let (mut at, mut turned) = (0, 0);
+    while let Ok(start) = seek(file, SeekFrom::Data(at)) {
+        at = seek(file, SeekFrom::Hole(start)).unwrap();
+        for page in (start..at).step_by(4096).take(50) {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, page + 40).unwrap();
+            file.write_all_at(&[!byte[0]], page + 40).unwrap();
+            turned += 1;
+        }
+    }
+    assert!(turned > 50, "{turned}");
+}
