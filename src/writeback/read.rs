@@ -9,11 +9,11 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::Writeback;
-use super::io::{Buffer, Op, transfer};
+use super::io::{BackingFile, Buffer, Op, transfer};
 use super::pin::Pin;
 use super::place::{BLOCK_BYTES, Place, SEGMENT_BYTES_U64};
 use super::record::RecordBytes;
-use super::status::bump;
+use super::status::{Counters, bump};
 
 /// Records with a gap of more bytes between them are read apart.
 const GAP_BYTES_MAX: u64 = 16 << 10;
@@ -81,19 +81,55 @@ impl Writeback {
             done: Some(done),
         }));
         for Group { range, members } in groups {
-            let members: Vec<(usize, Place)> = members.iter().map(|index| (*index, places[*index])).collect();
+            let members = members.iter().map(|index| (*index, places[*index])).collect();
             let (gather, counters) = (Arc::clone(&gather), Arc::clone(&self.counters));
-            let start = range.start;
-            let buffer = Buffer::zeroed(usize::try_from(range.end - start).expect("a transfer is short"));
-            transfer(&self.file, Op::Read, start, buffer, move |result, buffer| {
-                match &result {
-                    Ok(()) => bump(&counters.read_records, members.len() as u64),
-                    Err(_) => bump(&counters.read_errors, 1),
-                }
-                arrive(&gather, start, &members, result, buffer);
-            });
+            Transfer { gather, counters, range, members, again: true }.start(&self.file);
         }
     }
+}
+
+/// A transfer on its way.
+struct Transfer {
+    gather: Arc<Mutex<Gather>>,
+    counters: Arc<Counters>,
+    range: Range<u64>,
+    members: Vec<(usize, Place)>,
+    /// Should it fail, each record is read once more, alone: a bad block may be in somebody else's, or in none.
+    again: bool,
+}
+
+impl Transfer {
+    fn start(self, file: &Arc<dyn BackingFile>) {
+        let start = self.range.start;
+        let buffer = Buffer::zeroed(usize::try_from(self.range.end - start).expect("a transfer is short"));
+        let same = Arc::clone(file);
+        transfer(file, Op::Read, start, buffer, move |result, buffer| match result {
+            Err(_) if self.again => self.start_again(&same),
+            result => {
+                match &result {
+                    Ok(()) => bump(&self.counters.read_records, self.members.len() as u64),
+                    Err(_) => bump(&self.counters.read_errors, 1),
+                }
+                arrive(&self.gather, start, &self.members, result, buffer);
+            }
+        });
+    }
+
+    fn start_again(self, file: &Arc<dyn BackingFile>) {
+        bump(&self.counters.read_errors, 1);
+        self.gather.lock().left += self.members.len() - 1;
+        for (index, place) in self.members {
+            let (gather, counters) = (Arc::clone(&self.gather), Arc::clone(&self.counters));
+            let (range, members) = (blocks_of(place), vec![(index, place)]);
+            Transfer { gather, counters, range, members, again: false }.start(file);
+        }
+    }
+}
+
+/// The blocks that a record lies in.
+fn blocks_of(place: Place) -> Range<u64> {
+    let start = place.offset / BLOCK_BYTES_U64 * BLOCK_BYTES_U64;
+    start..(place.offset + place.record_bytes() as u64).next_multiple_of(BLOCK_BYTES_U64)
 }
 
 /// Notes the end of one transfer, and tells the caller if it was the last.
@@ -132,8 +168,7 @@ fn group(places: &[Place]) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     for index in order {
         let place = places[index];
-        let start = place.offset / BLOCK_BYTES_U64 * BLOCK_BYTES_U64;
-        let end = (place.offset + place.record_bytes() as u64).next_multiple_of(BLOCK_BYTES_U64);
+        let Range { start, end } = blocks_of(place);
         let near = |group: &&mut Group| {
             group.range.start / SEGMENT_BYTES_U64 == place.offset / SEGMENT_BYTES_U64
                 && start.saturating_sub(group.range.end) <= GAP_BYTES_MAX

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -41,6 +42,8 @@ struct State {
     writes: u64,
     read_faults: HashMap<u64, Fault>,
     write_faults: HashMap<u64, Fault>,
+    /// Bytes of the file that can't be read.
+    bad: Option<Range<u64>>,
     held: Vec<Request>,
 }
 
@@ -65,11 +68,17 @@ impl Faulty {
         state.write_faults.insert(number, fault);
     }
 
-    /// Forgets the faults that have not happened.
+    /// From now on no read that touches this range of the file succeeds.
+    pub fn damage(&self, range: Range<u64>) {
+        self.state.lock().bad = Some(range);
+    }
+
+    /// Forgets the faults that have not happened, and damage.
     pub fn heal(&self) {
         let mut state = self.state.lock();
         state.read_faults.clear();
         state.write_faults.clear();
+        state.bad = None;
     }
 
     /// Reads and writes submitted so far.
@@ -89,10 +98,15 @@ impl Faulty {
         count
     }
 
-    fn fault(&self, op: Op) -> Option<Fault> {
+    fn fault(&self, request: &Request) -> Option<Fault> {
         let mut state = self.state.lock();
-        let State { reads, writes, read_faults, write_faults, .. } = &mut *state;
-        let (count, faults) = match op {
+        let State { reads, writes, read_faults, write_faults, bad, .. } = &mut *state;
+        let end = request.offset + request.range.len() as u64;
+        let touched = bad.as_ref().is_some_and(|bad| request.offset < bad.end && bad.start < end);
+        if touched && request.op == Op::Read {
+            return Some(Fault::Error(Errno::IO));
+        }
+        let (count, faults) = match request.op {
             Op::Read => (reads, read_faults),
             Op::Write => (writes, write_faults),
         };
@@ -121,7 +135,7 @@ fn complete(request: Request, result: io::Result<usize>) {
 
 impl BackingFile for Faulty {
     fn submit(&self, mut request: Request) {
-        match self.fault(request.op) {
+        match self.fault(&request) {
             None => self.inner.submit(request),
             Some(Fault::Error(errno)) => complete(request, Err(errno.into())),
             Some(Fault::Short(bytes)) => {
