@@ -18,6 +18,7 @@
 //! | [`store`] | pages by VM and slot, compressed in the arena |
 //! | [`writeback`] | the file of cold pages |
 //! | [`threads`] | how threads are started and confined |
+//! | [`private`] | files that nobody else may look into |
 //! | [`ids`], [`page`] | the words that all of them use |
 //!
 //! # Data flow
@@ -39,6 +40,7 @@ pub mod device;
 pub mod frontend;
 pub mod ids;
 pub mod page;
+pub mod private;
 pub mod reclaim;
 pub mod runtime;
 pub mod store;

@@ -1,6 +1,8 @@
-//! A real cloud-hypervisor, where one is on PATH, with the arguments that `ballast vm args` prints: its Linux guest
-//! works through far more memory than it has and checks every page itself. Where there is none, or its KVM boots no
-//! Linux, the test says so on stderr and is passed over: the program is in no Debian, so `tests/run` can't provide it.
+//! Real VMMs with the arguments that `ballast vm args` prints: their guest works through the pages of the disk and
+//! checks each itself, while the daemon is killed and started again. Where no cloud-hypervisor is on PATH, its test says
+//! so on stderr and is passed over: the program is in no Debian, so `tests/run` can't provide it. Where its KVM boots no
+//! Linux, the test says that too, and the guest is one without an operating system; which is also QEMU's here, so that
+//! it is no stranger where it is needed.
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
@@ -13,6 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ballast::demo::console::{Report, Verdict};
+use ballast::demo::qemu::Qemu;
 use support::daemon::Daemon;
 
 const PROGRAM: &str = "cloud-hypervisor";
@@ -20,10 +23,44 @@ const PROGRAM: &str = "cloud-hypervisor";
 const BOOT_PATIENCE: Duration = Duration::from_secs(30);
 /// Half a minute is usual; a machine that is busy may take much longer.
 const PATIENCE: Duration = Duration::from_secs(600);
-const TICK: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(20);
 
-const CONFIG: &str = "[pool]\nmax = \"50%\"\n[[vm]]\nname = \"web1\"\nsize = \"512MiB\"\nqueues = 1\n";
-const PAGES: u64 = 300 * 256;
+const CONFIG: &str = "workers = 2\n[pool]\nmax = \"50%\"\n\
+    [[vm]]\nname = \"web1\"\nsize = \"512MiB\"\nqueues = 1\n\
+    [[vm]]\nname = \"web2\"\nsize = \"512MiB\"\nqueues = 2\n";
+
+/// What runs in a VM.
+struct Guest {
+    /// Its file in `images/build`.
+    kernel: &'static str,
+    /// What cloud-hypervisor wants to know besides.
+    arguments: Vec<String>,
+    /// Pages that it says to have checked, and after how many lines of progress the daemon is killed.
+    pages: u64,
+    kills: [usize; 3],
+}
+
+impl Guest {
+    /// Swaps to the disk; has these `ballast.KEY=VALUE`.
+    fn linux(parameters: &str) -> Self {
+        let command_line = format!("console=ttyS0 quiet loglevel=4 panic=-1 {parameters}");
+        let arguments =
+            vec!["--initramfs".to_owned(), image("initramfs"), "--cmdline".to_owned(), command_line];
+        // While it fills, while it overwrites, while it checks.
+        Self { kernel: "vmlinuz", arguments, pages: 300 * 256, kills: [7, 14, 30] }
+    }
+
+    /// Has no operating system: see `images/bare.c`.
+    fn bare() -> Self {
+        Self { kernel: "bare", arguments: Vec::new(), pages: 1152, kills: [1, 3, 6] }
+    }
+}
+
+fn image(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("images/build").join(name);
+    assert!(path.exists(), "{} is missing: `images/make-guest` makes it", path.display());
+    path.to_str().unwrap().to_owned()
+}
 
 /// A running VM. Dropping it kills it.
 struct Vm {
@@ -33,30 +70,29 @@ struct Vm {
 }
 
 impl Vm {
-    /// Boots our guest with these arguments for the memory and the disk, and these `ballast.KEY=VALUE`.
-    fn boot(program: &Path, directory: &Path, arguments: &[String], parameters: &str) -> Self {
-        let image = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("images/build").join(name);
-        assert!(image("initramfs").exists(), "images/build is missing: `images/make-guest` makes it");
-        let (console, log) = (directory.join("console"), directory.join("vmm"));
+    /// Starts the VMM in `command`, whose guest writes to the file that `console` makes an option of.
+    fn boot(mut command: Command, directory: &Path, console: impl FnOnce(&str) -> [String; 2]) -> Self {
+        let (file, log) = (directory.join("console"), directory.join("vmm"));
         // What an earlier guest said is not this one's.
-        let _ = std::fs::remove_file(&console);
+        let _ = std::fs::remove_file(&file);
         let output = File::create(&log).unwrap();
-        let child = Command::new(program)
-            .args(arguments)
-            .arg("--kernel")
-            .arg(image("vmlinuz"))
-            .arg("--initramfs")
-            .arg(image("initramfs"))
-            .args(["--cmdline", &format!("console=ttyS0 quiet loglevel=4 panic=-1 {parameters}")])
-            .arg("--serial")
-            .arg(format!("file={}", console.display()))
-            .args(["--console", "off"])
-            .stdin(Stdio::null())
-            .stdout(output.try_clone().unwrap())
-            .stderr(output)
-            .spawn()
-            .unwrap();
-        Self { child, console, log }
+        command.args(console(file.to_str().unwrap())).stdin(Stdio::null());
+        let child = command.stdout(output.try_clone().unwrap()).stderr(output).spawn().unwrap();
+        Self { child, console: file, log }
+    }
+
+    fn cloud_hypervisor(program: &Path, arguments: &[String], guest: &Guest, directory: &Path) -> Self {
+        let mut command = Command::new(program);
+        command.args(arguments).args(["--kernel", &image(guest.kernel)]).args(&guest.arguments);
+        command.args(["--console", "off"]);
+        Self::boot(command, directory, |file| ["--serial".to_owned(), format!("file={file}")])
+    }
+
+    fn qemu(arguments: &[String], guest: &Guest, directory: &Path) -> Self {
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(arguments).args(["-kernel", &image(guest.kernel), "-accel", "tcg", "-machine", "q35"]);
+        command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
+        Self::boot(command, directory, |file| ["-serial".to_owned(), format!("file:{file}")])
     }
 
     /// Waits until `done` holds, the VM has ended or the time is over; gives what the guest had said by then.
@@ -73,9 +109,30 @@ impl Vm {
         }
     }
 
+    /// Lets the guest come to its end, and kills the daemon on the way. Gives the guest's counts.
+    fn judge(&mut self, name: &str, guest: &Guest, daemon: &mut Daemon) -> String {
+        for steps in guest.kills {
+            let report = self.wait(PATIENCE, |report| report.steps >= steps || report.verdict.is_some());
+            let says = || format!("{report:?}\n{}\ndaemon:\n{}", self.words(), daemon.log());
+            assert!(report.steps >= steps && report.verdict.is_none(), "before step {steps}: {}", says());
+            daemon.restart();
+        }
+        let report = self.wait(PATIENCE, |report| report.verdict.is_some());
+        let Some(Verdict::Pass(counts)) = report.verdict else {
+            panic!("no PASS: {:?}\n{}\ndaemon:\n{}", report.verdict, self.words(), daemon.log());
+        };
+        let pages = guest.pages;
+        assert!(counts.contains(&format!("pages={pages} ")) && counts.contains(" bad=0 "), "{counts}");
+        let status = daemon.vm(name);
+        assert!(status["stores"].as_u64() > Some(0) && status["loads"].as_u64() > Some(0), "{status}");
+        assert_eq!(status["errors"], 0, "{}", daemon.log());
+        println!("{name}: PASS {counts}");
+        counts
+    }
+
     /// All that the guest and the VMM have said.
     fn words(&self) -> String {
-        format!("console:\n{}\n{PROGRAM}:\n{}", text(&self.console), text(&self.log))
+        format!("console:\n{}\nVMM:\n{}", text(&self.console), text(&self.log))
     }
 }
 
@@ -101,37 +158,61 @@ fn say(text: &str) {
 }
 
 /// What `ballast vm args` prints for the VM.
-fn arguments(daemon: &Daemon) -> Vec<String> {
-    let command = ["vm", "args", "web1", "--vmm", PROGRAM, "--memory", "128MiB", "--json"];
-    let output = daemon.ask(&command);
+fn arguments(daemon: &Daemon, name: &str, more: &[&str]) -> Vec<String> {
+    let output = daemon.ask(&[&["vm", "args", name, "--memory", "128MiB", "--json"], more].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let mut json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     serde_json::from_value(json["args"].take()).unwrap()
 }
 
+fn boots_linux(program: &Path, directory: &Path) -> bool {
+    let memory_alone = ["--memory", "size=128M", "--cpus", "boot=1"].map(str::to_owned);
+    let probe = Guest::linux("ballast.probe=1");
+    let mut vm = Vm::cloud_hypervisor(program, &memory_alone, &probe, directory);
+    vm.wait(BOOT_PATIENCE, |report| report.booted).booted
+}
+
 #[test]
-fn a_guest_of_a_real_cloud_hypervisor_gets_every_page_back() {
+fn a_guest_of_a_real_cloud_hypervisor_gets_every_page_back_though_the_daemon_is_killed() {
     let Some(program) = program() else {
         say(&format!("skipped: there is no {PROGRAM} on PATH"));
         return;
     };
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let memory_alone = ["--memory", "size=128M", "--cpus", "boot=1"].map(str::to_owned);
-    let mut probe = Vm::boot(&program, dir.path(), &memory_alone, "ballast.probe=1");
-    if !probe.wait(BOOT_PATIENCE, |report| report.booted).booted {
-        say(&format!("skipped: {PROGRAM} boots no Linux here, with or without us\n{}", probe.words()));
-        return;
+    let linux = boots_linux(&program, dir.path());
+    if !linux {
+        say(&format!(
+            "{PROGRAM} boots no Linux here, with or without us: a guest without an operating system"
+        ));
     }
-    drop(probe);
-    let daemon = Daemon::start(dir.path(), CONFIG);
-    let parameters = "ballast.mib=300 ballast.rounds=1 ballast.serial=ballast-web1";
-    let mut vm = Vm::boot(&program, dir.path(), &arguments(&daemon), parameters);
-    let report = vm.wait(PATIENCE, |report| report.verdict.is_some());
-    let Some(Verdict::Pass(counts)) = report.verdict else {
-        panic!("no PASS: {:?}\n{}\ndaemon:\n{}", report.verdict, vm.words(), daemon.log());
-    };
-    assert!(counts.contains(&format!("pages={PAGES} ")) && counts.contains(" bad=0 "), "{counts}");
-    let status = daemon.vm("web1");
-    assert!(status["stores"].as_u64() > Some(0) && status["loads"].as_u64() > Some(0), "{status}");
-    assert_eq!(status["errors"], 0, "{}", daemon.log());
+    let mut daemon = Daemon::start(dir.path(), CONFIG);
+    for (name, queues, queue_size) in [("web1", 1, 256), ("web2", 2, 1024)] {
+        let guest = if linux {
+            Guest::linux(&format!("ballast.mib=300 ballast.rounds=2 ballast.serial=ballast-{name}"))
+        } else {
+            Guest::bare()
+        };
+        let mut arguments = arguments(&daemon, name, &["--vmm", PROGRAM]);
+        let disk = arguments.last_mut().unwrap();
+        assert!(disk.ends_with("queue_size=256"), "{disk}");
+        *disk = disk.replace("queue_size=256", &format!("queue_size={queue_size}"));
+        let mut vm = Vm::cloud_hypervisor(&program, &arguments, &guest, dir.path());
+        let counts = vm.judge(name, &guest, &mut daemon);
+        assert!(linux || counts.ends_with(&format!(" queues={queues} places={queue_size}")), "{counts}");
+    }
+}
+
+#[test]
+fn a_guest_without_an_operating_system_gets_every_page_back_from_qemu_though_the_daemon_is_killed() {
+    let qemu = Qemu::find().unwrap_or_else(|error| panic!("{error}"));
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut daemon = Daemon::start(dir.path(), CONFIG);
+    let guest = Guest::bare();
+    for (name, queues) in [("web1", 1), ("web2", 2)] {
+        let version: &[&str] = if qemu.is_before_9_2() { &["--qemu-before-9.2"] } else { &[] };
+        let arguments = arguments(&daemon, name, &[&["--vmm", "qemu"], version].concat());
+        let mut vm = Vm::qemu(&arguments, &guest, dir.path());
+        let counts = vm.judge(name, &guest, &mut daemon);
+        assert!(counts.ends_with(&format!(" queues={queues} places=128")), "{counts}");
+    }
 }

@@ -237,6 +237,11 @@ fn a_damaged_record_is_an_error_and_nothing_else() {
         world.check_page(vm, slot);
     }
     assert!(world.is_on());
+    for vm in 0..3 {
+        let events = world.vm(vm).accounting().events;
+        let failed = damaged.iter().filter(|(of, _)| *of == vm).count() as u64;
+        assert_eq!((events.file_load_fail, events.decompress_fail), (failed, 0), "whose pages they are");
+    }
     world.store().validate();
     // The guest's next write to the slot mends it, before and after a restart.
     world.restart();

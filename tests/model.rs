@@ -202,7 +202,7 @@ fn the_coldest_pages_are_those_used_longest_ago() {
         [order[10], order[4000]].into_iter().chain(order[2..10].iter().copied()).collect();
     let found = |store: &Store| -> Vec<u32> {
         let vm = store.ready("web1").unwrap();
-        coldest(vm.table(), 10).into_iter().map(|(_, slot)| slot.0).collect()
+        coldest(vm.table(), 10, |_| true).into_iter().map(|(_, slot)| slot.0).collect()
     };
     assert_eq!(found(&store), expected);
     drop((vm, store));

@@ -232,8 +232,9 @@ fn a_read_that_fails_fails_its_request_and_the_page_can_be_read_again() {
     host.faulty().fail_read(0, Fault::Error(Errno::IO));
     assert_eq!(disk.run(Op::Read { sector: 0, bytes: 8 * 4096 }).unwrap(), Status::IoError);
     let read_errors = host.store.shared().file.as_ref().unwrap().status().read_errors;
-    let damaged = host.pages("web1").accounting().events.decompress_fail;
-    assert_eq!((host.vms[0].errors(), read_errors, damaged), (1, 1, 0), "nothing is wrong with the page");
+    let events = host.pages("web1").accounting().events;
+    assert_eq!((host.vms[0].errors(), read_errors, events.file_load_fail), (1, 1, 1));
+    assert_eq!(events.decompress_fail, 0, "nothing is wrong with the page");
     assert!(disk.read_pages(0, 8).unwrap() == pages);
     host.faulty().fail_read(0, Fault::Error(Errno::IO));
     disk.write_data(0, 0, &[7; 512]).unwrap();

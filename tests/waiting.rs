@@ -14,6 +14,7 @@ use ballast::page::Page;
 use ballast::store::accounting::Events;
 use ballast::store::codec::Scratch;
 use ballast::store::lru::Age;
+use ballast::store::vm::Limits;
 use support::{Host, Setup, page_of};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -299,6 +300,28 @@ fn parts_of_pages_in_the_file_wait_too() {
         assert_eq!(disk.wait(PATIENCE).unwrap().status, Status::Ok);
     }
     assert!(disk.read_pages(0, 20).unwrap() == pages);
+    host.store.validate();
+}
+
+#[test]
+fn a_part_of_a_page_that_finds_no_room_is_counted_as_a_page_is() {
+    let part = |disk: &mut Queue, slot: u64| {
+        disk.write_data(0, 0, &page(slot)[..512]).unwrap();
+        disk.run(Op::Write { sector: slot * 8, bytes: 512 }).unwrap()
+    };
+    let refusals = |host: &Host| (events(host).pool_limit_hit, events(host).limit_hit);
+    let host = host(Setup { store_deadline: SHORT, ..Setup::default() });
+    let (_device, mut queues) = attach(&host, "web1", Options::default());
+    fill(&host);
+    for slot in 0..3 {
+        assert_eq!(part(&mut queues[0], slot), Status::IoError);
+        assert_eq!(refusals(&host), (slot + 1, 0), "once, however often it is tried");
+    }
+    make_room(&host, 0..40);
+    let vm = host.pages("web1");
+    vm.set_limits(Limits { limit_bytes: 100, ..vm.limits() });
+    assert_eq!(part(&mut queues[0], 0), Status::IoError);
+    assert_eq!(refusals(&host), (3, 1));
     host.store.validate();
 }
 

@@ -1,5 +1,6 @@
 //! How a listening Unix socket comes to be: the control socket and those of the VMs. One that a killed daemon left
-//! behind is replaced; one that a live daemon listens on is not, and nothing but a socket is ever removed.
+//! behind is replaced; one that a live daemon listens on is not, and nothing but a socket is ever removed. When the
+//! daemon is killed, its sockets end before the connections that were made to them.
 
 use std::fs;
 use std::io;
@@ -7,14 +8,22 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use rustix::fd::OwnedFd;
 use rustix::fs::Mode;
-use rustix::io::Errno;
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::{Resource, getrlimit};
 
 /// Who may connect: the owner and the group. A VMM that runs as another user joins the group.
 const SOCKET_MODE: u32 = 0o660;
 /// Connections that wait to be accepted; each VM has one VMM, so more than a few are a client gone wild.
 const BACKLOG: i32 = 64;
+
+/// The first descriptor of a listening socket, or the first of the upper half where there are fewer. Linux ends what a
+/// dead process had open with the highest descriptor first, and connections get the lowest ones that are free. A VMM that
+/// sees its connection end and is at once taken on by the socket of a daemon that is no more gives up, if it is
+/// cloud-hypervisor up to v53; one that is refused tries again.
+const DESCRIPTOR_MIN: u64 = 1 << 16;
 
 /// Why a socket can't be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -60,13 +69,21 @@ pub fn bind(path: &Path) -> Result<UnixListener, BindError> {
 }
 
 /// A socket that listens, with a mode that the umask may have narrowed.
-struct Listening(rustix::fd::OwnedFd);
+struct Listening(OwnedFd);
 
 impl Listening {
     fn into_listener(self, path: &Path) -> io::Result<UnixListener> {
         fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE))?;
-        Ok(UnixListener::from(self.0))
+        Ok(UnixListener::from(above_all_connections(self.0)))
     }
+}
+
+/// The same socket with a descriptor that none of its connections will exceed; where there is none, as it was.
+fn above_all_connections(socket: OwnedFd) -> OwnedFd {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let min = DESCRIPTOR_MIN.min(limit / 2);
+    let moved = i32::try_from(min).ok().and_then(|min| fcntl_dupfd_cloexec(&socket, min).ok());
+    moved.unwrap_or(socket)
 }
 
 fn listen(address: &SocketAddrUnix) -> Result<Listening, Errno> {

@@ -143,9 +143,14 @@ impl Qemu {
         arguments
     }
 
-    /// The option was renamed, with its unit, in 9.2.
+    /// Whether it knows seconds only to wait before it connects again.
+    #[must_use]
+    pub fn is_before_9_2(self) -> bool {
+        self.version < (9, 2)
+    }
+
     fn reconnect(self) -> &'static str {
-        if self.version >= (9, 2) { ",reconnect-ms=100" } else { ",reconnect=1" }
+        if self.is_before_9_2() { ",reconnect=1" } else { ",reconnect-ms=100" }
     }
 }
 

@@ -18,11 +18,13 @@ pub enum Complaint {
     Memory,
     /// A ring's indices or addresses make no sense.
     BrokenRing,
-    /// A connection was refused.
+    /// A connection was refused, or ended by us.
     Connection,
+    /// Kicks come, and nothing is on the ring.
+    NotShared,
 }
 
-const KINDS: usize = 6;
+const KINDS: usize = 7;
 
 /// How often each was complained of.
 #[derive(Debug, Default)]

@@ -35,6 +35,10 @@ use session::Session;
 use vm::DeviceVm;
 use worker::Worker;
 
+/// What to do about a VMM that keeps its guest's memory to itself.
+const HOW_TO_SHARE: &str = "start QEMU with `-object memory-backend-memfd,id=memory,size=…,share=on -machine \
+                            memory-backend=memory`, cloud-hypervisor with `--memory size=…,shared=on`; see `ballast vm args`";
+
 /// What all VMs share: the workers, and the state that their pages are in.
 pub struct Device {
     workers: Arc<Vec<Worker>>,
@@ -106,7 +110,10 @@ impl Device {
 
 /// Answers messages until the VMM hangs up or says something that can't be.
 fn serve(stream: UnixStream, session: Session, vm: &DeviceVm) {
-    tracing::info!(vm = vm.name(), "a VMM connected");
+    // One that can't go on comes back ten times a second.
+    if !vm.is_failing() {
+        tracing::info!(vm = vm.name(), "a VMM connected");
+    }
     let session = Arc::new(Mutex::new(session));
     let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&session));
     let end = loop {
@@ -118,16 +125,18 @@ fn serve(stream: UnixStream, session: Session, vm: &DeviceVm) {
     if let Ok(mut session) = session.lock() {
         session.stop_all();
     }
+    vm.set_failing(true);
     match end {
         VhostError::Disconnected | VhostError::PartialMessage | VhostError::SocketBroken(_) => {
+            vm.set_failing(false);
             tracing::info!(vm = vm.name(), "the VMM disconnected");
         }
+        _ if !vm.complaints().is_news(Complaint::Connection) => {}
         VhostError::InvalidParam | VhostError::InvalidMessage => tracing::warn!(
             vm = vm.name(),
-            "the VMM sent a message that can't be used; if its memory is not shared, share it: QEMU needs \
-             `-object memory-backend-memfd,…,share=on`, cloud-hypervisor `--memory …,shared=on`"
+            "the VMM sent a message that can't be used; if its memory is not shared: {HOW_TO_SHARE}"
         ),
-        err => tracing::warn!(%err, vm = vm.name(), "the connection was ended"),
+        err => tracing::warn!(vm = vm.name(), "the connection was ended: {}", Chain(&err)),
     }
     vm.end_session();
 }

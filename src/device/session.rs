@@ -20,6 +20,7 @@ use vhost_user_backend::VringT;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryRegion};
 
+use super::HOW_TO_SHARE;
 use super::blk::config_space;
 use super::guest_memory::{Memory, Region};
 use super::inflight::InflightRegion;
@@ -180,7 +181,11 @@ impl Session {
                 let offset = vmm_address.checked_sub(*vmm).filter(|offset| offset < length)?;
                 guest.checked_add(offset)
             })
-            .ok_or_else(|| refused(format!("a ring at {vmm_address:#x}, outside the guest's memory")))
+            .ok_or_else(|| {
+                refused(format!(
+                    "a ring at {vmm_address:#x}, which is not in memory that the VMM shares: {HOW_TO_SHARE}"
+                ))
+            })
     }
 
     fn map(region: &VhostUserMemoryRegion, file: File) -> VhostResult<(Region, (u64, u64, u64))> {

@@ -1,7 +1,7 @@
 //! A VM as the device sees it: its name and serial number, its pages, and which of its sessions may run rings.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use event_manager::SubscriberId;
 use parking_lot::{Mutex, RwLock};
@@ -26,6 +26,8 @@ pub struct DeviceVm {
     /// Stores of all rings that wait for room, each ring's part being its [`WaitingShare`].
     waiting_stores: AtomicU64,
     complaints: Complaints,
+    /// The last session was ended by us: its VMM may come back at once, and again.
+    failing: AtomicBool,
     /// VMMs that are connected. Held while the VM's pages are dropped, so that nobody attaches meanwhile.
     sessions: Mutex<u32>,
     ownership: Mutex<Ownership>,
@@ -67,6 +69,7 @@ impl DeviceVm {
             errors: AtomicU64::new(0),
             waiting_stores: AtomicU64::new(0),
             complaints: Complaints::default(),
+            failing: AtomicBool::new(false),
             sessions: Mutex::new(0),
             ownership: Mutex::default(),
         }
@@ -120,6 +123,16 @@ impl DeviceVm {
     #[must_use]
     pub fn complaints(&self) -> &Complaints {
         &self.complaints
+    }
+
+    /// Whether the last session that ended was ended by us.
+    pub fn is_failing(&self) -> bool {
+        self.failing.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether the session that ends was ended by us.
+    pub fn set_failing(&self, failing: bool) {
+        self.failing.store(failing, Ordering::Relaxed);
     }
 
     /// Whether a VMM is connected.

@@ -11,8 +11,11 @@ use crate::store::vm::{Limits, VmStore};
 
 use super::policy::{VmView, is_full};
 
-/// Pages found by one scan: a scan reads every slot once, so it has to be worth several batches.
-const SCAN_PAGES: usize = 8192;
+/// Pages found by one scan, at least: a scan reads every slot's age once, so it has to be worth several batches.
+const SCAN_PAGES_MIN: usize = 8192;
+/// At least this share of the VM's objects, so that a page's part of the scan costs less than writing it does,
+/// however many slots there are.
+const SCAN_SHARE: u64 = 256;
 /// Then what was found is stale: pages that were loaded meanwhile should leave first and aren't known.
 const SCAN_AGE_MAX: Duration = Duration::from_secs(1);
 /// How often old pages are looked for when nobody needs their room.
@@ -39,6 +42,10 @@ pub(super) struct ColdEnd {
     looked: Instant,
     accounting: Accounting,
     limits: Limits,
+}
+
+fn scan_pages(objects: u64) -> usize {
+    usize::try_from(objects / SCAN_SHARE).unwrap_or(usize::MAX).max(SCAN_PAGES_MIN)
 }
 
 impl ColdEnd {
@@ -92,11 +99,9 @@ impl ColdEnd {
         if self.accounting.held.objects() == 0 || !self.limits.writeback || fresh {
             return;
         }
-        let mut found = coldest(vm.table(), SCAN_PAGES);
-        if let Some((idle, now)) = idle {
-            // Pages that were loaded come first and may be young.
-            found.retain(|(age, _)| age.until(now) >= idle);
-        }
+        // Pages that were loaded come first and may be young: however many they are, old ones behind them are found.
+        let old = |age: Age| idle.is_none_or(|(idle, now)| age.until(now) >= idle);
+        let found = coldest(vm.table(), scan_pages(self.accounting.held.objects()), old);
         (self.ages, self.slots) = found.into_iter().unzip();
         (self.next, self.scanned, self.only_idle) = (0, Some(Instant::now()), idle.is_some());
     }

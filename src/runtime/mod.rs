@@ -14,6 +14,7 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::control::server::Server;
 use crate::control::socket::{self, BindError};
+use crate::private;
 use crate::store::state::StateError;
 use daemon::Daemon;
 
@@ -60,7 +61,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let sandboxed = config.sandbox;
     if sandboxed {
         // Landlock takes paths that exist. When the directory can't be made, opening the state says why.
-        let _ = fs::create_dir_all(&config.state_dir);
+        let _ = private::create_dir(&config.state_dir);
         sandbox::enter(&sandbox::Files::of(&config));
     }
     // The state's lock comes first: whoever holds it is the daemon, and stale sockets are then nobody else's.

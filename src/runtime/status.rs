@@ -230,6 +230,7 @@ fn counters(held: &Held, events: &Events) -> Counters {
         reject_alloc_fail: events.reject_alloc_fail,
         reject_compress_poor: events.reject_compress_poor,
         decompress_fail: events.decompress_fail,
+        file_load_fail: events.file_load_fail,
         written_back_pages: events.written_back_pages,
         loaded_from_file: events.loaded_from_file,
         promoted_pages: events.promoted_pages,

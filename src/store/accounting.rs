@@ -63,6 +63,8 @@ pub struct Events {
     pub delayed_stores: u64,
     /// Loads refused because the stored page failed its checks.
     pub decompress_fail: u64,
+    /// Loads failed because the writeback file did not give the page, or gave a damaged or foreign record.
+    pub file_load_fail: u64,
     /// Pages written to the writeback file.
     pub written_back_pages: u64,
     /// Pages loaded from the writeback file.

@@ -82,20 +82,30 @@ impl Age {
     }
 }
 
-/// The `count` coldest pages of the arena in `table`, coldest first. Only a snapshot: a page may be used or
-/// overwritten meanwhile, so whoever evicts it checks its generation.
+/// The `count` coldest pages of the arena in `table` among those whose age is `wanted`, coldest first. Only a snapshot:
+/// a page may be used or overwritten meanwhile, so whoever evicts it checks its generation.
 #[must_use]
-pub fn coldest(table: &Table, count: usize) -> Vec<(Age, Slot)> {
-    let mut found: Vec<(Age, Slot)> = Vec::with_capacity(count.saturating_mul(2));
-    for slot in table.backed_slots() {
-        let Some(record) = table.record(slot) else { continue };
-        let entry = Entry::unpack(record.entry.load(Ordering::Relaxed), slot);
-        if matches!(entry, Ok(Entry::Arena(_))) {
-            found.push((Age(record.age.load(Ordering::Relaxed)), slot));
-        }
-        // Keeping twice as many as are wanted makes throwing half of them away cheap.
-        if found.len() >= count.saturating_mul(2).max(1024) {
-            keep_coldest(&mut found, count);
+pub fn coldest(table: &Table, count: usize, wanted: impl Fn(Age) -> bool) -> Vec<(Age, Slot)> {
+    let mut found: Vec<(Age, Slot)> = Vec::new();
+    // Keeping twice as many as are wanted makes throwing half of them away cheap.
+    let full = count.saturating_mul(2).max(1024);
+    // Pages no colder than this are not among the coldest. Once there are enough, most slots cost a look at this and at
+    // their age, which are all that has to be read of them.
+    let mut below = u64::MAX;
+    for chunk in table.backed_chunks() {
+        let pages = (chunk.first.0..).zip(chunk.ages.iter().zip(chunk.entries));
+        for (slot, (age, entry)) in pages {
+            let age = Age(age.load(Ordering::Relaxed));
+            if u64::from(age.0) >= below || !wanted(age) {
+                continue;
+            }
+            let slot = Slot(slot);
+            if matches!(Entry::unpack(entry.load(Ordering::Relaxed), slot), Ok(Entry::Arena(_))) {
+                found.push((age, slot));
+                if found.len() >= full {
+                    below = keep_coldest(&mut found, count).map_or(below, |age| age.0.into());
+                }
+            }
         }
     }
     keep_coldest(&mut found, count);
@@ -103,11 +113,13 @@ pub fn coldest(table: &Table, count: usize) -> Vec<(Age, Slot)> {
     found
 }
 
-fn keep_coldest(found: &mut Vec<(Age, Slot)>, count: usize) {
+/// Throws away all but the `count` coldest. Returns the age of the least cold one left.
+fn keep_coldest(found: &mut Vec<(Age, Slot)>, count: usize) -> Option<Age> {
     if found.len() > count {
         found.select_nth_unstable(count);
         found.truncate(count);
     }
+    found.iter().map(|(age, _)| *age).max()
 }
 
 #[cfg(test)]

@@ -114,27 +114,47 @@ impl Mapping {
         unsafe { target.copy_from_nonoverlapping(NonNull::from(source).cast(), source.len()) };
     }
 
+    /// `count` aligned words from `offset` on, which must be backed while the reference lives.
+    ///
+    /// # Panics
+    /// When they are not all within the mapping, or `offset` is not a multiple of eight.
+    #[must_use]
+    pub fn words(&self, offset: u64, count: usize) -> &[AtomicU64] {
+        assert!(offset.is_multiple_of(8), "words are aligned");
+        let start = self.at(offset, count.saturating_mul(8)).cast::<AtomicU64>();
+        // SAFETY: in bounds by `at`, aligned by the assertion (mappings are page-aligned), valid for any bit
+        // pattern, and only ever accessed as atomics.
+        unsafe { std::slice::from_raw_parts(start.as_ptr(), count) }
+    }
+
     /// The aligned word at `offset`, which must be backed while the reference lives.
     ///
     /// # Panics
-    /// When `offset` is outside the mapping or not a multiple of eight.
+    /// As [`Mapping::words`].
     #[must_use]
     pub fn word(&self, offset: u64) -> &AtomicU64 {
-        assert!(offset.is_multiple_of(8), "words are aligned");
-        // SAFETY: in bounds by `at`, aligned by the assertion (mappings are page-aligned), valid for any bit
-        // pattern, and only ever accessed as an atomic.
-        unsafe { self.at(offset, 8).cast::<AtomicU64>().as_ref() }
+        &self.words(offset, 1)[0]
+    }
+
+    /// `count` aligned half-words from `offset` on, which must be backed while the reference lives.
+    ///
+    /// # Panics
+    /// When they are not all within the mapping, or `offset` is not a multiple of four.
+    #[must_use]
+    pub fn half_words(&self, offset: u64, count: usize) -> &[AtomicU32] {
+        assert!(offset.is_multiple_of(4), "half-words are aligned");
+        let start = self.at(offset, count.saturating_mul(4)).cast::<AtomicU32>();
+        // SAFETY: as for `words`.
+        unsafe { std::slice::from_raw_parts(start.as_ptr(), count) }
     }
 
     /// The aligned half-word at `offset`, which must be backed while the reference lives.
     ///
     /// # Panics
-    /// When `offset` is outside the mapping or not a multiple of four.
+    /// As [`Mapping::half_words`].
     #[must_use]
     pub fn half_word(&self, offset: u64) -> &AtomicU32 {
-        assert!(offset.is_multiple_of(4), "half-words are aligned");
-        // SAFETY: as for `word`.
-        unsafe { self.at(offset, 4).cast::<AtomicU32>().as_ref() }
+        &self.half_words(offset, 1)[0]
     }
 }
 
@@ -175,6 +195,23 @@ mod tests {
         mapping.punch(0, 4096).unwrap();
         mapping.back(0, 4096).unwrap();
         assert_eq!(mapping.half_word(12).load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn several_words_are_those_that_are_asked_for() {
+        let mapping = mapping(1 << 16);
+        mapping.back(0, 4096).unwrap();
+        mapping.word(16).store(1 | 2 << 32, Ordering::Relaxed);
+        let words: Vec<_> = mapping.words(8, 3).iter().map(|word| word.load(Ordering::Relaxed)).collect();
+        let halves: Vec<_> =
+            mapping.half_words(12, 3).iter().map(|half| half.load(Ordering::Relaxed)).collect();
+        assert_eq!((&words[..], &halves[..]), (&[0, 1 | 2 << 32, 0][..], &[0, 1, 2][..]));
+    }
+
+    #[test]
+    #[should_panic(expected = "outside a state file")]
+    fn words_that_end_outside_are_refused() {
+        let _ = mapping(4096).words(4088, 2);
     }
 
     #[test]

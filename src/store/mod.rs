@@ -22,7 +22,7 @@ pub mod table;
 pub mod vm;
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -38,6 +38,7 @@ use table::Table;
 use vm::{Limits, VmStore};
 
 use crate::ids::Slot;
+use crate::private;
 use crate::writeback::{OpenError, Writeback};
 
 /// What a store is opened with.
@@ -125,13 +126,7 @@ impl Store {
         let mut dir = StateDir::open(&config.state_dir, config.host_bytes)?;
         let file = open_file()?;
         let path = dir.arena_path();
-        let arena = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(StateError::io("open", &path))?;
+        let arena = private::open_or_create(&path).map_err(StateError::io("open", &path))?;
         let arena = Arena::new(arena, dir.region_bytes(), config.pool_max_bytes)
             .map_err(StateError::io("map", &path))?;
         let shared = Arc::new(Shared::new(
@@ -140,14 +135,21 @@ impl Store {
             file.map(Arc::new),
             config.accept_percent,
         ));
-        let mut vms = BTreeMap::new();
+        let (mut vms, mut headless) = (BTreeMap::new(), Vec::new());
         for name in dir.vm_names()? {
             let spec = specs.iter().find(|spec| spec.name == name);
             let table = dir.table_path(&name);
             // Not the table's fault, and not a reason to take what it names for unused: the daemon can't start.
             let recovered =
                 recovery::recover(&table, &name, spec, &shared).map_err(StateError::io("open", &table))?;
-            vms.insert(name, serve(recovered, spec, &shared));
+            match serve(recovered, spec, &shared) {
+                Ok(vm) => drop(vms.insert(name, vm)),
+                Err(reason) => headless.push((name, table, reason)),
+            }
+        }
+        for (name, table, reason) in headless {
+            let named = recovery::salvage(&table, &shared).map_err(StateError::io("open", &table))?;
+            vms.insert(name, VmState::Damaged(Damaged { reason, named: Arc::new(named) }));
         }
         shared.arena.finish_adoption().map_err(StateError::io("give unused memory back from", &path))?;
         if let Some(file) = &shared.file {
@@ -320,15 +322,17 @@ impl Store {
     }
 }
 
-fn serve(recovered: Recovered, spec: Option<&VmSpec>, shared: &Arc<Shared>) -> VmState {
-    match recovered {
+/// The VM of a table, or what is wrong with its header.
+fn serve(recovered: Recovered, spec: Option<&VmSpec>, shared: &Arc<Shared>) -> Result<VmState, String> {
+    Ok(match recovered {
         Recovered::Whole { table, held } => {
             let limits = spec.map_or(Limits::NONE, |spec| spec.limits);
             let vm = Arc::new(VmStore::new(*table, Arc::clone(shared), limits, held));
             if spec.is_some() { VmState::Ready(vm) } else { VmState::Unconfigured(vm) }
         }
+        Recovered::NoHeader { reason } => return Err(reason),
         Recovered::Damaged { reason, named } => VmState::Damaged(Damaged { reason, named: Arc::new(named) }),
-    }
+    })
 }
 
 fn create(dir: &mut StateDir, spec: &VmSpec, shared: &Arc<Shared>) -> Result<Arc<VmStore>, ClearError> {

@@ -26,7 +26,13 @@ pub enum Recovered {
         /// What its entries hold.
         held: Held,
     },
-    /// Something is wrong.
+    /// The table does not say whose it is. What its entries name is found by [`salvage`], after all other tables were
+    /// recovered: it may be a copy of one of them.
+    NoHeader {
+        /// What is wrong, and what to do, in a sentence.
+        reason: String,
+    },
+    /// Something else is wrong.
     Damaged {
         /// What, and what to do, in a sentence.
         reason: String,
@@ -56,7 +62,7 @@ pub fn recover(path: &Path, name: &str, spec: Option<&VmSpec>, shared: &Shared) 
         Err(TableError::Io(err)) => return Err(err),
         Err(err) => {
             let reason = format!("{}: {err}; {advice}", path.display());
-            return Ok(Recovered::Damaged { reason, named: Named::default() });
+            return Ok(Recovered::NoHeader { reason });
         }
     };
     let mut held = Held::default();
@@ -88,6 +94,21 @@ pub fn recover(path: &Path, name: &str, spec: Option<&VmSpec>, shared: &Shared) 
         }
         _ => Recovered::Whole { table: Box::new(table), held },
     })
+}
+
+/// Finds what the sound entries of a table without a sound header name, so that it stays untouched until somebody mends
+/// or clears the VM.
+///
+/// # Errors
+/// When the file can't be opened or mapped.
+pub fn salvage(path: &Path, shared: &Shared) -> io::Result<Named> {
+    let table = Table::open_without_header(path)?;
+    let mut named = Named::default();
+    for slot in table.backed_slots() {
+        // What is not sound, or belongs to another VM, is not this one's to keep.
+        let _ = adopt(&table, slot, shared, &mut named);
+    }
+    Ok(named)
 }
 
 /// Tells arena and writeback file what the entry of `slot` names. What is wrong with it, if anything is.

@@ -13,7 +13,7 @@
 //! ```
 
 use std::fmt;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -26,6 +26,7 @@ use super::mapping::Mapping;
 use super::state::STATE_VERSION;
 use crate::ids::{Slot, VmId};
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
+use crate::private;
 
 const MAGIC: &[u8; 8] = b"BALLTBL\0";
 const HEADER_BYTES: u64 = PAGE_SIZE_U64;
@@ -102,7 +103,7 @@ impl Table {
         header[KEY_AT..KEY_CHECKSUM_AT].copy_from_slice(&key);
         header[KEY_CHECKSUM_AT..KEY_CHECKSUM_AT + 4].copy_from_slice(&crc32c::crc32c(&key).to_le_bytes());
         let new = path.with_extension("new");
-        fs::write(&new, header)?;
+        private::write(&new, &header)?;
         fs::rename(&new, path)?;
         Self::open(path, name)
     }
@@ -112,7 +113,7 @@ impl Table {
     /// # Errors
     /// When the header is damaged or another VM's, or the file can't be mapped.
     pub fn open(path: &Path, name: &str) -> Result<Self, TableError> {
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let file = private::open(path)?;
         let mut header = [0; PAGE_SIZE];
         file.read_exact_at(&mut header, 0).map_err(|err| match err.kind() {
             io::ErrorKind::UnexpectedEof => TableError::Header,
@@ -130,17 +131,27 @@ impl Table {
         if !sound {
             return Err(TableError::Header);
         }
-        let slots = half_word(16);
+        Ok(Self::map(file, VmId(half_word(12)), half_word(16), key)?)
+    }
+
+    /// Opens what is left of the table at `path` when its header is damaged: the length of the file says how many slots
+    /// there are. For looking at its entries, and for nothing else.
+    ///
+    /// # Errors
+    /// When the file can't be opened or mapped.
+    pub fn open_without_header(path: &Path) -> io::Result<Self> {
+        let file = private::open(path)?;
+        let chunks = file.metadata()?.len().saturating_sub(HEADER_BYTES) / CHUNK_BYTES;
+        let slots = u32::try_from(chunks * CHUNK_SLOTS as u64).map_err(io::Error::other)?;
+        Self::map(file, VmId(0), slots, [0; KEY_BYTES])
+    }
+
+    fn map(file: File, vm: VmId, slots: u32, key: [u8; KEY_BYTES]) -> io::Result<Self> {
         let chunks = (slots as usize).div_ceil(CHUNK_SLOTS);
         let length = HEADER_BYTES + chunks as u64 * CHUNK_BYTES;
         let mapping = Mapping::new(file, length)?;
-        let table = Self {
-            mapping,
-            vm: VmId(half_word(12)),
-            slots,
-            key,
-            chunks: std::iter::repeat_with(OnceLock::new).take(chunks).collect(),
-        };
+        let chunks = std::iter::repeat_with(OnceLock::new).take(chunks).collect();
+        let table = Self { mapping, vm, slots, key, chunks };
         table.back_chunks_with_data(length)?;
         Ok(table)
     }
@@ -254,6 +265,21 @@ impl Table {
         })
     }
 
+    /// All backed chunks, in order: for who looks at every slot, and has no time to ask for each.
+    pub fn backed_chunks(&self) -> impl Iterator<Item = Chunk<'_>> {
+        let backed = self.chunks.iter().enumerate().filter(|(_, chunk)| chunk.get().is_some());
+        backed.map(|(chunk, _)| {
+            let (first, offset) = (chunk * CHUNK_SLOTS, chunk_offset(chunk));
+            // The last chunk may be longer than the device.
+            let count = CHUNK_SLOTS.min(self.slots as usize - first);
+            Chunk {
+                first: Slot(u32::try_from(first).expect("no larger than the number of slots")),
+                entries: self.mapping.words(offset, count),
+                ages: self.mapping.half_words(offset + ENTRIES_BYTES, count),
+            }
+        })
+    }
+
     /// Bytes of memory behind the table, tags included.
     #[must_use]
     pub fn metadata_bytes(&self) -> u64 {
@@ -264,6 +290,17 @@ impl Table {
 
 fn chunk_offset(chunk: usize) -> u64 {
     HEADER_BYTES + chunk as u64 * CHUNK_BYTES
+}
+
+/// The part of the table that is about some neighbouring slots.
+#[derive(Clone, Copy, Debug)]
+pub struct Chunk<'table> {
+    /// The first of the slots.
+    pub first: Slot,
+    /// Their packed entries.
+    pub entries: &'table [AtomicU64],
+    /// When their pages were last used.
+    pub ages: &'table [AtomicU32],
 }
 
 /// One slot's part of the table.
@@ -298,6 +335,19 @@ mod tests {
         let first = u32::try_from(70_000 / CHUNK_SLOTS * CHUNK_SLOTS).unwrap();
         assert_eq!(table.backed_slots().next(), Some(Slot(first)));
         assert_eq!(table.backed_slots().count(), CHUNK_SLOTS);
+        let chunks: Vec<_> = table.backed_chunks().collect();
+        assert!(chunks.len() == 1 && chunks[0].first == Slot(first) && chunks[0].ages.len() == CHUNK_SLOTS);
+        assert_eq!(chunks[0].entries[70_000 % CHUNK_SLOTS].load(Ordering::Acquire), 77);
+    }
+
+    #[test]
+    fn the_last_chunk_ends_with_the_device() {
+        let dir = tempfile::tempdir().unwrap();
+        let table = Table::create(&dir.path().join("web1.table"), VmId(5), "web1", 5000).unwrap();
+        table.back(Slot(4999)).unwrap();
+        let lengths: Vec<_> = table.backed_chunks().map(|chunk| (chunk.first, chunk.entries.len())).collect();
+        assert_eq!(lengths, [(Slot(4096), 904)]);
+        assert_eq!(table.backed_slots().count(), 904);
     }
 
     #[test]

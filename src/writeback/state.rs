@@ -9,13 +9,14 @@
 //! ```
 //! A record's last four bytes are the crc32c of those before; all else is zeros.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::file::header::FileId;
+use crate::private;
 
 const MAGIC: &[u8; 8] = b"BALLWBS\0";
 const VERSION: u32 = 1;
@@ -105,7 +106,7 @@ impl State {
         if !path.exists() {
             create(path)?;
         }
-        let file = OpenOptions::new().read(true).write(true).open(path).map_err(io_error("open", path))?;
+        let file = private::open(path).map_err(io_error("open", path))?;
         let bytes = fs::read(path).map_err(io_error("read", path))?;
         let damaged = || StateError::Damaged { path: path.to_owned() };
         let bytes: [u8; STATE_BYTES] = bytes.try_into().map_err(|_| damaged())?;
@@ -212,7 +213,7 @@ fn create(path: &Path) -> Result<(), StateError> {
     let records =
         [known_record(None), record(&[(0, &counter.to_le_bytes())]), record(&[(0, &0u32.to_le_bytes())])];
     let new = path.with_extension("new");
-    fs::write(&new, records.as_flattened()).map_err(io_error("write", &new))?;
+    private::write(&new, records.as_flattened()).map_err(io_error("write", &new))?;
     fs::rename(&new, path).map_err(io_error("replace", path))
 }
 

@@ -145,8 +145,11 @@ impl World {
     pub fn coldest(&self, count: usize) -> Vec<(usize, u32)> {
         let mut found = Vec::new();
         for vm in 0..NAMES.len() {
-            found
-                .extend(coldest(self.vm(vm).table(), count).into_iter().map(|(age, slot)| (age, vm, slot.0)));
+            found.extend(
+                coldest(self.vm(vm).table(), count, |_| true)
+                    .into_iter()
+                    .map(|(age, slot)| (age, vm, slot.0)),
+            );
         }
         found.sort_unstable();
         found.into_iter().take(count).map(|(_, vm, slot)| (vm, slot)).collect()

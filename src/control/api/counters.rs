@@ -20,6 +20,8 @@ pub struct Counters {
     pub reject_compress_poor: u64,
     /// Loads that failed because the stored page was damaged.
     pub decompress_fail: u64,
+    /// Loads that failed because the writeback file could not be read, or what it gave was damaged or not authentic.
+    pub file_load_fail: u64,
     /// Pages moved to the writeback file.
     pub written_back_pages: u64,
     /// Pages read from the writeback file for the guest.
@@ -45,6 +47,7 @@ impl Sum for Counters {
             reject_alloc_fail: sum.reject_alloc_fail + one.reject_alloc_fail,
             reject_compress_poor: sum.reject_compress_poor + one.reject_compress_poor,
             decompress_fail: sum.decompress_fail + one.decompress_fail,
+            file_load_fail: sum.file_load_fail + one.file_load_fail,
             written_back_pages: sum.written_back_pages + one.written_back_pages,
             loaded_from_file: sum.loaded_from_file + one.loaded_from_file,
             promoted_pages: sum.promoted_pages + one.promoted_pages,

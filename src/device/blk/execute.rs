@@ -214,12 +214,8 @@ impl Execution {
             };
             self.change_part(turn, slot, page, scratch, change)?;
         } else {
-            let stored = if self.refused {
-                turn.vm.store_again(slot, page, turn.now, scratch)
-            } else {
-                turn.vm.store(slot, page, turn.now, scratch)
-            };
-            stored.map_err(|err| self.no_room(err))?;
+            let stored = turn.vm.try_store(slot, page, turn.now, scratch);
+            stored.map_err(|err| self.no_room(turn, err))?;
             self.refused = false;
         }
         advance(&mut self.request.data, length);
@@ -242,15 +238,17 @@ impl Execution {
                 Ok(())
             }
             Ok(Updated::InFile(first)) => Err(self.want(turn, slot, first)),
-            Err(UpdateError::Store(err)) => Err(self.no_room(err)),
+            Err(UpdateError::Store(err)) => Err(self.no_room(turn, err)),
             Err(UpdateError::Load(err)) => {
                 Err(turn.fail(Complaint::Load, "a load for a partial store", &err))
             }
         }
     }
 
-    fn no_room(&mut self, err: StoreError) -> Pause {
-        self.refused = true;
+    fn no_room(&mut self, turn: &Turn<'_>, err: StoreError) -> Pause {
+        if !std::mem::replace(&mut self.refused, true) {
+            turn.vm.count_refused(&err);
+        }
         // It may take long until they could be used.
         self.fetched = Vec::new();
         Pause::NoRoom(err)

@@ -17,6 +17,7 @@ use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 use vmm_sys_util::epoll::EventSet;
 
+use super::HOW_TO_SHARE;
 use super::complaints::Complaint;
 use super::guest_memory::{Memory, is_lost};
 use super::inflight::InflightQueue;
@@ -30,6 +31,9 @@ use jobs::Jobs;
 pub type GuestMemory = GuestMemoryAtomic<Memory>;
 /// A virtqueue that session and worker share.
 pub type Vring = VringMutex<GuestMemory>;
+
+/// Kicks without a request from which on a ring that never had one is suspicious: QEMU sends one when it starts a ring.
+const EMPTY_KICKS_MAX: u32 = 2;
 
 /// Whose a ring is.
 pub struct Owner {
@@ -84,6 +88,8 @@ pub struct Ring {
     /// Whom to tell when the ring has stopped; nothing more is taken then.
     stop: Option<Sender<()>>,
     store_deadline: Duration,
+    /// Kicks while the guest has not put anything on the ring yet.
+    empty_kicks: u32,
     jobs: Jobs,
 }
 
@@ -128,6 +134,7 @@ impl Ring {
             waits,
             stop: None,
             store_deadline,
+            empty_kicks: 0,
             jobs,
         }
     }
@@ -167,6 +174,25 @@ impl Ring {
             self.phase = self.broken();
             Progress::Parked
         })
+    }
+
+    /// Kicks without a request, on a ring that never had one: memory that the VMM maps for itself alone looks like that.
+    fn doubt_memory(&mut self) {
+        let memory = self.memory.memory();
+        let vring = self.vring.get_ref();
+        let queue = vring.get_queue();
+        let untouched = queue.next_avail() == 0
+            && matches!(queue.avail_idx(&*memory, Ordering::Acquire), Ok(index) if index.0 == 0);
+        if !untouched {
+            return;
+        }
+        self.empty_kicks = self.empty_kicks.saturating_add(1);
+        if self.empty_kicks == EMPTY_KICKS_MAX && self.vm.complaints().is_news(Complaint::NotShared) {
+            tracing::warn!(
+                vm = self.vm.name(),
+                "the guest calls and has nothing to say: if it hangs, its memory is not shared; {HOW_TO_SHARE}"
+            );
+        }
     }
 
     fn broken(&mut self) -> Phase {
@@ -249,6 +275,7 @@ impl MutEventSubscriber for Ring {
     fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
         // Only the wake-up matters; what there is to do, the ring itself says.
         let _ = self.vring.read_kick();
+        self.doubt_memory();
         if let Some(id) = self.id {
             self.roster.put(id);
         }

@@ -144,11 +144,17 @@ impl VmStore {
     }
 
     fn count_failure<T>(&self, result: Result<T, LoadError>) -> Result<T, LoadError> {
-        // A read that failed says nothing about the page; the file counts it.
-        if result.as_ref().is_err_and(|err| !matches!(err, LoadError::Read(_))) {
-            self.count(|events| events.decompress_fail += 1);
-        }
-        result
+        result.inspect_err(|err| {
+            self.count(|events| match err {
+                // The page may be as good as ever: whoever sees this looks at the file, not at memory.
+                LoadError::Read(_) | LoadError::Record(_) | LoadError::NotInFile => {
+                    events.file_load_fail += 1;
+                }
+                LoadError::Entry(_) | LoadError::Object(_) | LoadError::Decompress(_) | LoadError::Lost => {
+                    events.decompress_fail += 1;
+                }
+            });
+        })
     }
 
     /// Makes a page of what `entry` says, and of its object in the scratch buffer.
@@ -307,7 +313,7 @@ impl VmStore {
 
     /// Changes a part of the page in `slot`: loads it, applies `change`, stores it; and all of that again when
     /// somebody else stored to the slot in between, so that neither change is lost. `fetched` is what an earlier call
-    /// asked for.
+    /// asked for. A refusal is not counted: see [`VmStore::count_refused`].
     ///
     /// # Errors
     /// Those of load and store.

@@ -219,22 +219,14 @@ impl VmStore {
     /// # Errors
     /// When there is no room; the slot then holds what it held before.
     pub fn store(&self, slot: Slot, page: &Page, now: Age, scratch: &mut Scratch) -> Result<(), StoreError> {
-        let result = self.store_again(slot, page, now, scratch);
-        if let Err(err) = &result {
-            self.count(|events| match err {
-                StoreError::Limit => events.limit_hit += 1,
-                StoreError::PoolFull => events.pool_limit_hit += 1,
-                StoreError::NoMemory(_) => events.reject_alloc_fail += 1,
-            });
-        }
-        result
+        self.try_store(slot, page, now, scratch).inspect_err(|err| self.count_refused(err))
     }
 
-    /// The same for a store that was refused before and counted then.
+    /// The same without counting a refusal: for whoever tries one store several times.
     ///
     /// # Errors
-    /// When there still is no room.
-    pub fn store_again(
+    /// When there is no room.
+    pub fn try_store(
         &self,
         slot: Slot,
         page: &Page,
@@ -242,6 +234,15 @@ impl VmStore {
         scratch: &mut Scratch,
     ) -> Result<(), StoreError> {
         self.store_if(slot, page, None, now, scratch).map(|_| ())
+    }
+
+    /// Counts a store, or a change of a part of a page, that found no room.
+    pub fn count_refused(&self, err: &StoreError) {
+        self.count(|events| match err {
+            StoreError::Limit => events.limit_hit += 1,
+            StoreError::PoolFull => events.pool_limit_hit += 1,
+            StoreError::NoMemory(_) => events.reject_alloc_fail += 1,
+        });
     }
 
     /// Stores the first page of a new VM, whatever the pool's maximum and the others' reserves leave: without it the VM
