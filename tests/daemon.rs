@@ -278,6 +278,31 @@ fn a_vm_with_a_damaged_table_is_out_of_service_until_it_is_cleared() {
 }
 
 #[test]
+fn the_compressor_changes_any_number_of_times() {
+    let dir = tmpfs();
+    let daemon = Daemon::start(dir.path(), TWO_VMS);
+    put(&daemon, "web1");
+    for n in 0..40 {
+        let level = format!("zstd:{}", n % 20 + 1);
+        let set = daemon.ask(&["pool", "set", "--compressor", &level]);
+        assert!(set.status.success(), "{level}: {}", String::from_utf8_lossy(&set.stderr));
+    }
+    assert_pages_there(&daemon, "web1");
+}
+
+#[test]
+fn only_a_configured_vm_can_be_set() {
+    let dir = tmpfs();
+    let mut daemon = Daemon::start(dir.path(), TWO_VMS);
+    daemon.configure(ONE_VM);
+    daemon.restart();
+    let set = daemon.ask(&["vm", "set", "web1", "--weight", "200"]);
+    assert_eq!(set.status.code(), Some(1));
+    let message = String::from_utf8_lossy(&set.stderr).into_owned();
+    assert!(message.contains("there is no VM \"web1\"; the VMs are: web2"), "{message}");
+}
+
+#[test]
 fn memory_that_is_not_shared_is_suspected_aloud() {
     let dir = tmpfs();
     let daemon = Daemon::start(dir.path(), TWO_VMS);

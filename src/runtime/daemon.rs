@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::ServeError;
 use crate::config::{Config, VmConfig};
 use crate::control::api::{ClearError, Host, PoolChange, PoolStatus, SetError, Status, VmChange, VmStatus};
@@ -29,6 +31,8 @@ pub struct Daemon {
     pub(super) pressure: Option<Monitor>,
     /// The configured VMs, in the configuration's order.
     pub(super) vms: Vec<(VmConfig, Arc<DeviceVm>)>,
+    /// Held while limits are checked and changed.
+    changing: Mutex<()>,
 }
 
 impl Daemon {
@@ -67,7 +71,7 @@ impl Daemon {
         let device = Arc::new(device);
         let shrinker = Arc::new(start_shrinker(&config, &store, &device)?);
         let pressure = config.pool.pressure.then(|| watch_pressure(&shrinker)).transpose()?;
-        Ok(Self { config, store, device, shrinker, pressure, vms })
+        Ok(Self { config, store, device, shrinker, pressure, vms, changing: Mutex::default() })
     }
 
     /// Opens every VM's socket.
@@ -105,7 +109,10 @@ impl Host for Daemon {
     }
 
     fn set_vm(&self, name: &str, change: VmChange) -> Result<VmStatus, SetError> {
-        let unknown = || SetError::Unknown { name: name.to_owned(), known: self.known() };
+        // Two reserves that each fit may be too much together.
+        let _change = self.changing.lock();
+        let configured = || self.vms.iter().map(|(config, _)| config.name.clone()).collect();
+        let unknown = || SetError::Unknown { name: name.to_owned(), known: configured() };
         let (config, _) = self.vms.iter().find(|(config, _)| config.name == name).ok_or_else(unknown)?;
         let Some(pages) = self.store.ready(name) else {
             let message = format!("the VM {name:?} is out of service: see `ballast status`");
@@ -125,6 +132,8 @@ impl Host for Daemon {
     fn set_pool(&self, change: PoolChange) -> Result<PoolStatus, SetError> {
         let failed = |message| SetError::Failed { message };
         let pools = &self.store.shared().pools;
+        // Those that nothing is left of are no reason to refuse another.
+        self.store.end_drained_pools();
         pools.set_current(change.compressor).map_err(|err| failed(err.to_string()))?;
         tracing::info!(compressor = %change.compressor, "the compressor was changed");
         if change.recompress {

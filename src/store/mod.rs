@@ -267,7 +267,6 @@ impl Store {
             }
             None => {}
         }
-        self.forget_file_if_unused()?;
         if let Some(spec) = self.specs.iter().find(|spec| spec.name == name) {
             let created = create(&mut self.dir.lock(), spec, &self.shared);
             let vm = match &created {
@@ -277,7 +276,8 @@ impl Store {
             self.vms.lock().insert(name.to_owned(), vm);
             created?;
         }
-        Ok(())
+        // At last: whatever becomes of it, the VM is back.
+        Ok(self.forget_file_if_unused()?)
     }
 
     /// Without a writeback file and without a page in one, the state needs no particular one any more.
