@@ -6,6 +6,7 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
@@ -34,7 +35,10 @@ pub enum Fault {
 pub struct Faulty {
     inner: Arc<dyn BackingFile>,
     state: Mutex<State>,
+    helper: Sender<Job>,
 }
+
+type Job = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
 struct State {
@@ -51,7 +55,10 @@ impl Faulty {
     /// Wraps `inner`, which does what is asked for until a fault is planned.
     #[must_use]
     pub fn new(inner: Arc<dyn BackingFile>) -> Self {
-        Self { inner, state: Mutex::default() }
+        let (helper, jobs) = mpsc::channel::<Job>();
+        // A thread for each: they may take their time. Workers, which submit reads, may start none themselves.
+        thread::spawn(move || jobs.into_iter().for_each(|job| drop(thread::spawn(job))));
+        Self { inner, state: Mutex::default(), helper }
     }
 
     /// Plans a fault for the read that comes after `later` others from now on.
@@ -121,23 +128,27 @@ impl Faulty {
         request.range = range.start..end;
         request.done = Box::new(move |_, buffer| done(Err(errno.into()), buffer));
         if request.range.is_empty() {
-            complete(request, Ok(0));
+            self.complete(request, Ok(0));
         } else {
             self.inner.submit(request);
         }
     }
-}
 
-/// Ends a request as the world does: on a thread that is not the caller's.
-fn complete(request: Request, result: io::Result<usize>) {
-    thread::spawn(move || request.complete(result));
+    /// Ends a request as the world does: on a thread that is not the caller's.
+    fn complete(&self, request: Request, result: io::Result<usize>) {
+        self.elsewhere(move || request.complete(result));
+    }
+
+    fn elsewhere(&self, job: impl FnOnce() + Send + 'static) {
+        self.helper.send(Box::new(job)).expect("the helper lives as long as the file");
+    }
 }
 
 impl BackingFile for Faulty {
     fn submit(&self, mut request: Request) {
         match self.fault(&request) {
             None => self.inner.submit(request),
-            Some(Fault::Error(errno)) => complete(request, Err(errno.into())),
+            Some(Fault::Error(errno)) => self.complete(request, Err(errno.into())),
             Some(Fault::Short(bytes)) => {
                 // A direct transfer ends at a block boundary; what it says may be less than what it moved.
                 let done = request.done;
@@ -150,7 +161,7 @@ impl BackingFile for Faulty {
             Some(Fault::Torn(blocks, errno)) => self.tear(request, blocks, errno),
             Some(Fault::Delay(time)) => {
                 let inner = Arc::clone(&self.inner);
-                thread::spawn(move || {
+                self.elsewhere(move || {
                     thread::sleep(time);
                     inner.submit(request);
                 });
