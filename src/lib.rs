@@ -8,6 +8,7 @@ pub mod device;
 pub mod frontend;
 pub mod ids;
 pub mod page;
+pub mod private;
 pub mod reclaim;
 pub mod runtime;
 pub mod store;

@@ -22,7 +22,7 @@ pub mod table;
 pub mod vm;
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -38,6 +38,7 @@ use table::Table;
 use vm::{Limits, VmStore};
 
 use crate::ids::Slot;
+use crate::private;
 use crate::writeback::{OpenError, Writeback};
 
 /// What a store is opened with.
@@ -125,13 +126,7 @@ impl Store {
         let mut dir = StateDir::open(&config.state_dir, config.host_bytes)?;
         let file = open_file()?;
         let path = dir.arena_path();
-        let arena = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(StateError::io("open", &path))?;
+        let arena = private::open_or_create(&path).map_err(StateError::io("open", &path))?;
         let arena = Arena::new(arena, dir.region_bytes(), config.pool_max_bytes)
             .map_err(StateError::io("map", &path))?;
         let shared = Arc::new(Shared::new(

@@ -12,7 +12,7 @@
 //! STATE_DIR/writeback        what the writeback file's own state is (see `crate::writeback`)
 //! ```
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,7 @@ use rustix::fs::FlockOperation;
 use super::arena::SPAN_PAGES_MAX;
 use super::entry::ARENA_BYTES_MAX;
 use crate::ids::VmId;
+use crate::private;
 
 const MAGIC: &[u8; 8] = b"BALLAST\0";
 /// The version of all state files. A state of another version is refused, never misread.
@@ -113,12 +114,7 @@ impl StateDir {
         let tables = path.join("vms");
         fs::create_dir_all(&tables).map_err(StateError::io("create", &tables))?;
         let lock_path = path.join("lock");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(StateError::io("open", &lock_path))?;
+        let lock = private::open_or_create(&lock_path).map_err(StateError::io("open", &lock_path))?;
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|err| match err {
             rustix::io::Errno::WOULDBLOCK => StateError::InUse { path: path.to_owned() },
             err => StateError::io("lock", &lock_path)(err.into()),
@@ -141,7 +137,7 @@ impl StateDir {
 
     fn save(&self) -> Result<(), StateError> {
         let (path, new) = (self.path.join("state"), self.path.join("state.new"));
-        fs::write(&new, self.header.encode()).map_err(StateError::io("write", &new))?;
+        private::write(&new, &self.header.encode()).map_err(StateError::io("write", &new))?;
         fs::rename(&new, &path).map_err(StateError::io("replace", &path))
     }
 

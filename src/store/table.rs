@@ -26,6 +26,7 @@ use super::mapping::Mapping;
 use super::state::STATE_VERSION;
 use crate::ids::{Slot, VmId};
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
+use crate::private;
 
 const MAGIC: &[u8; 8] = b"BALLTBL\0";
 const HEADER_BYTES: u64 = PAGE_SIZE_U64;
@@ -102,7 +103,7 @@ impl Table {
         header[KEY_AT..KEY_CHECKSUM_AT].copy_from_slice(&key);
         header[KEY_CHECKSUM_AT..KEY_CHECKSUM_AT + 4].copy_from_slice(&crc32c::crc32c(&key).to_le_bytes());
         let new = path.with_extension("new");
-        fs::write(&new, header)?;
+        private::write(&new, &header)?;
         fs::rename(&new, path)?;
         Self::open(path, name)
     }

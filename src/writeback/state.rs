@@ -16,6 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::file::header::FileId;
+use crate::private;
 
 const MAGIC: &[u8; 8] = b"BALLWBS\0";
 const VERSION: u32 = 1;
@@ -212,7 +213,7 @@ fn create(path: &Path) -> Result<(), StateError> {
     let records =
         [known_record(None), record(&[(0, &counter.to_le_bytes())]), record(&[(0, &0u32.to_le_bytes())])];
     let new = path.with_extension("new");
-    fs::write(&new, records.as_flattened()).map_err(io_error("write", &new))?;
+    private::write(&new, records.as_flattened()).map_err(io_error("write", &new))?;
     fs::rename(&new, path).map_err(io_error("replace", path))
 }
 
