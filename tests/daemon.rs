@@ -7,7 +7,7 @@ mod support;
 
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Read};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Output;
@@ -44,6 +44,10 @@ fn put(daemon: &Daemon, name: &str) {
 
 fn assert_pages_there(daemon: &Daemon, name: &str) {
     assert!(attach(daemon, name).1.read_pages(10, 60).unwrap() == pages(), "{name}");
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
 fn stderr(output: &Output) -> String {
@@ -119,6 +123,25 @@ fn status_has_the_documented_fields() {
     assert!(status["writeback"].is_null() && pool["accept_threshold_percent"] == 90, "{status}");
     assert!(vm["loads"].is_u64() && vm["errors"] == 0 && vm["connected"] == true, "{vm}");
     assert_eq!(status["vms"][1]["connected"], false);
+}
+
+#[test]
+fn what_guests_swapped_out_is_for_the_daemons_user_alone() {
+    let dir = tmpfs();
+    let files = tempfile::tempdir().unwrap();
+    let file = files.path().join("writeback");
+    let writeback = format!("{TWO_VMS}[writeback]\npath = {file:?}\nsize = \"64MiB\"\n");
+    let daemon = Daemon::start(dir.path(), &writeback);
+    put(&daemon, "web1");
+    let state = dir.path().join("state");
+    let mut private = vec![file, daemon.table("web1"), daemon.table("web2")];
+    private.extend(["arena", "lock", "state", "writeback"].map(|name| state.join(name)));
+    for path in private {
+        assert_eq!(mode(&path), 0o600, "{}", path.display());
+    }
+    for socket in [daemon.socket("web1"), dir.path().join("run/control.sock")] {
+        assert_eq!(mode(&socket), 0o660, "{}", socket.display());
+    }
 }
 
 /// cloud-hypervisor up to v53 comes back the moment its connection ends, and gives its disk up for good when somebody

@@ -54,6 +54,8 @@ pub enum ServeError {
 /// When it can't start. A VM whose pages are damaged doesn't keep it from starting.
 pub fn serve(config: Config) -> Result<(), ServeError> {
     raise_open_files();
+    // Sockets are for owner and group from their first moment: a VMM that is refused by one that is not yet may give up.
+    rustix::process::umask(rustix::fs::Mode::RWXO);
     warn_unless_tmpfs(&config.state_dir);
     fs::create_dir_all(&config.runtime_dir)
         .map_err(|source| ServeError::RuntimeDir { path: config.runtime_dir.clone(), source })?;
