@@ -122,9 +122,10 @@ fn victims(criterion: &mut Criterion) {
         let order = shuffled(slots);
         let batch = order.len().div_ceil(256).max(8192);
         let table = table(directory.path(), &order);
+        let now = Age::stored(Duration::from_secs(1 << 20));
         group.throughput(Throughput::Elements(batch as u64));
         group.bench_function(BenchmarkId::new("age", slots), |bencher| {
-            bencher.iter(|| black_box(coldest(&table, batch, |_| true)));
+            bencher.iter(|| black_box(coldest(&table, batch, now, |_| true)));
         });
         let mut list = List::new(&order);
         group.bench_function(BenchmarkId::new("links", slots), |bencher| {

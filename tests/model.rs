@@ -192,17 +192,20 @@ fn the_coldest_pages_are_those_used_longest_ago() {
         vm.store(Slot(*slot), &page_of(2, u64::from(*slot)), at(second), &mut scratch).unwrap();
     }
     let mut page = ZERO_PAGE;
-    for slot in [order[4000], order[10]] {
-        load(&vm, slot, &mut page, &mut scratch).unwrap();
+    for (slot, second) in [(order[4000], 5000), (order[10], 9000)] {
+        let loaded = vm.load(Slot(slot), None, &mut page, at(second), &mut scratch).unwrap();
+        assert!(matches!(loaded, Loaded::Page));
     }
     vm.store(Slot(order[0]), &page_of(2, 1), at(9000), &mut scratch).unwrap();
     vm.invalidate(Slot(order[1]));
-    // The two that were loaded, oldest first; then the order of storing.
+    // The order of use, but what was loaded counts as twice as old: one of them is as cold as if it had been stored
+    // in second 0, the other as in second 8000.
     let expected: Vec<u32> =
-        [order[10], order[4000]].into_iter().chain(order[2..10].iter().copied()).collect();
+        [order[4000]].into_iter().chain(order[2..10].iter().copied()).chain([order[11]]).collect();
     let found = |store: &Store| -> Vec<u32> {
         let vm = store.ready("web1").unwrap();
-        coldest(vm.table(), 10, |_| true).into_iter().map(|(_, slot)| slot.0).collect()
+        let found = coldest(vm.table(), 10, at(10_000), |_| true);
+        found.into_iter().map(|(_, slot)| slot.0).collect()
     };
     assert_eq!(found(&store), expected);
     drop((vm, store));

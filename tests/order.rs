@@ -6,6 +6,7 @@
 
 mod support;
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
@@ -30,6 +31,8 @@ const COMPRESSORS: [Compressor; 3] = [Compressor::Lz4, Compressor::Zstd(1), Comp
 const USES_FILLING: usize = 15_000;
 /// What guests do while one batch of pages leaves.
 const USES_PER_TURN: u64 = 30;
+/// More turns than it takes.
+const TURNS: u64 = 40;
 /// No more than this passes between two uses.
 const STEP_MS_MAX: u64 = 40;
 
@@ -76,7 +79,10 @@ impl Pages {
     }
 
     fn coldest_first(&self) -> Vec<Key> {
-        let mut pages: Vec<_> = self.kept.iter().map(|(key, kept)| (kept.age, kept.version, *key)).collect();
+        let now = Age::now();
+        let pages = self.kept.iter();
+        let mut pages: Vec<_> =
+            pages.map(|(key, kept)| (Reverse(kept.age.coldness(now)), kept.version, *key)).collect();
         pages.sort_unstable();
         pages.into_iter().map(|(_, _, key)| key).collect()
     }
@@ -152,10 +158,12 @@ struct Host {
 impl Host {
     fn new(store: Store) -> Self {
         let vms = store.in_use().into_iter().map(|(_, vm)| vm).collect();
-        // Every use lies in the past of the shrinker's clock, which begins when the machine does.
-        let uptime = Age::from_bits(0).until(Age::now());
-        let step_ms =
-            u64::try_from(uptime.as_millis()).unwrap() / (USES_FILLING as u64 + 100 * USES_PER_TURN);
+        // Every use lies in the past of the shrinker's clock, which begins when the machine does, and the last ones not
+        // far from its present: a step takes half of its maximum on average.
+        let uptime_ms = u64::try_from(Age::from_bits(0).until(Age::now()).as_millis()).unwrap();
+        let uses = USES_FILLING as u64 + TURNS * USES_PER_TURN;
+        let step_ms_max = (uptime_ms / uses).clamp(1, STEP_MS_MAX);
+        let began_ms = uptime_ms.saturating_sub(uses * step_ms_max / 2);
         Self {
             store: Arc::new(store),
             vms,
@@ -164,8 +172,8 @@ impl Host {
             per_pool: Pages::default(),
             random: Random(24),
             scratch: Scratch::default(),
-            clock: Duration::ZERO,
-            step_ms_max: step_ms.clamp(1, STEP_MS_MAX),
+            clock: Duration::from_millis(began_ms),
+            step_ms_max,
             versions: 0,
         }
     }
@@ -217,7 +225,7 @@ impl Host {
         assert!(matches!(loaded, Loaded::Page));
         for pages in self.all() {
             if let Some(kept) = pages.kept.get_mut(&(vm, slot)) {
-                kept.age = kept.age.loaded();
+                kept.age = now.loaded();
             }
         }
     }

@@ -10,12 +10,15 @@ use std::time::Duration;
 
 use ballast::ids::Slot;
 use ballast::page::{PAGE_SIZE, Page, ZERO_PAGE};
+use ballast::reclaim::pressure::Level;
 use ballast::reclaim::shrinker::{Options, Shrinker};
 use ballast::store::Store;
 use ballast::store::codec::{Compressor, Scratch};
 use ballast::store::lru::Age;
 use ballast::store::vm::{Limits, StoreError, VmStore};
-use support::file::{load_waiting, neutral_shrinker, open_with_file, place_of, settle, store_waiting};
+use support::file::{
+    load_at, load_waiting, neutral_shrinker, open_with_file, place_of, settle, store_waiting,
+};
 use support::page_of;
 
 const FILE_BYTES: u64 = 256 << 20;
@@ -67,26 +70,34 @@ fn a_full_pool_keeps_the_new_pages_and_nothing_is_lost() {
 }
 
 #[test]
-fn loaded_pages_leave_first() {
+fn a_load_is_a_use_and_what_was_loaded_counts_as_twice_as_old() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Arc::new(open_with_file(dir.path(), &[("a", 40_000, Limits::NONE)], 8 << 20, FILE_BYTES));
+    let store = Arc::new(open_with_file(dir.path(), &[("a", 40_000, Limits::NONE)], 1 << 30, FILE_BYTES));
     let mut shrinker = neutral_shrinker(&store);
     let mut scratch = Scratch::default();
     let vm = store.ready("a").unwrap();
     let mut page = ZERO_PAGE;
+    // Ten thousand moments since the machine was booted, to the latter half of which the shrinker comes.
+    let moment = Age::from_bits(0).until(Age::now()) / 10_000;
+    let at = |moments: u32| Age::stored(moment * moments);
     for n in 0..5000u32 {
-        vm.store(Slot(n), &page_of(2, u64::from(n)), at(u64::from(n) * 100), &mut scratch).unwrap();
+        vm.store(Slot(n), &page_of(2, u64::from(n)), at(n), &mut scratch).unwrap();
     }
-    for n in 4000..4500 {
-        load_waiting(&vm, n, &mut page, &mut scratch).unwrap();
+    // As old as pages that were stored at 2000, and younger than any that was stored.
+    for (slots, moment) in [(500..1000, 6000), (1000..1500, 9000)] {
+        for n in slots {
+            load_at(&vm, n, &mut page, at(moment), &mut scratch).unwrap();
+        }
     }
+    assert_eq!(vm.accounting().held.duplicate_pages, 1000);
+    while shrinker.stats().get().evicted_pages < 1700 {
+        shrinker.request_pressure(Level::Severe);
+        settle(&mut shrinker);
+    }
+    let left = u32::try_from(shrinker.stats().get().evicted_pages).unwrap();
+    assert!((0..1000).chain(1500..500 + left).all(|n| in_file(&vm, n)), "{left} have left");
+    assert!((1000..1500).chain(500 + left..5000).all(|n| !in_file(&vm, n)), "{left} have left");
     assert_eq!(vm.accounting().held.duplicate_pages, 500);
-    let mut n = 5000;
-    while shrinker.stats().get().evicted_pages == 0 {
-        store_waiting(&vm, &mut shrinker, n, &page_of(2, u64::from(n)), at(u64::from(n) * 100), &mut scratch);
-        n += 1;
-    }
-    assert!((4000..4500).all(|n| in_file(&vm, n)), "the guest has copies of these");
     store.validate();
 }
 
@@ -180,6 +191,42 @@ fn a_page_read_twice_from_the_file_comes_back_into_the_pool() {
     assert_eq!((events.loaded_from_file, events.promoted_pages), (2, 1));
     load_waiting(&vm, 7, &mut page, &mut scratch).unwrap();
     assert!(page == page_of(2, 7));
+    store.validate();
+}
+
+#[test]
+fn a_page_of_the_file_stays_there_when_it_would_only_leave_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits { limit_bytes: 1 << 20, ..Limits::NONE };
+    let store = Arc::new(open_with_file(dir.path(), &[("a", 40_000, limits)], 1 << 30, FILE_BYTES));
+    let mut shrinker = neutral_shrinker(&store);
+    let mut scratch = Scratch::default();
+    let vm = store.ready("a").unwrap();
+    // A page a second, and at the end a little more than the shrinker leaves.
+    let second = |n: u32| at(u64::from(n) * 1000);
+    for n in 0..2000 {
+        store_waiting(&vm, &mut shrinker, n, &page_of(2, u64::from(n)), second(n), &mut scratch);
+    }
+    settle(&mut shrinker);
+    for n in 2000..2030 {
+        vm.store(Slot(n), &page_of(2, u64::from(n)), second(n), &mut scratch).unwrap();
+    }
+    // What left last was used some 900 seconds before the end: a page is to be loaded again in less than a quarter of
+    // that, and of what passes meanwhile.
+    let left = (0..2000).rfind(|n| in_file(&vm, *n)).unwrap();
+    let soon = (2030 - left) / 4;
+    let mut page = ZERO_PAGE;
+    for (slot, after, comes_back) in [(7, soon - 10, true), (8, soon * 2, false)] {
+        for now in [2030, 2030 + after] {
+            load_at(&vm, slot, &mut page, second(now), &mut scratch).unwrap();
+            assert!(page == page_of(2, u64::from(slot)));
+        }
+        assert_eq!(in_file(&vm, slot), !comes_back, "slot {slot}, loaded twice in {after} s");
+    }
+    // In use now: it is never too late.
+    load_at(&vm, 8, &mut page, second(2030 + soon * 2 + 1), &mut scratch).unwrap();
+    assert!(!in_file(&vm, 8));
+    assert_eq!(vm.accounting().held.duplicate_pages, 2, "the guest has just loaded them");
     store.validate();
 }
 

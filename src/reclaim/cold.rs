@@ -16,7 +16,7 @@ const SCAN_PAGES_MIN: usize = 8192;
 /// At least this share of the VM's objects, so that a page's part of the scan costs less than writing it does,
 /// however many slots there are.
 const SCAN_SHARE: u64 = 256;
-/// Then what was found is stale: pages that were loaded meanwhile should leave first and aren't known.
+/// Then what was found is stale: what was used meanwhile stays, and others have become colder than what is left of it.
 const SCAN_AGE_MAX: Duration = Duration::from_secs(1);
 /// How often old pages are looked for when nobody needs their room.
 const IDLE_SCAN_EVERY: Duration = Duration::from_secs(10);
@@ -87,9 +87,9 @@ impl ColdEnd {
         self.over_limit
     }
 
-    /// Looks for cold pages, if those that were found are used up or stale. With `idle`, a duration and the time now,
-    /// only for those stored longer ago; that is less urgent, and done less often.
-    pub(super) fn refill(&mut self, vm: &VmStore, idle: Option<(Duration, Age)>) {
+    /// Looks for cold pages, if those that were found are used up or stale. With `idle`,
+    /// only for those used longer ago; that is less urgent, and done less often.
+    pub(super) fn refill(&mut self, vm: &VmStore, now: Age, idle: Option<Duration>) {
         let passed = self.scanned.map(|at| at.elapsed());
         let exhausted = self.next >= self.slots.len();
         let fresh = match idle {
@@ -99,9 +99,9 @@ impl ColdEnd {
         if self.accounting.held.objects() == 0 || !self.limits.writeback || fresh {
             return;
         }
-        // Pages that were loaded come first and may be young: however many they are, old ones behind them are found.
-        let old = |age: Age| idle.is_none_or(|(idle, now)| age.until(now) >= idle);
-        let found = coldest(vm.table(), scan_pages(self.accounting.held.objects()), old);
+        // Copies of guest memory may be colder and not as old: however many they are, old pages behind them are found.
+        let old = |age: Age| idle.is_none_or(|idle| age.until(now) >= idle);
+        let found = coldest(vm.table(), scan_pages(self.accounting.held.objects()), now, old);
         (self.ages, self.slots) = found.into_iter().unzip();
         (self.next, self.scanned, self.only_idle) = (0, Some(Instant::now()), idle.is_some());
     }

@@ -4,11 +4,10 @@
 //! Whoever is above its own limit gives up its own coldest pages; several take turns. While the pool as a whole is too full or
 //! the host runs short, the coldest pages of all VMs leave in the order of their age, as if there were one list
 //! (zswap's "global lru and shrinker shared by all zswap_pools"): of two VMs' coldest pages the older one goes. Age is
-//! seen through three glasses: a VM's weight; how much memory its pages free; and how often it has lately had to wait
-//! for the file. Pages that their guests have copies of (loaded since they were stored) go before all others. A VM
+//! seen through four glasses: a VM's weight; how much memory its pages free; how often it has lately had to wait for
+//! the file; and whether the guest has a copy of the page, having loaded it since it was stored (`store::lru`). A VM
 //! within its reserve gives nothing up to the others.
 
-use std::cmp::Ordering;
 use std::time::Duration;
 
 use crate::store::lru::Age;
@@ -54,7 +53,7 @@ pub struct PoolView {
     pub full: bool,
     /// Whether pages have to leave because the host runs short of memory.
     pub pressure: bool,
-    /// Pages older than this leave while the disk has nothing else to do.
+    /// Pages unused for longer than this leave while the disk has nothing else to do.
     pub idle: Option<Duration>,
     /// The VM with which the search for one above its limit begins: all have their turn.
     pub first: usize,
@@ -180,14 +179,16 @@ impl Policy {
         may: impl Fn(&VmView<'_>) -> bool,
     ) -> Decision {
         let mean_bytes = mean_page_bytes(vms);
-        let glass = |vm: &VmView<'_>| self.glass(vm, mean_bytes);
-        let mut best: Option<(usize, Coldness)> = None;
-        let mut second: Option<Coldness> = None;
+        // The greater leaves first.
+        let coldness =
+            |vm: &VmView<'_>, age: Age| f64::from(age.coldness(pool.now)) * self.glass(vm, mean_bytes);
+        let mut best: Option<(usize, f64)> = None;
+        let mut second: Option<f64> = None;
         for (index, vm) in vms.iter().enumerate().filter(|(_, vm)| may(vm)) {
-            let coldness = Coldness::new(vm.cold[0], pool.now, glass(vm));
+            let coldness = coldness(vm, vm.cold[0]);
             match best {
-                Some((_, leader)) if coldness.cmp(&leader) != Ordering::Greater => {
-                    second = second.filter(|second| second.cmp(&coldness).is_ge()).or(Some(coldness));
+                Some((_, leader)) if coldness <= leader => {
+                    second = Some(second.map_or(coldness, |second| second.max(coldness)));
                 }
                 _ => {
                     second = best.map(|(_, leader)| leader);
@@ -197,14 +198,12 @@ impl Policy {
         }
         let Some((vm, _)) = best else { return Decision::Rest };
         let view = &vms[vm];
-        let own = glass(view);
         // Not below its reserve, whatever the size of the batch.
         let spare_bytes = view.pool_bytes.saturating_sub(view.reserve_bytes);
         let spare = spare_bytes / page_bytes(view).max(1);
         let spare = usize::try_from(spare).unwrap_or(usize::MAX).max(1);
-        let colder = view.cold.iter().take(BATCH_PAGES_MAX.min(spare)).take_while(|age| {
-            second.is_none_or(|second| Coldness::new(**age, pool.now, own).cmp(&second).is_ge())
-        });
+        let colder = view.cold.iter().take(BATCH_PAGES_MAX.min(spare));
+        let colder = colder.take_while(|age| second.is_none_or(|second| coldness(view, **age) >= second));
         Decision::Evict { vm, pages: colder.count().max(1), reason }
     }
 
@@ -233,23 +232,6 @@ fn mean_page_bytes(vms: &[VmView<'_>]) -> f64 {
     let (bytes, objects) =
         vms.iter().fold((0, 0), |(bytes, objects), vm| (bytes + vm.pool_bytes, objects + vm.objects));
     if objects == 0 { 0.0 } else { bytes as f64 / objects as f64 }
-}
-
-/// How cold a page is; the greater leaves first.
-#[derive(Clone, Copy, Debug)]
-struct Coldness {
-    duplicate: bool,
-    idle_ms: f64,
-}
-
-impl Coldness {
-    fn new(age: Age, now: Age, glass: f64) -> Self {
-        Self { duplicate: age.is_loaded(), idle_ms: age.until(now).as_millis() as f64 * glass }
-    }
-
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.duplicate.cmp(&other.duplicate).then(self.idle_ms.total_cmp(&other.idle_ms))
-    }
 }
 
 #[cfg(test)]
@@ -306,9 +288,12 @@ mod tests {
     }
 
     #[test]
-    fn copies_leave_before_all_others() {
-        let (old, copies) = ([at(1)], [at(900).loaded(), at(2)]);
-        assert_eq!(Policy::NEUTRAL.decide(&full(), &[vm(&old), vm(&copies)]), evict(1, 1, Reason::PoolFull));
+    fn copies_count_as_twice_as_old() {
+        for (stored, leaves) in [(at(799), 0), (at(801), 1)] {
+            let (others, copies) = ([stored], [at(900).loaded(), at(980)]);
+            let vms = [vm(&others), vm(&copies)];
+            assert_eq!(Policy::NEUTRAL.decide(&full(), &vms), evict(leaves, 1, Reason::PoolFull));
+        }
     }
 
     #[test]

@@ -57,7 +57,7 @@ const DISK_IDLE_LOADS: f64 = 20.0;
 pub struct Options {
     /// The rules.
     pub policy: Policy,
-    /// Pages older than this leave while the disk is idle.
+    /// Pages unused for longer than this leave while the disk is idle.
     pub idle: Option<Duration>,
 }
 
@@ -301,9 +301,9 @@ impl Shrinker {
         let pressed = pool.full || pool.pressure;
         for (vm, cold) in self.vms.values_mut() {
             if pressed || cold.view().over_limit_bytes > 0 {
-                cold.refill(vm, None);
-            } else if let Some(idle) = pool.idle {
-                cold.refill(vm, Some((idle, pool.now)));
+                cold.refill(vm, pool.now, None);
+            } else if pool.idle.is_some() {
+                cold.refill(vm, pool.now, pool.idle);
             }
         }
         let mut left = BATCH_PAGES_MAX;

@@ -69,13 +69,13 @@ pub struct Events {
     pub written_back_pages: u64,
     /// Pages loaded from the writeback file.
     pub loaded_from_file: u64,
-    /// Pages that came back from the file into the pool because they were loaded twice.
+    /// Pages that came back from the file into the pool because they were loaded again soon.
     pub promoted_pages: u64,
     /// Objects moved within the arena by compaction.
     pub compacted_pages: u64,
     /// Objects compressed anew for another pool.
     pub recompressed_pages: u64,
-    /// How long pages had been stored when they were loaded, in seconds.
+    /// How long pages had not been used when they were loaded, in seconds.
     pub refault_age_seconds: PowersOfTwo,
     /// How long stores waited for room, in milliseconds.
     pub store_delay_ms: PowersOfTwo,
@@ -106,7 +106,7 @@ impl AddAssign for PowersOfTwo {
 }
 
 impl Events {
-    /// Counts a load of a page that had been stored for `age`.
+    /// Counts a load of a page that had not been used for `age`.
     pub fn refault(&mut self, age: Duration) {
         self.refault_age_seconds.count(age.as_secs());
     }

@@ -2,11 +2,16 @@
 //! the coldest page of the host is the coldest of the VMs' coldest.
 //!
 //! There are no links to keep up to date. Every slot has four bytes beside its entry that say when the page was last
-//! stored, and whether it was loaded since; a use is one relaxed store into them, which for a load is cheaper than
-//! the cache misses of unlinking and linking a list node, and eight bytes a page are saved. Who wants cold pages asks
-//! [`coldest`] for many at once, a sequential scan that costs a few nanoseconds a slot. The ages lie in the page
-//! table's file, so the order outlives the process.
+//! stored or loaded, and whether it was loaded since it was stored; a use is one relaxed store into them, which for a
+//! load is cheaper than the cache misses of unlinking and linking a list node, and eight bytes a page are saved. Who
+//! wants cold pages asks [`coldest`] for many at once, a sequential scan of the ages. They lie in the page table's
+//! file, so the order outlives the process.
+//!
+//! A page that was loaded is a copy of guest memory. It counts as twice as old as it is: not as colder than all
+//! others, because a guest that only reads its pages drops them again and loads them again (ARCHITECTURE.md has what
+//! was measured).
 
+use std::cmp::Reverse;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -21,9 +26,8 @@ const TICK_MS: u64 = 32;
 const TICKS_MASK: u32 = (1 << 31) - 1;
 const NOT_LOADED: u32 = 1 << 31;
 
-/// When a page was last stored on the boot-time clock, and whether it was loaded since. Smaller is colder: loaded
-/// pages, being duplicates of guest memory, come before all others, and the oldest of them first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// When a page was last used on the boot-time clock, and whether it was loaded since it was stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Age(u32);
 
 impl Age {
@@ -54,13 +58,22 @@ impl Age {
         Self(self.0 | NOT_LOADED)
     }
 
-    /// How long before `now` the page was stored.
+    /// How long before `now` the page was last used.
     #[must_use]
     pub fn until(self, now: Self) -> Duration {
+        Duration::from_millis(u64::from(self.ticks_until(now)) * TICK_MS)
+    }
+
+    fn ticks_until(self, now: Self) -> u32 {
         let ticks = (now.0 & TICKS_MASK).wrapping_sub(self.0 & TICKS_MASK) & TICKS_MASK;
         // A clock that reads a little less on another core is not two years of age.
-        let ticks = if ticks > TICKS_MASK / 2 { 0 } else { ticks };
-        Duration::from_millis(u64::from(ticks) * TICK_MS)
+        if ticks > TICKS_MASK / 2 { 0 } else { ticks }
+    }
+
+    /// How cold the page is at `now`; of two pages the one with more leaves first. Copies of guest memory count double.
+    #[must_use]
+    pub fn coldness(self, now: Self) -> u32 {
+        self.ticks_until(now) << u32::from(self.is_loaded())
     }
 
     /// Whether the page was loaded since it was stored.
@@ -82,56 +95,85 @@ impl Age {
     }
 }
 
-/// The `count` coldest pages of the arena in `table` among those whose age is `wanted`, coldest first. Only a snapshot:
-/// a page may be used or overwritten meanwhile, so whoever evicts it checks its generation.
+/// The `count` coldest pages of the arena in `table` at `now` among those whose age is `wanted`, coldest first. Only a
+/// snapshot: a page may be used or overwritten meanwhile, so whoever evicts it looks at its age and generation.
 #[must_use]
-pub fn coldest(table: &Table, count: usize, wanted: impl Fn(Age) -> bool) -> Vec<(Age, Slot)> {
-    let mut found: Vec<(Age, Slot)> = Vec::new();
-    // Keeping twice as many as are wanted makes throwing half of them away cheap.
-    let full = count.saturating_mul(2).max(1024);
-    // Pages no colder than this are not among the coldest. Once there are enough, most slots cost a look at this and at
-    // their age, which are all that has to be read of them.
-    let mut below = u64::MAX;
+pub fn coldest(table: &Table, count: usize, now: Age, wanted: impl Fn(Age) -> bool) -> Vec<(Age, Slot)> {
+    let mut found = Found { pages: Vec::new(), count, now, least: None };
     for chunk in table.backed_chunks() {
         let pages = (chunk.first.0..).zip(chunk.ages.iter().zip(chunk.entries));
         for (slot, (age, entry)) in pages {
             let age = Age(age.load(Ordering::Relaxed));
-            if u64::from(age.0) >= below || !wanted(age) {
+            // Once there are enough, this is all that is done for most slots, and their ages are all that is read.
+            if found.least.is_some_and(|least| age.coldness(now) <= least) || !wanted(age) {
                 continue;
             }
             let slot = Slot(slot);
             if matches!(Entry::unpack(entry.load(Ordering::Relaxed), slot), Ok(Entry::Arena(_))) {
-                found.push((age, slot));
-                if found.len() >= full {
-                    below = keep_coldest(&mut found, count).map_or(below, |age| age.0.into());
-                }
+                found.add(age, slot);
             }
         }
     }
-    keep_coldest(&mut found, count);
-    found.sort_unstable();
-    found
+    found.keep_coldest();
+    found.pages.sort_unstable_by_key(|page| order(*page, now));
+    found.pages
 }
 
-/// Throws away all but the `count` coldest. Returns the age of the least cold one left.
-fn keep_coldest(found: &mut Vec<(Age, Slot)>, count: usize) -> Option<Age> {
-    if found.len() > count {
-        found.select_nth_unstable(count);
-        found.truncate(count);
+fn order((age, slot): (Age, Slot), now: Age) -> (Reverse<u32>, Slot) {
+    (Reverse(age.coldness(now)), slot)
+}
+
+/// The coldest pages so far, and some more.
+struct Found {
+    pages: Vec<(Age, Slot)>,
+    count: usize,
+    now: Age,
+    /// Pages with no more than this are not among the coldest.
+    least: Option<u32>,
+}
+
+impl Found {
+    fn add(&mut self, age: Age, slot: Slot) {
+        self.pages.push((age, slot));
+        // Keeping twice as many as are wanted makes throwing half of them away cheap.
+        if self.pages.len() >= self.count.saturating_mul(2).max(1024) {
+            self.keep_coldest();
+            self.least = self.pages.iter().map(|(age, _)| age.coldness(self.now)).min();
+        }
     }
-    found.iter().map(|(age, _)| *age).max()
+
+    fn keep_coldest(&mut self) {
+        if self.pages.len() > self.count {
+            let now = self.now;
+            self.pages.select_nth_unstable_by_key(self.count, |page| order(*page, now));
+            self.pages.truncate(self.count);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn at(ticks: u64) -> Age {
+        Age::stored(Duration::from_millis(ticks * TICK_MS))
+    }
+
     #[test]
-    fn loaded_pages_are_colder_than_any_other() {
-        let old = Age::stored(Duration::from_secs(1));
-        let new = Age::stored(Duration::from_secs(100));
-        assert!(old < new && new.loaded() < old && old.loaded() < new.loaded());
-        assert!(new.loaded().is_loaded() && !new.is_loaded());
-        assert_eq!(Age::from_bits(new.to_bits()), new);
+    fn copies_count_as_twice_as_old() {
+        let now = at(100);
+        assert_eq!((at(40).coldness(now), at(41).coldness(now)), (60, 59));
+        assert_eq!(at(70).loaded().coldness(now), at(40).coldness(now));
+        assert_eq!(now.loaded().coldness(now), now.coldness(now));
+        // A clock that is a little behind.
+        assert_eq!((at(101).coldness(now), at(101).until(now)), (0, Duration::ZERO));
+    }
+
+    #[test]
+    fn an_age_keeps_its_two_parts() {
+        let age = at(7);
+        assert!(age.loaded().is_loaded() && !age.is_loaded() && age.loaded().not_loaded() == age);
+        assert_eq!(age.loaded().until(at(9)), Duration::from_millis(2 * TICK_MS));
+        assert_eq!(Age::from_bits(age.to_bits()), age);
     }
 }

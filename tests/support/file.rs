@@ -111,9 +111,20 @@ pub fn load_waiting(
     page: &mut Page,
     scratch: &mut Scratch,
 ) -> Result<(), LoadError> {
+    load_at(vm, slot, page, Age::now(), scratch)
+}
+
+/// The same at another time.
+pub fn load_at(
+    vm: &VmStore,
+    slot: u32,
+    page: &mut Page,
+    now: Age,
+    scratch: &mut Scratch,
+) -> Result<(), LoadError> {
     let mut fetched = None;
     loop {
-        match vm.load(Slot(slot), fetched, page, Age::now(), scratch)? {
+        match vm.load(Slot(slot), fetched, page, now, scratch)? {
             Loaded::Page => return Ok(()),
             Loaded::InFile(wanted) => fetched = fetch(vm, vec![wanted]).pop(),
         }

@@ -10,6 +10,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ballast::device::Device;
@@ -196,7 +197,9 @@ impl Host {
         let mut objects = Vec::new();
         for slot in slots.into_iter().map(Slot) {
             let mut object = Vec::new();
-            if let Some((generation, _)) = vm.isolate(slot, Age::from_bits(u32::MAX), &mut object) {
+            let Some(record) = vm.table().record(slot) else { continue };
+            let age = Age::from_bits(record.age.load(Ordering::Relaxed));
+            if let Some((generation, _)) = vm.isolate(slot, age, &mut object) {
                 objects.push((slot, generation, object));
             }
         }

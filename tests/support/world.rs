@@ -1,5 +1,6 @@
 //! A store with three VMs, a file that fails as told, a shrinker, and what every page should be.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -143,13 +144,10 @@ impl World {
 
     /// The coldest pages of the pool, coldest first.
     pub fn coldest(&self, count: usize) -> Vec<(usize, u32)> {
-        let mut found = Vec::new();
+        let (mut found, now) = (Vec::new(), Age::now());
         for vm in 0..NAMES.len() {
-            found.extend(
-                coldest(self.vm(vm).table(), count, |_| true)
-                    .into_iter()
-                    .map(|(age, slot)| (age, vm, slot.0)),
-            );
+            let of_vm = coldest(self.vm(vm).table(), count, now, |_| true);
+            found.extend(of_vm.into_iter().map(|(age, slot)| (Reverse(age.coldness(now)), vm, slot.0)));
         }
         found.sort_unstable();
         found.into_iter().take(count).map(|(_, vm, slot)| (vm, slot)).collect()

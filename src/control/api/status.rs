@@ -62,7 +62,7 @@ pub struct PoolStatus {
     pub pressure_source: Option<String>,
     /// The sums over all VMs.
     pub counters: Counters,
-    /// How long pages had been stored when a guest loaded them, all VMs together.
+    /// How long pages had not been used when a guest loaded them, all VMs together.
     pub refault_age_seconds: Vec<Bucket>,
     /// How long stores waited for room, all VMs together.
     pub store_delay_ms: Vec<Bucket>,
@@ -260,7 +260,7 @@ pub struct VmStatus {
     pub connected: bool,
     /// What happened to it, since the daemon started.
     pub counters: Counters,
-    /// How long pages had been stored when they were read, in seconds.
+    /// How long pages had not been used when they were read, in seconds.
     pub refault_age_seconds: Vec<Bucket>,
     /// How long writes waited for room, those that did, in milliseconds.
     pub store_delay_ms: Vec<Bucket>,

@@ -4,7 +4,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Cause, Change, Generation, Published, StoreError, VmStore, generation};
+use super::{Cause, Change, Generation, Numbers, Published, StoreError, VmStore, generation};
 use crate::ids::Slot;
 use crate::page::{Page, ZERO_PAGE};
 use crate::store::accounting::object_bytes;
@@ -101,6 +101,12 @@ pub enum UpdateError {
 enum Found {
     Entry(Entry),
     InFile(Pin),
+}
+
+/// Whether a page that was last loaded from the file when it was `before` would still be in the pool, had it been there,
+/// and by far: one that came back only to leave again is written for nothing.
+fn would_stay(before: Age, numbers: &Numbers, now: Age) -> bool {
+    numbers.left.is_none_or(|left| before.coldness(now) < left.coldness(now) / 2)
 }
 
 impl VmStore {
@@ -206,10 +212,8 @@ impl VmStore {
             self.shared.arena.read(location.offset, scratch.object(object_bytes(location)));
             let before = Age::from_bits(age.load(Ordering::Relaxed));
             events.refault(before.until(now));
-            if !before.is_loaded() {
-                age.store(before.loaded().to_bits(), Ordering::Relaxed);
-                numbers.accounting.held.duplicate_pages += 1;
-            }
+            age.store(now.loaded().to_bits(), Ordering::Relaxed);
+            numbers.accounting.held.duplicate_pages += u64::from(!before.is_loaded());
         }
         (Ok(Found::Entry(entry)), generation)
     }
@@ -230,8 +234,8 @@ impl VmStore {
         let (codec, _) = object::open(&object, self.owner(slot))?;
         scratch.object(object.len()).copy_from_slice(&object);
         scratch.decompress(codec, object.len(), page)?;
-        let Some(twice) = self.note_load_from_file(slot, expected, now) else { return Ok(false) };
-        if twice {
+        let Some(comes_back) = self.note_load_from_file(slot, expected, now) else { return Ok(false) };
+        if comes_back {
             self.promote(slot, expected, &object, now);
         }
         Ok(true)
@@ -243,7 +247,7 @@ impl VmStore {
             .is_some_and(|record| generation(record.tag.load(Ordering::Relaxed)) == expected)
     }
 
-    /// Counts a load from the file. Whether it was loaded from there before; `None` when the slot has changed.
+    /// Counts a load from the file. Whether the page should come back into the pool; `None` when the slot has changed.
     fn note_load_from_file(&self, slot: Slot, expected: Generation, now: Age) -> Option<bool> {
         let record = self.table.record(slot)?;
         let mut numbers = self.numbers.lock();
@@ -251,12 +255,21 @@ impl VmStore {
             return None;
         }
         let before = Age::from_bits(record.age.load(Ordering::Relaxed));
-        record.age.store(before.loaded().to_bits(), Ordering::Relaxed);
+        record.age.store(now.loaded().to_bits(), Ordering::Relaxed);
+        let comes_back = before.is_loaded() && (self.has_room(&numbers) || would_stay(before, &numbers, now));
         let events = &mut numbers.accounting.events;
         events.loads += 1;
         events.loaded_from_file += 1;
         events.refault(before.until(now));
-        Some(before.is_loaded())
+        Some(comes_back)
+    }
+
+    /// Whether one page more makes no other leave.
+    fn has_room(&self, numbers: &Numbers) -> bool {
+        let below = |used, max| used < self.shared.marks(max).stop_bytes;
+        let limit_bytes = numbers.limits.limit_bytes;
+        below(self.shared.arena.used_bytes(), self.arena_max_bytes())
+            && (limit_bytes == u64::MAX || below(numbers.accounting.held.pool_bytes, limit_bytes))
     }
 
     /// Brings a page back into the pool. If there is no room it stays where it is.

@@ -50,6 +50,8 @@ pub struct VmStore {
 struct Numbers {
     accounting: Accounting,
     limits: Limits,
+    /// The age of the page that left for the file last. What is as cold as that does not stay.
+    left: Option<Age>,
 }
 
 /// Why a page was not stored. The slot holds what it held before.
@@ -123,7 +125,8 @@ impl VmStore {
     #[must_use]
     pub fn new(table: Table, shared: Arc<Shared>, limits: Limits, held: Held) -> Self {
         let cipher = Cipher::new(table.key());
-        let numbers = Numbers { accounting: Accounting { held, ..Accounting::default() }, limits };
+        let accounting = Accounting { held, ..Accounting::default() };
+        let numbers = Numbers { accounting, limits, left: None };
         let vm =
             Self { table, shared, cipher, numbers: Mutex::new(numbers), unclaimed_bytes: AtomicU64::new(0) };
         vm.claim(&vm.numbers.lock());
@@ -377,6 +380,9 @@ impl VmStore {
         if numbers.limits.reserve_bytes > 0 {
             self.claim(&numbers);
         }
+        if cause == Cause::WriteBack {
+            numbers.left = Some(old_age);
+        }
         record.age.store(age.to_bits(), Ordering::Relaxed);
         // Everything before this is invisible after a crash; with it, the object that it names is complete.
         record.entry.store(entry.pack(slot), Ordering::Release);
@@ -440,7 +446,7 @@ impl VmStore {
         held
     }
 
-    /// How long before `now` the page in `slot` was stored.
+    /// How long before `now` the page in `slot` was last used.
     #[must_use]
     pub fn age(&self, slot: Slot, now: Age) -> Option<Duration> {
         let record = self.table.record(slot)?;
@@ -459,8 +465,9 @@ impl Cause {
     /// The age of a page after this happened to it.
     fn age(self, before: Age) -> Age {
         match self {
-            // What was loaded twice from the file is in use: as young as a page that was just stored.
-            Self::Store(now) | Self::Promote(now) => now,
+            Self::Store(now) => now,
+            // It comes back because it is loaded.
+            Self::Promote(now) => now.loaded(),
             Self::Invalidate => Age::from_bits(0),
             // From here on the mark tells whether it was loaded from the file.
             Self::WriteBack => before.not_loaded(),

@@ -38,11 +38,11 @@ impl VmStore {
     }
 
     /// Appends a copy of the object in `slot` to `buffer`: its generation and length. `None` when the slot has no object
-    /// in the arena, or a younger one than it had when it was `found` cold: that one's turn has not come.
+    /// in the arena, or was used since it was `found` cold with this age: then its turn has not come.
     pub fn isolate(&self, slot: Slot, found: Age, buffer: &mut Vec<u8>) -> Option<(Generation, usize)> {
         let record = self.table.record(slot)?;
         let _numbers = self.numbers.lock();
-        if Age::from_bits(record.age.load(Ordering::Relaxed)) > found {
+        if Age::from_bits(record.age.load(Ordering::Relaxed)) != found {
             return None;
         }
         let Ok(Entry::Arena(location)) = Entry::unpack(record.entry.load(Ordering::Relaxed), slot) else {
@@ -101,8 +101,8 @@ impl VmStore {
         matches!(self.publish(*slot, change, Some(generation(tag))), Published::Yes)
     }
 
-    /// Moves the page in `slot` to the current pool, if it is in the arena, another pool made it, and it was stored at
-    /// least `idle_min` before `now`. A page that the current compressor would keep no smaller only changes its pool on
+    /// Moves the page in `slot` to the current pool, if it is in the arena, another pool made it, and it was last used
+    /// at least `idle_min` before `now`. A page that the current compressor would keep no smaller only changes its pool on
     /// the books.
     pub fn recompress(
         &self,
