@@ -8,6 +8,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::blk::execute::SERIAL_BYTES;
 use super::complaints::Complaints;
+use super::fetches::Fetches;
 use super::roster::Roster;
 use crate::store::vm::VmStore;
 
@@ -24,6 +25,7 @@ pub struct DeviceVm {
     store: RwLock<Option<Arc<VmStore>>>,
     errors: AtomicU64,
     complaints: Complaints,
+    fetches: Arc<Fetches>,
     /// VMMs that are connected. Held while the VM's pages are dropped, so that nobody attaches meanwhile.
     sessions: Mutex<u32>,
     ownership: Mutex<Ownership>,
@@ -64,6 +66,7 @@ impl DeviceVm {
             store: RwLock::new(store),
             errors: AtomicU64::new(0),
             complaints: Complaints::default(),
+            fetches: Arc::new(Fetches::new(queues)),
             sessions: Mutex::new(0),
             ownership: Mutex::default(),
         }
@@ -111,6 +114,12 @@ impl DeviceVm {
     #[must_use]
     pub fn complaints(&self) -> &Complaints {
         &self.complaints
+    }
+
+    /// What is on its way from the writeback file for this VM.
+    #[must_use]
+    pub fn fetches(&self) -> &Arc<Fetches> {
+        &self.fetches
     }
 
     /// Whether a VMM is connected.

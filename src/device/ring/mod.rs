@@ -83,7 +83,8 @@ pub struct Ring {
     roster: Arc<Roster>,
     id: Option<SubscriberId>,
     phase: Phase,
-    /// Whether the roster knows that stores wait for room.
+    /// Whether the roster knows that it has to be looked at now and then: stores wait for room, or loads for pages that
+    /// others asked for to have come.
     waits: bool,
     /// Whom to tell when the ring has stopped; nothing more is taken then.
     stop: Option<Sender<()>>,
@@ -118,7 +119,7 @@ impl Ring {
         store_deadline: Duration,
         roster: Arc<Roster>,
     ) -> Self {
-        let jobs = Jobs::new(owner.vm.queues(), store_deadline);
+        let jobs = Jobs::new(Arc::clone(owner.vm.fetches()), store_deadline);
         Self {
             vm: owner.vm,
             session: owner.session,
@@ -144,7 +145,7 @@ impl Ring {
     /// Works for one turn.
     pub fn turn(&mut self, bench: &mut Workbench) -> Progress {
         let progress = self.take_turn(bench);
-        let waits = !self.jobs.waiting.is_empty();
+        let waits = !self.jobs.waiting.is_empty() || self.jobs.stalled_by_others();
         if let Some(id) = self.id
             && waits != self.waits
         {
@@ -174,8 +175,9 @@ impl Ring {
 
     fn broken(&mut self) -> Phase {
         self.id.inspect(|id| self.roster.remove(*id));
-        // Nobody can be answered any more. What is on its way from the file finds nobody who asked for it.
-        self.jobs = Jobs::new(self.vm.queues(), self.store_deadline);
+        // Nobody can be answered any more. What is on its way from the file finds nobody who asked for it, and counts
+        // until it has come.
+        self.jobs = Jobs::new(Arc::clone(self.vm.fetches()), self.store_deadline);
         self.vm.count_error();
         if self.vm.complaints().is_news(Complaint::BrokenRing) {
             let vm = self.vm.name();
