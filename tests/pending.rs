@@ -399,6 +399,41 @@ fn what_a_broken_ring_had_taken_does_not_survive_a_reset() {
 }
 
 #[test]
+fn a_guest_that_breaks_its_ring_again_and_again_has_no_more_reads_on_their_way() {
+    let host = host(&["web1"]);
+    let (mut device, mut queues) = attach(&host, "web1", Options::default());
+    queues[0].write_pages(0, &(0..600).map(page).collect::<Vec<_>>()).unwrap();
+    assert_eq!(host.write_back("web1", 0..600), 600);
+    hold_reads(&host);
+    let mut pages_left = Vec::new();
+    for round in 1..9 {
+        let disk = &mut queues[0];
+        (0..18).for_each(|tag| read(disk, tag, u64::from(tag) * 32, 32));
+        assert!(disk.wait(SHORT).is_err());
+        disk.ring().push(u16::MAX);
+        disk.publish().unwrap();
+        disk.kick().unwrap();
+        assert!(disk.wait(SHORT).is_err());
+        assert_eq!(host.vms[0].errors(), round, "the ring is broken");
+        pages_left.push(host.vms[0].fetches().left());
+        vhost::vhost_user::VhostUserFrontend::reset_device(device.frontend().unwrap()).unwrap();
+        drop((device, queues));
+        (device, queues) = attach(&host, "web1", Options::default());
+    }
+    // Each ring has its share of a fourth, and the fifth finds all of it taken.
+    assert_eq!(pages_left, [768, 512, 256, 0, 0, 0, 0, 0]);
+    assert!(host.faulty().submitted().0 < 80, "{:?}", host.faulty().submitted());
+    let disk = &mut queues[0];
+    read(disk, 0, 100, 1);
+    assert!(disk.wait(SHORT).is_err());
+    release_all(&host);
+    assert_eq!(disk.wait(PATIENCE).unwrap().status, Status::Ok, "it waited for what others had asked for");
+    assert!(data(disk, 0, 1)[0] == page(100));
+    assert_eq!(host.vms[0].fetches().left(), 1024);
+    assert_eq!(disk.read_pages(0, 600).unwrap(), (0..600).map(page).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_vm_has_so_many_sessions_at_most() {
     let host = host(&["web1"]);
     let (first, mut queues) = attach(&host, "web1", Options::default());

@@ -10,6 +10,7 @@
 
 pub mod blk;
 pub mod complaints;
+pub mod fetches;
 pub mod guest_memory;
 pub mod inflight;
 pub mod prefetch;

@@ -25,7 +25,7 @@ pub struct Roster {
 struct Lists {
     /// Rings that have work or had some a moment ago.
     active: Vec<SubscriberId>,
-    /// Rings with stores that wait for room.
+    /// Rings with stores that wait for room, or that wait otherwise for what nobody tells them of.
     waiting: Vec<SubscriberId>,
 }
 

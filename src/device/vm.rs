@@ -8,6 +8,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::blk::execute::SERIAL_BYTES;
 use super::complaints::Complaints;
+use super::fetches::Fetches;
 use super::roster::Roster;
 use crate::store::vm::VmStore;
 
@@ -28,6 +29,7 @@ pub struct DeviceVm {
     complaints: Complaints,
     /// The last session was ended by us: its VMM may come back at once, and again.
     failing: AtomicBool,
+    fetches: Arc<Fetches>,
     /// VMMs that are connected. Held while the VM's pages are dropped, so that nobody attaches meanwhile.
     sessions: Mutex<u32>,
     ownership: Mutex<Ownership>,
@@ -70,6 +72,7 @@ impl DeviceVm {
             waiting_stores: AtomicU64::new(0),
             complaints: Complaints::default(),
             failing: AtomicBool::new(false),
+            fetches: Arc::new(Fetches::new(queues)),
             sessions: Mutex::new(0),
             ownership: Mutex::default(),
         }
@@ -133,6 +136,12 @@ impl DeviceVm {
     /// Notes whether the session that ends was ended by us.
     pub fn set_failing(&self, failing: bool) {
         self.failing.store(failing, Ordering::Relaxed);
+    }
+
+    /// What is on its way from the writeback file for this VM.
+    #[must_use]
+    pub fn fetches(&self) -> &Arc<Fetches> {
+        &self.fetches
     }
 
     /// Whether a VMM is connected.

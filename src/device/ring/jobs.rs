@@ -8,12 +8,10 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::waiting::Waiting;
-use crate::device::blk::execute::{Execution, FETCH_PAGES_MAX};
+use crate::device::blk::execute::Execution;
 use crate::device::blk::request::{Malformed, Request};
+use crate::device::fetches::{Fetches, OnTheirWay};
 use crate::store::vm::{Fetched, InFile, VmStore};
-
-/// Pages that all rings of a VM may have asked for from the file. Each takes up to 24 KiB until it has come.
-const VM_FETCH_PAGES_MAX: usize = 1024;
 
 /// A head, and what its descriptors ask for.
 pub(super) type Parsed = (u16, Result<Request, Malformed>);
@@ -33,8 +31,18 @@ impl Job {
     }
 }
 
-/// Where the I/O thread leaves what was read: the ticket of the request that asked, and its pages.
-type Mailbox = Arc<Mutex<Vec<(u64, Vec<Fetched>)>>>;
+/// What was read for a request.
+#[derive(Debug)]
+struct Mail {
+    /// Of the request that asked.
+    ticket: u64,
+    fetched: Vec<Fetched>,
+    /// Ends when this is collected, or when nobody is left who would.
+    _on_their_way: OnTheirWay,
+}
+
+/// Where the I/O thread leaves what was read.
+type Mailbox = Arc<Mutex<Vec<Mail>>>;
 
 #[derive(Debug)]
 struct Fetching {
@@ -55,7 +63,8 @@ pub(super) struct Jobs {
     /// Requests whose pages are on their way, by ticket.
     fetching: HashMap<u64, Fetching>,
     fetching_pages: usize,
-    fetching_pages_max: usize,
+    /// What the whole VM has on its way.
+    fetches: Arc<Fetches>,
     next_ticket: u64,
     mailbox: Mailbox,
     /// Stores that wait for room.
@@ -63,9 +72,8 @@ pub(super) struct Jobs {
 }
 
 impl Jobs {
-    /// None yet, for one of `queues` rings of a VM whose stores wait for at most `store_deadline`.
-    pub(super) fn new(queues: u16, store_deadline: Duration) -> Self {
-        let share = VM_FETCH_PAGES_MAX.checked_div(usize::from(queues)).unwrap_or(0);
+    /// None yet, for a ring of the VM with these `fetches`, whose stores wait for at most `store_deadline`.
+    pub(super) fn new(fetches: Arc<Fetches>, store_deadline: Duration) -> Self {
         Self {
             taken: VecDeque::new(),
             parsed: None,
@@ -73,7 +81,7 @@ impl Jobs {
             stalled: VecDeque::new(),
             fetching: HashMap::new(),
             fetching_pages: 0,
-            fetching_pages_max: share.max(FETCH_PAGES_MAX),
+            fetches,
             next_ticket: 0,
             mailbox: Mailbox::default(),
             waiting: Waiting::new(store_deadline),
@@ -116,7 +124,12 @@ impl Jobs {
 
     /// Pages that may be asked for from the file now.
     pub(super) fn fetch_pages_left(&self) -> usize {
-        self.fetching_pages_max.saturating_sub(self.fetching_pages)
+        self.fetches.ring_pages_max().saturating_sub(self.fetching_pages).min(self.fetches.left())
+    }
+
+    /// Whether requests have to wait until pages come that others asked for: nobody tells them of that.
+    pub(super) fn stalled_by_others(&self) -> bool {
+        !self.stalled.is_empty() && self.fetching.is_empty()
     }
 
     /// Has `wanted` read for a request. `call` is called on the I/O thread when it is there.
@@ -127,18 +140,19 @@ impl Jobs {
         vm: &VmStore,
         call: impl FnOnce() + Send + 'static,
     ) {
-        if wanted.len() > self.fetch_pages_left() {
+        let (ticket, pages) = (self.next_ticket, wanted.len());
+        let may = pages <= self.fetch_pages_left();
+        let Some(on_their_way) = may.then(|| self.fetches.take(pages)).flatten() else {
             // It looks again later. Meanwhile it pins nothing in the file.
             self.stalled.push_back(job);
             return;
-        }
-        let (ticket, pages) = (self.next_ticket, wanted.len());
+        };
         self.next_ticket = self.next_ticket.wrapping_add(1);
         self.fetching_pages = self.fetching_pages.saturating_add(pages);
         self.fetching.insert(ticket, Fetching { job, pages });
         let mailbox = Arc::clone(&self.mailbox);
         vm.fetch(wanted, move |fetched| {
-            mailbox.lock().push((ticket, fetched));
+            mailbox.lock().push(Mail { ticket, fetched, _on_their_way: on_their_way });
             call();
         });
     }
@@ -153,7 +167,7 @@ impl Jobs {
             return;
         }
         let mail = std::mem::take(&mut *self.mailbox.lock());
-        for (ticket, fetched) in mail {
+        for Mail { ticket, fetched, .. } in mail {
             if let Some(Fetching { mut job, pages }) = self.fetching.remove(&ticket) {
                 self.fetching_pages = self.fetching_pages.saturating_sub(pages);
                 job.execution.give(fetched);

@@ -83,8 +83,11 @@ pub struct Ring {
     roster: Arc<Roster>,
     id: Option<SubscriberId>,
     phase: Phase,
-    /// The stores that wait for room, as the VM's status and the roster know of them.
+    /// The stores that wait for room, as the VM's status knows of them.
     waits: WaitingShare,
+    /// Whether the roster knows that the ring has to be looked at now and then: stores wait for room, or loads for pages
+    /// that others asked for to have come.
+    looked_at: bool,
     /// Whom to tell when the ring has stopped; nothing more is taken then.
     stop: Option<Sender<()>>,
     store_deadline: Duration,
@@ -120,7 +123,7 @@ impl Ring {
         store_deadline: Duration,
         roster: Arc<Roster>,
     ) -> Self {
-        let jobs = Jobs::new(owner.vm.queues(), store_deadline);
+        let jobs = Jobs::new(Arc::clone(owner.vm.fetches()), store_deadline);
         let waits = WaitingShare::new(Arc::clone(&owner.vm));
         Self {
             vm: owner.vm,
@@ -132,6 +135,7 @@ impl Ring {
             id: None,
             phase: Phase::Waiting,
             waits,
+            looked_at: false,
             stop: None,
             store_deadline,
             empty_kicks: 0,
@@ -148,12 +152,13 @@ impl Ring {
     /// Works for one turn, on so many pages at most.
     pub fn turn(&mut self, bench: &mut Workbench, pages: u32) -> Progress {
         let progress = self.take_turn(bench, pages);
-        let waited = self.waits.any();
         self.waits.set(self.jobs.waiting.len() as u64);
+        let later = self.waits.any() || self.jobs.stalled_by_others();
         if let Some(id) = self.id
-            && waited != self.waits.any()
+            && later != self.looked_at
         {
-            self.roster.set_waiting(id, !waited);
+            self.looked_at = later;
+            self.roster.set_waiting(id, later);
         }
         self.tell_if_stopped();
         progress
@@ -197,8 +202,9 @@ impl Ring {
 
     fn broken(&mut self) -> Phase {
         self.id.inspect(|id| self.roster.remove(*id));
-        // Nobody can be answered any more. What is on its way from the file finds nobody who asked for it.
-        self.jobs = Jobs::new(self.vm.queues(), self.store_deadline);
+        // Nobody can be answered any more. What is on its way from the file finds nobody who asked for it, and counts
+        // until it has come.
+        self.jobs = Jobs::new(Arc::clone(self.vm.fetches()), self.store_deadline);
         self.vm.count_error();
         if self.vm.complaints().is_news(Complaint::BrokenRing) {
             let vm = self.vm.name();
