@@ -29,6 +29,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::store::state::StateId;
 use complaints::{Chain, Complaint};
+use ring::Ending;
 use session::Session;
 use vm::DeviceVm;
 use worker::Worker;
@@ -118,7 +119,7 @@ fn serve(stream: UnixStream, session: Session, vm: &DeviceVm) {
     };
     // The connection stays open until the rings have stopped: a VMM that sees it close may come back at once.
     if let Ok(mut session) = session.lock() {
-        session.stop_all();
+        session.stop_all(Ending::LeaveInFlight);
     }
     match end {
         VhostError::Disconnected | VhostError::PartialMessage | VhostError::SocketBroken(_) => {
