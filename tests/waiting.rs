@@ -16,6 +16,7 @@ use ballast::store::codec::Scratch;
 use ballast::store::lru::Age;
 use ballast::store::vm::Limits;
 use support::{Host, Setup, page_of};
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(200);
@@ -244,34 +245,81 @@ fn a_vm_at_its_limit_delays_no_other() {
     host.store.validate();
 }
 
+/// Ten stores that find no room and wait.
+fn ten_that_wait(disk: &mut Queue) {
+    (0..10).for_each(|tag| write(disk, tag, u64::from(tag), &page(u64::from(tag))));
+    send(disk);
+    assert!(disk.wait(SHORT).is_err());
+}
+
+fn assert_settled(host: &Host, disk: &mut Queue) {
+    for _ in 0..10 {
+        assert_eq!(disk.wait(SHORT * 5).unwrap().status, Status::IoError);
+    }
+    assert_eq!((events(host).reject_reclaim_fail, host.vms[0].waiting_stores()), (10, 0));
+    make_room(host, 0..1);
+    disk.write_pages(50, &[page(1)]).unwrap();
+    host.store.validate();
+}
+
 #[test]
 fn a_ring_that_stops_settles_what_waits() {
-    let host = host(Setup { store_deadline: PATIENCE, ..Setup::default() });
-    let (mut device, mut queues) = attach(&host, "web1", Options::default());
-    fill(&host);
-    for by_disconnecting in [false, true] {
-        let disk = &mut queues[0];
-        (0..10).for_each(|tag| write(disk, tag, u64::from(tag), &page(u64::from(tag))));
-        send(disk);
-        assert!(disk.wait(SHORT).is_err());
+    for by_disabling in [false, true] {
+        let host = host(Setup { store_deadline: PATIENCE, ..Setup::default() });
+        let (mut device, mut queues) = attach(&host, "web1", Options::default());
+        fill(&host);
+        ten_that_wait(&mut queues[0]);
         assert_eq!(host.vms[0].waiting_stores(), 10);
-        if by_disconnecting {
-            device.reconnect(PATIENCE).unwrap();
+        if by_disabling {
+            device.enable_ring(0, false).unwrap();
+            device.enable_ring(0, true).unwrap();
         } else {
             device.stop().unwrap();
-        }
-        for _ in 0..10 {
-            assert_eq!(disk.wait(SHORT * 5).unwrap().status, Status::IoError);
-        }
-        assert_eq!(host.vms[0].waiting_stores(), 0);
-        if !by_disconnecting {
             device.resume().unwrap();
         }
-        make_room(&host, 0..1);
-        queues[0].write_pages(50, &[page(1)]).unwrap();
-        queues[0].discard(50, 1).unwrap();
-        fill(&host);
+        assert_settled(&host, &mut queues[0]);
     }
+}
+
+#[test]
+fn what_waits_when_the_vmm_hangs_up_is_carried_out_once_it_is_back() {
+    let host = host(Setup { store_deadline: PATIENCE, ..Setup::default() });
+    let (mut device, mut queues) = attach(&host, "web1", Options::default());
+    let disk = &mut queues[0];
+    disk.write_pages(50, &[page(50)]).unwrap();
+    fill(&host);
+    ten_that_wait(disk);
+    for _ in 0..3 {
+        device.reconnect(PATIENCE).unwrap();
+        disk.stage(15, Op::Read { sector: 400, bytes: 4096 }).unwrap();
+        send(disk);
+        let done = disk.wait(PATIENCE).unwrap();
+        assert_eq!(
+            (done.tag, done.status),
+            (15, Status::Ok),
+            "the new session runs, and nothing else was answered"
+        );
+    }
+    make_room(&host, 0..40);
+    host.device.wake_waiting();
+    for _ in 0..10 {
+        assert_eq!(disk.wait(PATIENCE).unwrap().status, Status::Ok);
+    }
+    assert_eq!(disk.read_pages(0, 10).unwrap(), (0..10).map(page).collect::<Vec<_>>());
+    assert_eq!((events(&host).reject_reclaim_fail, host.vms[0].errors()), (0, 0));
+    host.store.validate();
+}
+
+#[test]
+fn what_waits_when_a_vmm_without_an_inflight_region_hangs_up_is_settled() {
+    let host = host(Setup { store_deadline: PATIENCE, ..Setup::default() });
+    let mut options = Options::default();
+    options.protocol_features.remove(VhostUserProtocolFeatures::INFLIGHT_SHMFD);
+    let (mut device, mut queues) = attach(&host, "web1", options);
+    fill(&host);
+    ten_that_wait(&mut queues[0]);
+    device.reconnect(PATIENCE).unwrap();
+    assert_settled(&host, &mut queues[0]);
 }
 
 #[test]

@@ -182,7 +182,12 @@ impl InflightQueue {
         usize::from(head).saturating_mul(DESCRIPTOR_BYTES).saturating_add(HEADER_BYTES)
     }
 
-    fn is_taken(&self, head: u16) -> bool {
+    /// Whether `head` is noted as taken and not answered. One beyond the region's queue is not.
+    #[must_use]
+    pub fn is_taken(&self, head: u16) -> bool {
+        if head >= self.region.queue_size {
+            return false;
+        }
         let at = self.base.saturating_add(self.descriptor_at(head));
         self.region.map.as_volatile_slice().load::<u8>(at, Ordering::Acquire).unwrap_or(0) == 1
     }

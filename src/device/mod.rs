@@ -32,6 +32,7 @@ use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 use crate::store::state::StateId;
 use crate::threads::{self, Role};
 use complaints::{Chain, Complaint};
+use ring::Ending;
 use session::Session;
 use vm::DeviceVm;
 use worker::Worker;
@@ -124,7 +125,7 @@ fn serve(stream: UnixStream, session: Session, vm: &DeviceVm) {
     };
     // The connection stays open until the rings have stopped: a VMM that sees it close may come back at once.
     if let Ok(mut session) = session.lock() {
-        session.stop_all();
+        session.stop_all(Ending::LeaveInFlight);
     }
     vm.set_failing(true);
     match end {

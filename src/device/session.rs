@@ -24,7 +24,7 @@ use super::HOW_TO_SHARE;
 use super::blk::config_space;
 use super::guest_memory::{Memory, Region};
 use super::inflight::InflightRegion;
-use super::ring::{GuestMemory, Owner, Ring, Vring};
+use super::ring::{Ending, GuestMemory, Owner, Ring, Vring};
 use super::vm::DeviceVm;
 use super::worker::{Seat, Worker};
 use crate::store::state::StateId;
@@ -138,9 +138,9 @@ impl Session {
         Ok(())
     }
 
-    /// Stops the ring; when this returns everything that it had taken is answered. That takes as long as the
-    /// writeback file takes to give what was asked of it.
-    fn stop(&mut self, index: u32) -> VhostResult<()> {
+    /// Stops the ring; when this returns everything that it had taken is answered, or left in flight as `ending` says.
+    /// That takes as long as the writeback file takes to give what was asked of it.
+    fn stop(&mut self, index: u32, ending: Ending) -> VhostResult<()> {
         let (workers, vm) = (Arc::clone(&self.workers), Arc::clone(&self.vm));
         let queue = self.queue(index)?;
         if let Some((worker, seat)) = queue.seat.take() {
@@ -154,7 +154,7 @@ impl Session {
                     "a ring that is to stop waits for the writeback file"
                 );
             };
-            worker.remove(seat, slow).map_err(VhostError::ReqHandlerError)?;
+            worker.remove(seat, ending, slow).map_err(VhostError::ReqHandlerError)?;
             queue.vring.set_queue_ready(false);
         }
         if self.queues.iter().all(|queue| queue.seat.is_none()) {
@@ -164,10 +164,10 @@ impl Session {
     }
 
     /// Stops all rings: the VMM is gone, or resets the device.
-    pub fn stop_all(&mut self) {
+    pub fn stop_all(&mut self, ending: Ending) {
         for index in 0..self.queues.len() {
             let stopped =
-                u32::try_from(index).map_err(|_| VhostError::InvalidParam).and_then(|i| self.stop(i));
+                u32::try_from(index).map_err(|_| VhostError::InvalidParam).and_then(|i| self.stop(i, ending));
             if let Err(err) = stopped {
                 tracing::error!(%err, vm = self.vm.name(), queue = index, "a ring could not be stopped");
             }
@@ -224,7 +224,7 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn reset_device(&mut self) -> VhostResult<()> {
         // The guest's driver starts over; its pages stay, as those of any disk would.
-        self.stop_all();
+        self.stop_all(Ending::Settle);
         for queue in &mut self.queues {
             (queue.enabled, queue.has_kick, queue.has_address) = (false, false, false);
         }
@@ -315,7 +315,7 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_vring_base(&mut self, index: u32) -> VhostResult<VhostUserVringState> {
-        self.stop(index)?;
+        self.stop(index, Ending::Settle)?;
         let queue = self.queue(index)?;
         queue.vring.set_kick(None);
         queue.vring.set_call(None);
@@ -327,7 +327,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         let index = u32::from(index);
         let was_running = self.queue(index)?.seat.is_some();
         if was_running {
-            self.stop(index)?;
+            self.stop(index, Ending::Settle)?;
         }
         let kick = file.map(never_blocking).transpose()?;
         let queue = self.queue(index)?;
@@ -377,7 +377,7 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> VhostResult<()> {
         self.queue(index)?.enabled = enable;
-        if enable { self.start_if_ready(index) } else { self.stop(index) }
+        if enable { self.start_if_ready(index) } else { self.stop(index, Ending::Settle) }
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> VhostResult<Vec<u8>> {

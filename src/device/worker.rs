@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, RemoteEndpoint, SubscriberId, SubscriberOps};
 
-use super::ring::{Progress, Ring, Workbench};
+use super::ring::{Ending, Progress, Ring, Workbench};
 use super::roster::Roster;
 use crate::threads::{self, Role};
 
@@ -83,16 +83,16 @@ impl Worker {
         })
     }
 
-    /// Takes a ring back. When this returns, every request that it had taken was answered and the worker has
-    /// forgotten it. The caller waits for that, the worker does not: the ring finishes in its turns, while others
-    /// have theirs. `slow` is told now and then how long it has taken.
+    /// Takes a ring back. When this returns, every request that it had taken was answered, or left in flight as
+    /// `ending` says, and the worker has forgotten it. The caller waits for that, the worker does not: the ring finishes
+    /// in its turns, while others have theirs. `slow` is told now and then how long it has taken.
     ///
     /// # Errors
     /// When the worker is gone.
-    pub fn remove(&self, seat: Seat, slow: impl Fn(Duration)) -> io::Result<()> {
+    pub fn remove(&self, seat: Seat, ending: Ending, slow: impl Fn(Duration)) -> io::Result<()> {
         let (told, stopped) = mpsc::channel();
         self.call(move |ops| {
-            ops.subscriber_mut(seat.0)?.stop(told);
+            ops.subscriber_mut(seat.0)?.stop(told, ending);
             Ok(())
         })?;
         let start = Instant::now();

@@ -43,6 +43,16 @@ pub struct Owner {
     pub session: u64,
 }
 
+/// What becomes of stores that wait for room when their ring stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// They have one last try, and fail if there is no room: the VMM waits for the ring to be settled.
+    Settle,
+    /// They stay in flight: the VMM is gone, and its in-flight region brings them back with it. Without a region they
+    /// are settled.
+    LeaveInFlight,
+}
+
 /// What a ring did in its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -90,6 +100,8 @@ pub struct Ring {
     looked_at: bool,
     /// Whom to tell when the ring has stopped; nothing more is taken then.
     stop: Option<Sender<()>>,
+    /// How it stops.
+    ending: Ending,
     store_deadline: Duration,
     /// Kicks while the guest has not put anything on the ring yet.
     empty_kicks: u32,
@@ -137,6 +149,7 @@ impl Ring {
             waits,
             looked_at: false,
             stop: None,
+            ending: Ending::Settle,
             store_deadline,
             empty_kicks: 0,
             jobs,
@@ -254,10 +267,12 @@ impl Ring {
         }
     }
 
-    /// Takes nothing more, carries out what was taken, and then tells `told`. Stores that wait for room have one last
-    /// try.
-    pub fn stop(&mut self, told: Sender<()>) {
-        self.stop = Some(told);
+    /// Takes nothing more, carries out what was taken, but for stores that wait for room as `ending` says, and then
+    /// tells `told`.
+    pub fn stop(&mut self, told: Sender<()>, ending: Ending) {
+        (self.stop, self.ending) = (Some(told), ending);
+        let inflight = self.inflight.as_ref().filter(|_| ending == Ending::LeaveInFlight);
+        self.jobs.waiting.forget(|job| inflight.is_some_and(|inflight| inflight.is_taken(job.head)));
         if let Some(id) = self.id {
             if self.phase == Phase::Waiting {
                 self.vm.forget_claim(id, &self.roster);

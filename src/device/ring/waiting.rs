@@ -101,6 +101,12 @@ impl Waiting {
         self.jobs.insert(self.jobs.len().saturating_sub(later), job);
     }
 
+    /// Forgets those that `may_be` forgotten.
+    pub(super) fn forget(&mut self, mut may_be: impl FnMut(&Job) -> bool) {
+        self.jobs.retain(|job| !may_be(job));
+        self.excess.retain(|job| !may_be(job));
+    }
+
     /// A store found no room, or has to be read for first: there is no use in trying others soon.
     pub(super) fn pause(&mut self, now: Instant) {
         self.due = false;

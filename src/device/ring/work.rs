@@ -9,7 +9,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::jobs::{Job, Parsed};
-use super::{Broken, Progress, Ring, Workbench};
+use super::{Broken, Ending, Progress, Ring, Workbench};
 use crate::device::blk::execute::{Execution, Outcome, Turn};
 use crate::device::blk::request::{self, DESCRIPTOR_BYTES, DescriptorTable, Kind, Malformed, Status};
 use crate::device::complaints::{Chain, Complaint};
@@ -38,7 +38,7 @@ struct Answer {
 /// What became of the next request.
 enum Step {
     Answer(Answer),
-    /// It got further, or waits for something else.
+    /// It got further, waits for something else, or is left in flight.
     SetAside,
     /// It found no room and waits on.
     NoRoom,
@@ -236,6 +236,9 @@ impl Ring {
             self.jobs.waiting.pause(now);
             return Step::NoRoom;
         }
+        if self.stays_in_flight(job.head) {
+            return Step::SetAside;
+        }
         self.fail_store(&job, turn, || {
             let what = if hopeless { "" } else { " for want of room in time" };
             match &err {
@@ -243,6 +246,12 @@ impl Ring {
                 None => format!("a store failed{what}: others wait for room already"),
             }
         })
+    }
+
+    /// Whether a store that finds no room is left to the VMM's next connection.
+    fn stays_in_flight(&self, head: u16) -> bool {
+        let noted = || self.inflight.as_ref().is_some_and(|inflight| inflight.is_taken(head));
+        self.stop.is_some() && self.ending == Ending::LeaveInFlight && noted()
     }
 
     fn fail_store(&mut self, job: &Job, turn: &mut Turn<'_>, message: impl FnOnce() -> String) -> Step {
