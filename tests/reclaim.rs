@@ -5,6 +5,7 @@
 mod support;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -168,18 +169,25 @@ fn a_vm_within_its_reserve_loses_nothing_to_a_flood() {
     store.validate();
 }
 
+/// A VM limited to a mebibyte with 2000 pages, stored one `every_ms`: all but the youngest are in the file.
+fn mostly_in_the_file(dir: &Path, every_ms: u64) -> Arc<Store> {
+    let limits = Limits { limit_bytes: 1 << 20, ..Limits::NONE };
+    let store = Arc::new(open_with_file(dir, &[("a", 40_000, limits)], 1 << 30, FILE_BYTES));
+    let (mut shrinker, mut scratch) = (neutral_shrinker(&store), Scratch::default());
+    let vm = store.ready("a").unwrap();
+    for n in 0..2000 {
+        let now = at(u64::from(n) * every_ms);
+        store_waiting(&vm, &mut shrinker, n, &page_of(2, u64::from(n)), now, &mut scratch);
+    }
+    settle(&mut shrinker);
+    store
+}
+
 #[test]
 fn a_page_read_twice_from_the_file_comes_back_into_the_pool() {
     let dir = tempfile::tempdir().unwrap();
-    let limits = Limits { limit_bytes: 1 << 20, ..Limits::NONE };
-    let store = Arc::new(open_with_file(dir.path(), &[("a", 40_000, limits)], 1 << 30, FILE_BYTES));
-    let mut shrinker = neutral_shrinker(&store);
-    let mut scratch = Scratch::default();
+    let (store, mut scratch) = (mostly_in_the_file(dir.path(), 100), Scratch::default());
     let vm = store.ready("a").unwrap();
-    for n in 0..2000u32 {
-        store_waiting(&vm, &mut shrinker, n, &page_of(2, u64::from(n)), at(u64::from(n) * 100), &mut scratch);
-    }
-    settle(&mut shrinker);
     let mut page = ZERO_PAGE;
     assert!(in_file(&vm, 7));
     for twice in [false, true] {
@@ -197,17 +205,10 @@ fn a_page_read_twice_from_the_file_comes_back_into_the_pool() {
 #[test]
 fn a_page_of_the_file_stays_there_when_it_would_only_leave_again() {
     let dir = tempfile::tempdir().unwrap();
-    let limits = Limits { limit_bytes: 1 << 20, ..Limits::NONE };
-    let store = Arc::new(open_with_file(dir.path(), &[("a", 40_000, limits)], 1 << 30, FILE_BYTES));
-    let mut shrinker = neutral_shrinker(&store);
-    let mut scratch = Scratch::default();
+    let (store, mut scratch) = (mostly_in_the_file(dir.path(), 1000), Scratch::default());
     let vm = store.ready("a").unwrap();
     // A page a second, and at the end a little more than the shrinker leaves.
     let second = |n: u32| at(u64::from(n) * 1000);
-    for n in 0..2000 {
-        store_waiting(&vm, &mut shrinker, n, &page_of(2, u64::from(n)), second(n), &mut scratch);
-    }
-    settle(&mut shrinker);
     for n in 2000..2030 {
         vm.store(Slot(n), &page_of(2, u64::from(n)), second(n), &mut scratch).unwrap();
     }

@@ -24,7 +24,7 @@ pub enum Recompressed {
     Kept,
     /// It is in the current pool now.
     Moved,
-    /// It was stored a moment ago: to be tried again when it is idle.
+    /// It was used a moment ago: to be tried again when it is idle.
     NotIdle,
     /// To be tried again when there is room, in the pool or below its VM's limit; or it changed meanwhile.
     NoRoom,
