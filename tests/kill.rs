@@ -147,6 +147,7 @@ fn spec(dir: &Path) -> DaemonSpec {
         executable: PathBuf::from(env!("CARGO_BIN_EXE_ballast")),
         directory: dir.to_owned(),
         vms: vec!["web1".to_owned(), "web2".to_owned()],
+        vm_keys: String::new(),
         vm_mib: 64,
         compressor: "lz4".to_owned(),
         pool_max: None,

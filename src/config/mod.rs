@@ -80,6 +80,17 @@ pub struct WritebackConfig {
     pub idle: Option<Duration>,
 }
 
+/// Where a running guest may move to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Migration {
+    /// Nowhere.
+    #[default]
+    None,
+    /// To another VMM on this host, which attaches to the same daemon. Its memory could move to another host, its
+    /// stored pages could not.
+    SameHost,
+}
+
 /// One VM and its disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmConfig {
@@ -97,6 +108,8 @@ pub struct VmConfig {
     pub writeback: bool,
     /// Virtqueues that the device offers, 1 to 64.
     pub queues: u16,
+    /// Where its guest may move to while it runs.
+    pub migration: Migration,
     /// The swap header's label, at most 16 bytes.
     pub label: String,
     /// The swap header's UUID.

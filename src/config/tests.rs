@@ -141,6 +141,10 @@ const REFUSED: &[(&str, [&str; 3])] = &[
     ("[[vm]]\nname = \"a\"\nsize = true", ["\"a\": size", "true", "size from"]),
     ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nlimit = \"1KiB\"", ["\"a\": limit", "\"1KiB\"", "1MiB"]),
     ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nqueues = 0", ["\"a\": queues", "= 0", "1 to 64"]),
+    (
+        "[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nmigration = true",
+        ["\"a\": migration", "true", "\"same-host\""],
+    ),
     ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nqueues = 65", ["\"a\": queues", "65", "1 to 64"]),
     ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nlabel = \"12345678901234567\"", ["label", "4567", "16 bytes"]),
     ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nuuid = \"zz\"", ["\"a\": uuid", "\"zz\"", "UUID"]),

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use toml::Value;
 
 use super::value::{self, Key};
-use super::{ConfigError, VmConfig, uuid};
+use super::{ConfigError, Migration, VmConfig, uuid};
 use crate::ids::Bytes;
 use crate::page::PAGE_SIZE_U64;
 
@@ -38,6 +38,7 @@ pub(super) struct Vm {
     weight: Option<Value>,
     writeback: Option<Value>,
     queues: Option<Value>,
+    migration: Option<Value>,
     label: Option<Value>,
     uuid: Option<Value>,
 }
@@ -94,6 +95,15 @@ fn vm(index: usize, vm: &Vm, names: &mut HashSet<String>) -> Result<VmConfig, Co
     let weight = Key::new(of_vm("weight"), vm.weight.as_ref()).number(WEIGHT_DEFAULT, WEIGHT)?;
     let writeback = Key::new(of_vm("writeback"), vm.writeback.as_ref()).boolean(true)?;
     let queues = Key::new(of_vm("queues"), vm.queues.as_ref()).number(4, 1..=QUEUES_MAX)?;
+    let migration = Key::new(of_vm("migration"), vm.migration.as_ref()).or(
+        Migration::None,
+        "must be \"none\", or \"same-host\" for VMMs that hand their guest to another on this host",
+        |value| match value.as_str()? {
+            "none" => Some(Migration::None),
+            "same-host" => Some(Migration::SameHost),
+            _ => None,
+        },
+    )?;
     let label = label(&Key::new(of_vm("label"), vm.label.as_ref()))?;
     let uuid = Key::new(of_vm("uuid"), vm.uuid.as_ref()).or(
         uuid::of_name(&name),
@@ -101,7 +111,18 @@ fn vm(index: usize, vm: &Vm, names: &mut HashSet<String>) -> Result<VmConfig, Co
         |value| uuid::parse(value.as_str()?),
     )?;
     let queues = u16::try_from(queues).unwrap_or(u16::MAX);
-    Ok(VmConfig { name, size_bytes, limit_bytes, reserve_bytes, weight, writeback, queues, label, uuid })
+    Ok(VmConfig {
+        name,
+        size_bytes,
+        limit_bytes,
+        reserve_bytes,
+        weight,
+        writeback,
+        queues,
+        migration,
+        label,
+        uuid,
+    })
 }
 
 fn reserve(key: &Key<'_>, limit_bytes: u64) -> Result<u64, ConfigError> {

@@ -30,6 +30,8 @@ pub struct DaemonSpec {
     pub directory: PathBuf,
     /// The VMs' names.
     pub vms: Vec<String>,
+    /// Further lines of each VM's configuration.
+    pub vm_keys: String,
     /// The size of each VM's disk.
     pub vm_mib: u32,
     /// `pool.compressor`.
@@ -74,7 +76,10 @@ impl DaemonSpec {
         for vm in &self.vms {
             let name = Value::String(vm.clone());
             let size = format!("\"{}MiB\"", self.vm_mib);
-            text.push_str(&format!("\n[[vm]]\nname = {name}\nsize = {size}\nlimit = {size}\n"));
+            text.push_str(&format!(
+                "\n[[vm]]\nname = {name}\nsize = {size}\nlimit = {size}\n{}\n",
+                self.vm_keys
+            ));
         }
         text
     }
@@ -210,6 +215,7 @@ mod tests {
             executable: "ballast".into(),
             directory: "/dev/shm/a \"quoted\" name".into(),
             vms: vec!["web1".to_owned(), "web2".to_owned()],
+            vm_keys: String::new(),
             vm_mib: 512,
             compressor: "zstd:1".to_owned(),
             pool_max: None,

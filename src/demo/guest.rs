@@ -1,6 +1,7 @@
 //! One booted guest: QEMU with a disk of the daemon's, and what the guest says on its console. It ends with its
 //! value. Used by the demo and by the tests that boot guests.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,10 @@ pub struct GuestSpec {
     pub accelerator: Accelerator,
     /// `ballast.KEY=VALUE` for `images/init`.
     pub parameters: Vec<(&'static str, String)>,
+    /// Further arguments for its kernel.
+    pub kernel_arguments: String,
+    /// Further arguments for QEMU.
+    pub arguments: Vec<OsString>,
 }
 
 impl GuestSpec {
@@ -43,6 +48,8 @@ impl GuestSpec {
             cpus: 1,
             accelerator: Accelerator::Tcg,
             parameters: Vec::new(),
+            kernel_arguments: String::new(),
+            arguments: Vec::new(),
         }
     }
 
@@ -56,7 +63,7 @@ impl GuestSpec {
 
     /// A panic reboots at once, and QEMU ends on a reboot: a crashed guest doesn't hang.
     pub(super) fn kernel_command_line(&self) -> String {
-        let mut line = "console=ttyS0 quiet loglevel=4 panic=-1".to_owned();
+        let mut line = format!("console=ttyS0 quiet loglevel=4 panic=-1 {}", self.kernel_arguments);
         for (key, value) in &self.parameters {
             line.push_str(&format!(" ballast.{key}={value}"));
         }

@@ -140,6 +140,7 @@ impl Qemu {
             let device = format!("vhost-user-blk-pci,chardev=swap,num-queues={}", spec.cpus);
             option("-device", device.into());
         }
+        arguments.extend(spec.arguments.iter().cloned());
         arguments
     }
 

@@ -51,6 +51,7 @@ impl Scene {
             executable: std::env::current_exe().map_err(Error::io("find the ballast executable"))?,
             directory: scratch.path().to_owned(),
             vms: NAMES.map(str::to_owned).to_vec(),
+            vm_keys: String::new(),
             // Never full: what the guest's memory could hold is left free.
             vm_mib: args.mib + 212,
             compressor: args.compressor.clone(),

@@ -1,19 +1,21 @@
 //! The memory of a guest, as its VMM shares it: the regions that `vm-memory` maps, each of them watched, because the
-//! VMM can cut its file short at any time.
+//! VMM can cut its file short at any time, and logged while the VMM migrates its guest.
 
 use std::io;
+use std::sync::Arc;
 
 use vm_memory::bitmap::BS;
+use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
+    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
     GuestMemoryRegionBytes, GuestRegionCollection, GuestRegionMmap, GuestUsize, MemoryRegionAddress,
-    MmapRegion, VolatileSlice,
+    VolatileSlice,
 };
 
+use super::dirty_log::{DirtyLog, RegionLog};
 use super::sigbus::Watch;
 
-/// A guest's memory, without a log of what is written to it: nothing is migrated yet, and it would cost a fifth of a
-/// load.
+/// A guest's memory.
 pub type Memory = GuestRegionCollection<Region>;
 
 /// One region of it.
@@ -21,31 +23,55 @@ pub type Memory = GuestRegionCollection<Region>;
 pub struct Region {
     // Dropped before the mapping, in this order.
     watch: Watch,
-    mapped: GuestRegionMmap<()>,
+    mapped: GuestRegionMmap<RegionLog>,
 }
 
 impl Region {
-    /// The region of the guest's memory that starts at `start` and is mapped by `mapping`.
+    /// Maps `length` bytes of a file as the region of the guest's memory that starts at `start`; what is written to it
+    /// is noted in `log`.
     ///
     /// # Errors
-    /// When it would reach beyond the address space, or can't be watched.
-    pub fn new(mapping: MmapRegion<()>, start: GuestAddress) -> io::Result<Self> {
+    /// When the kernel doesn't map it, it would reach beyond the address space, or it can't be watched.
+    pub fn map(
+        file: FileOffset,
+        length: usize,
+        start: GuestAddress,
+        log: Option<Arc<DirtyLog>>,
+    ) -> io::Result<Self> {
+        let mapping = MmapRegionBuilder::new_with_bitmap(length, RegionLog::new(log, start.0))
+            .with_file_offset(file)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_NORESERVE | libc::MAP_SHARED)
+            .build()
+            .map_err(io::Error::other)?;
         let watch = Watch::new(mapping.as_ptr(), mapping.size())?;
         let mapped = GuestRegionMmap::new(mapping, start)
             .ok_or_else(|| io::Error::other("a memory region at the end of the address space"))?;
         Ok(Self { watch, mapped })
     }
+
+    /// The same memory, mapped again, with another log or none.
+    ///
+    /// # Errors
+    /// As [`Self::map`], and when the log has no room for it.
+    pub fn with_log(&self, log: Option<Arc<DirtyLog>>) -> io::Result<Self> {
+        if log.as_ref().is_some_and(|log| !log.reaches(self.last_addr().raw_value().saturating_add(1))) {
+            return Err(io::Error::other("a dirty log that is too short for the guest's memory"));
+        }
+        let file = self.file_offset().ok_or(io::ErrorKind::InvalidInput)?.clone();
+        Self::map(file, self.mapped.size(), self.start_addr(), log)
+    }
 }
 
-/// Whether the VMM has cut any of the memory short, as far as anybody has touched it since. What was read from it
-/// lately may be zeros then.
+/// Whether the VMM has cut any of the memory short, or the log of it, as far as anybody has touched it since. What was
+/// read from it lately may be zeros then.
 #[must_use]
 pub fn is_lost(memory: &Memory) -> bool {
-    memory.iter().any(|region| region.watch.is_lost())
+    memory.iter().any(|region| region.watch.is_lost() || region.bitmap().is_lost())
 }
 
 impl GuestMemoryRegion for Region {
-    type B = ();
+    type B = RegionLog;
 
     fn len(&self) -> GuestUsize {
         self.mapped.len()
@@ -55,7 +81,7 @@ impl GuestMemoryRegion for Region {
         self.mapped.start_addr()
     }
 
-    fn bitmap(&self) -> BS<'_, ()> {
+    fn bitmap(&self) -> BS<'_, RegionLog> {
         self.mapped.bitmap()
     }
 
@@ -71,7 +97,7 @@ impl GuestMemoryRegion for Region {
         &self,
         offset: MemoryRegionAddress,
         count: usize,
-    ) -> Result<VolatileSlice<'_, BS<'_, ()>>, GuestMemoryError> {
+    ) -> Result<VolatileSlice<'_, BS<'_, RegionLog>>, GuestMemoryError> {
         self.mapped.get_slice(offset, count)
     }
 

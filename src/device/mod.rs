@@ -10,9 +10,11 @@
 
 pub mod blk;
 pub mod complaints;
+pub mod dirty_log;
 pub mod fetches;
 pub mod guest_memory;
 pub mod inflight;
+pub mod memory_table;
 pub mod prefetch;
 pub mod ring;
 pub mod roster;

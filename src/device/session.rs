@@ -18,13 +18,12 @@ use vhost::vhost_user::{
 };
 use vhost_user_backend::VringT;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryRegion};
 
-use super::HOW_TO_SHARE;
 use super::blk::config_space;
-use super::guest_memory::{Memory, Region};
+use super::dirty_log::DirtyLog;
 use super::inflight::InflightRegion;
-use super::ring::{Ending, GuestMemory, Owner, Ring, Vring};
+use super::memory_table::MemoryTable;
+use super::ring::{Ending, Owner, Ring, Vring};
 use super::vm::DeviceVm;
 use super::worker::{Seat, Worker};
 use crate::store::state::StateId;
@@ -41,10 +40,10 @@ pub struct Session {
     workers: Arc<Vec<Worker>>,
     store_deadline: Duration,
     state_id: StateId,
-    memory: GuestMemory,
-    /// Where the VMM has what of the guest's memory: its address, the guest's, and the length.
-    mappings: Vec<(u64, u64, u64)>,
+    memory: MemoryTable,
     features: u64,
+    /// Where the VMM wants to be told which pages were written, once the driver's features have LOG_ALL.
+    log: Option<Arc<DirtyLog>>,
     inflight: Option<Arc<InflightRegion>>,
     queues: Vec<SessionQueue>,
 }
@@ -66,7 +65,7 @@ fn never_blocking(file: File) -> VhostResult<File> {
     Ok(file)
 }
 
-fn refused(what: impl Into<String>) -> VhostError {
+pub(super) fn refused(what: impl Into<String>) -> VhostError {
     VhostError::ReqHandlerError(io::Error::new(io::ErrorKind::InvalidInput, what.into()))
 }
 
@@ -82,26 +81,15 @@ impl Session {
         store_deadline: Duration,
         state_id: StateId,
     ) -> Result<Self, virtio_queue::Error> {
-        let memory = GuestMemoryAtomic::new(Memory::new());
+        let memory = MemoryTable::default();
         let queues = (0..vm.queues())
             .map(|_| {
-                let vring = Vring::new(memory.clone(), QUEUE_SIZE_MAX)?;
+                let vring = Vring::new(memory.memory(), QUEUE_SIZE_MAX)?;
                 Ok(SessionQueue { vring, has_kick: false, has_address: false, enabled: false, seat: None })
             })
             .collect::<Result<_, _>>()?;
-        let (mappings, features, inflight) = (Vec::new(), 0, None);
-        Ok(Self {
-            number,
-            vm,
-            workers,
-            store_deadline,
-            state_id,
-            memory,
-            mappings,
-            features,
-            inflight,
-            queues,
-        })
+        let (features, log, inflight) = (0, None, None);
+        Ok(Self { number, vm, workers, store_deadline, state_id, memory, features, log, inflight, queues })
     }
 
     fn queue(&mut self, index: u32) -> VhostResult<&mut SessionQueue> {
@@ -117,7 +105,7 @@ impl Session {
 
     /// Starts the ring once it has everything it needs.
     fn start_if_ready(&mut self, index: u32) -> VhostResult<()> {
-        let (vm, memory, number) = (Arc::clone(&self.vm), self.memory.clone(), self.number);
+        let (vm, memory, number) = (Arc::clone(&self.vm), self.memory.memory(), self.number);
         let queue_index = u16::try_from(index).map_err(|_| VhostError::InvalidParam)?;
         let inflight = self.inflight.as_ref().and_then(|region| region.queue(queue_index));
         let event_idx = self.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
@@ -174,43 +162,18 @@ impl Session {
         }
     }
 
-    fn guest_address(&self, vmm_address: u64) -> VhostResult<u64> {
-        self.mappings
-            .iter()
-            .find_map(|(vmm, guest, length)| {
-                let offset = vmm_address.checked_sub(*vmm).filter(|offset| offset < length)?;
-                guest.checked_add(offset)
-            })
-            .ok_or_else(|| {
-                refused(format!(
-                    "a ring at {vmm_address:#x}, which is not in memory that the VMM shares: {HOW_TO_SHARE}"
-                ))
-            })
-    }
-
-    fn map(region: &VhostUserMemoryRegion, file: File) -> VhostResult<(Region, (u64, u64, u64))> {
-        let end = region.mmap_offset.checked_add(region.memory_size);
-        let metadata = file.metadata().map_err(VhostError::ReqHandlerError)?;
-        let length = metadata.len();
-        // A region beyond its file would be SIGBUS at the first touch. Device files have no length.
-        if metadata.is_file() && end.is_none_or(|end| end > length) {
-            let wanted = region.memory_size;
-            return Err(refused(format!("a memory region of {wanted} bytes in a file of {length}")));
+    /// Takes over what the driver and the VMM have agreed on. When this returns, no ring writes past the log that now
+    /// holds.
+    fn negotiate(&mut self, features: u64, log: Option<Arc<DirtyLog>>) -> VhostResult<()> {
+        (self.features, self.log) = (features, log);
+        let active = self.log.clone().filter(|_| features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0);
+        if self.memory.set_log(active)? {
+            for worker in self.workers.iter() {
+                worker.pass_turn().map_err(VhostError::ReqHandlerError)?;
+            }
         }
-        let mapped = Region::new(region.mmap_region(file)?, GuestAddress(region.guest_phys_addr))
-            .map_err(VhostError::ReqHandlerError)?;
-        Ok((mapped, (region.user_addr, region.guest_phys_addr, region.memory_size)))
-    }
-
-    fn replace_memory(&mut self, memory: Memory) -> VhostResult<()> {
-        // The old map goes when the last turn that looks at it ends.
-        self.memory.lock().map_err(|_| VhostError::BackendInternalError)?.replace(memory);
         Ok(())
     }
-}
-
-fn memory_error(err: vm_memory::GuestRegionCollectionError) -> VhostError {
-    VhostError::ReqHandlerError(io::Error::other(err))
 }
 
 impl VhostUserBackendReqHandlerMut for Session {
@@ -233,12 +196,12 @@ impl VhostUserBackendReqHandlerMut for Session {
         if let Some(region) = &self.inflight {
             region.forget();
         }
-        self.features = 0;
-        Ok(())
+        self.negotiate(0, None)
     }
 
     fn get_features(&mut self) -> VhostResult<u64> {
-        Ok(config_space::features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits())
+        let migration = if self.vm.migrates() { VhostUserVirtioFeatures::LOG_ALL.bits() } else { 0 };
+        Ok(config_space::features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | migration)
     }
 
     fn set_features(&mut self, features: u64) -> VhostResult<()> {
@@ -246,7 +209,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         if features & !offered != 0 {
             return Err(refused(format!("features {:#x} were not offered", features & !offered)));
         }
-        self.features = features;
+        self.negotiate(features, self.log.clone())?;
         if !self.has_protocol_features() {
             // Without them a ring is enabled from the start.
             self.queues.iter_mut().for_each(|queue| queue.enabled = true);
@@ -260,15 +223,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         files: Vec<File>,
         _postcopy: Option<bool>,
     ) -> VhostResult<Option<Vec<VhostUserMemoryRegionBase>>> {
-        let mut mapped = Vec::new();
-        let mut mappings = Vec::new();
-        for (region, file) in regions.iter().zip(files) {
-            let (region, mapping) = Self::map(region, file)?;
-            mapped.push(region);
-            mappings.push(mapping);
-        }
-        self.replace_memory(Memory::from_regions(mapped).map_err(memory_error)?)?;
-        self.mappings = mappings;
+        self.memory.replace(regions, files)?;
         Ok(None)
     }
 
@@ -293,9 +248,9 @@ impl VhostUserBackendReqHandlerMut for Session {
         available: u64,
         _log: u64,
     ) -> VhostResult<()> {
-        let descriptor = self.guest_address(descriptor)?;
-        let available = self.guest_address(available)?;
-        let used = self.guest_address(used)?;
+        let descriptor = self.memory.guest_address(descriptor)?;
+        let available = self.memory.guest_address(available)?;
+        let used = self.memory.guest_address(used)?;
         let queue = self.queue(index)?;
         queue
             .vring
@@ -355,7 +310,13 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_protocol_features(&mut self) -> VhostResult<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::MQ
+        let migration = if self.vm.migrates() {
+            VhostUserProtocolFeatures::LOG_SHMFD
+        } else {
+            VhostUserProtocolFeatures::empty()
+        };
+        Ok(migration
+            | VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD
@@ -426,23 +387,12 @@ impl VhostUserBackendReqHandlerMut for Session {
         file: File,
         _postcopy: Option<bool>,
     ) -> VhostResult<Option<VhostUserMemoryRegionBase>> {
-        let (mapped, mapping) = Self::map(region, file)?;
-        let memory = self.memory.memory().insert_region(Arc::new(mapped)).map_err(memory_error)?;
-        self.replace_memory(memory)?;
-        self.mappings.push(mapping);
+        self.memory.add(region, file)?;
         Ok(None)
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> VhostResult<()> {
-        let (memory, removed) = self
-            .memory
-            .memory()
-            .remove_region(GuestAddress(region.guest_phys_addr), region.memory_size)
-            .map_err(memory_error)?;
-        self.replace_memory(memory)?;
-        let start = removed.start_addr().0;
-        self.mappings.retain(|(_, guest, _)| *guest != start);
-        Ok(())
+        self.memory.remove(region)
     }
 
     fn set_device_state_fd(
@@ -462,7 +412,12 @@ impl VhostUserBackendReqHandlerMut for Session {
         Err(refused("a disk has no shared memory of its own"))
     }
 
-    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> VhostResult<()> {
-        Err(refused("dirty logging was not offered"))
+    fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> VhostResult<()> {
+        if !self.vm.migrates() {
+            return Err(refused("a dirty log, which was not offered: see `migration` of this VM"));
+        }
+        let log =
+            DirtyLog::open(file, log.mmap_offset, log.mmap_size).map_err(VhostError::ReqHandlerError)?;
+        self.negotiate(self.features, Some(Arc::new(log)))
     }
 }

@@ -21,6 +21,7 @@ pub struct DeviceVm {
     name: String,
     serial: [u8; SERIAL_BYTES],
     queues: u16,
+    migrates: bool,
     /// Replaced when the VM is cleared, which no session survives.
     store: RwLock<Option<Arc<VmStore>>>,
     errors: AtomicU64,
@@ -56,9 +57,9 @@ pub enum Refused {
 }
 
 impl DeviceVm {
-    /// A VM with these pages and this many queues.
+    /// A VM with these pages and this many queues, which another VMM on this host may take over if it `migrates`.
     #[must_use]
-    pub fn new(name: &str, queues: u16, store: Option<Arc<VmStore>>) -> Self {
+    pub fn new(name: &str, queues: u16, migrates: bool, store: Option<Arc<VmStore>>) -> Self {
         let mut serial = [0; SERIAL_BYTES];
         for (target, byte) in serial.iter_mut().zip(b"ballast-".iter().chain(name.as_bytes())) {
             *target = *byte;
@@ -67,6 +68,7 @@ impl DeviceVm {
             name: name.to_owned(),
             serial,
             queues,
+            migrates,
             store: RwLock::new(store),
             errors: AtomicU64::new(0),
             waiting_stores: AtomicU64::new(0),
@@ -94,6 +96,12 @@ impl DeviceVm {
     #[must_use]
     pub fn queues(&self) -> u16 {
         self.queues
+    }
+
+    /// Whether the VMM is offered a log of what is written to the guest's memory, without which none migrates its guest.
+    #[must_use]
+    pub fn migrates(&self) -> bool {
+        self.migrates
     }
 
     /// The VM's pages.

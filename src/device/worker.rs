@@ -110,6 +110,14 @@ impl Worker {
         self.call(move |ops| ops.remove_subscriber(seat.0).map(|_| ()))
     }
 
+    /// Waits until the turn that the worker is in has ended, so that none looks at what was replaced before.
+    ///
+    /// # Errors
+    /// When the worker is gone.
+    pub fn pass_turn(&self) -> io::Result<()> {
+        self.call(|_| Ok(()))
+    }
+
     /// Lets stores that wait for room try again, now that there is some. Costs one read when none waits.
     pub fn wake_waiting(&self) {
         self.roster.room_made();

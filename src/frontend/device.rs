@@ -78,6 +78,8 @@ pub struct Device {
     pub(super) config_space: Vec<u8>,
     pub(super) vrings: Vec<Vring>,
     pub(super) inflight: Option<Inflight>,
+    /// Where the back end notes what it writes, once it was asked to.
+    pub(super) log: Option<File>,
 }
 
 impl Device {
@@ -99,6 +101,7 @@ impl Device {
             config_space: Vec::new(),
             vrings: Vec::new(),
             inflight: None,
+            log: None,
         };
         device.negotiate()?;
         device.read_config()?;
@@ -296,9 +299,10 @@ pub(super) fn open(path: &Path, options: &Options) -> Result<(Frontend, UnixStre
 }
 
 fn event_fd() -> Result<EventFd, Error> {
-    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| Error::Event { action: "make", source })
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+        .map_err(|source| Error::Descriptor { action: "make an event descriptor", source })
 }
 
 fn clone_fd(fd: &EventFd) -> Result<EventFd, Error> {
-    fd.try_clone().map_err(|source| Error::Event { action: "share", source })
+    fd.try_clone().map_err(|source| Error::Descriptor { action: "share an event descriptor", source })
 }

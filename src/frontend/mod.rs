@@ -33,6 +33,7 @@ mod conversation;
 mod device;
 mod disk;
 mod memory;
+mod migration;
 mod negotiation;
 mod queue;
 mod request;
@@ -107,9 +108,9 @@ pub enum Error {
         /// The length of the access.
         bytes: usize,
     },
-    /// An event descriptor failed.
-    #[error("can't {action} an event descriptor")]
-    Event {
+    /// A descriptor of the front end's own failed.
+    #[error("can't {action}")]
+    Descriptor {
         /// What was tried.
         action: &'static str,
         /// What the kernel said.

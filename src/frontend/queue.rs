@@ -76,7 +76,7 @@ impl Queue {
     ) -> Result<Self, Error> {
         let areas = Areas::new(memory, options)?;
         let tags = usize::from(options.depth);
-        let event = |source| Error::Event { action: "wait for", source };
+        let event = |source| Error::Descriptor { action: "wait for an event descriptor", source };
         let call_epoll = Epoll::new().map_err(event)?;
         call_epoll
             .ctl(ControlOperation::Add, call_fd(&call), EpollEvent::new(EventSet::IN, 0))
@@ -277,7 +277,7 @@ impl Queue {
     /// When the kick can't be written.
     pub fn kick(&mut self) -> Result<(), Error> {
         self.kicks += 1;
-        self.kick.write(1).map_err(|source| Error::Event { action: "write", source })
+        self.kick.write(1).map_err(|source| Error::Descriptor { action: "write an event descriptor", source })
     }
 
     /// The next request that is back, if there is one.
@@ -347,7 +347,9 @@ impl Queue {
                 Ok(1..) => drop(self.call.read()),
                 Ok(0) => {}
                 Err(err) if err.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(Error::Event { action: "wait for", source }),
+                Err(source) => {
+                    return Err(Error::Descriptor { action: "wait for an event descriptor", source });
+                }
             }
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::ServeError;
-use crate::config::{Config, VmConfig};
+use crate::config::{Config, Migration, VmConfig};
 use crate::control::api::{ClearError, Host, PoolChange, PoolStatus, SetError, Status, VmChange, VmStatus};
 use crate::control::socket;
 use crate::device::Device;
@@ -66,7 +66,8 @@ impl Daemon {
                 initialise(pages, vm)
                     .map_err(|source| ServeError::SwapHeader { name: vm.name.clone(), source })?;
             }
-            vms.push((vm.clone(), Arc::new(DeviceVm::new(&vm.name, vm.queues, pages))));
+            let migrates = vm.migration == Migration::SameHost;
+            vms.push((vm.clone(), Arc::new(DeviceVm::new(&vm.name, vm.queues, migrates, pages))));
         }
         let device = Arc::new(device);
         let shrinker = Arc::new(start_shrinker(&config, &store, &device)?);

@@ -4,6 +4,7 @@
 
 pub mod daemon;
 pub mod file;
+pub mod guests;
 pub mod world;
 
 use std::os::unix::net::UnixListener;
@@ -150,7 +151,7 @@ impl Host {
         let device = Arc::new(device.expect("workers start"));
         let mut vms = Vec::new();
         for name in names {
-            let vm = Arc::new(DeviceVm::new(name, 4, store.ready(name)));
+            let vm = Arc::new(DeviceVm::new(name, 4, true, store.ready(name)));
             let socket = runtime_dir.join(format!("{name}.sock"));
             let _ = std::fs::remove_file(&socket);
             let listener = UnixListener::bind(socket).expect("a socket");

@@ -1,0 +1,253 @@
+//! A guest that moves, while it runs, from one VMM to another on the same host, as for an upgrade of the VMM: what the
+//! device writes to its memory is logged, and its stored pages are there for whoever has the VM.
+
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
+mod support;
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use ballast::frontend::{Device, Error, Memory, Op, Options, Queue, Status};
+use ballast::page::{PAGE_SIZE, Page};
+use serde_json::{Value, json};
+use support::guests::{Guests, VM};
+use support::{Host, page_of};
+use vm_memory::GuestAddress;
+
+const PATIENCE: Duration = Duration::from_secs(300);
+/// What a booted guest has, all of it in one piece from address 0 on.
+const MEMORY_BYTES: usize = 128 << 20;
+/// Pages that it loads after most of its memory was sent.
+const LOADS_MEANWHILE: u64 = 4000;
+/// Where the pages that are compared lie: nothing of the driver's own is there.
+const DATA: u64 = 1 << 32;
+const DATA_PAGES: usize = 256;
+
+fn data(memory: &Memory) -> Vec<Page> {
+    let mut bytes = vec![0; DATA_PAGES * PAGE_SIZE];
+    memory.read(GuestAddress(DATA), &mut bytes).unwrap();
+    bytes.as_chunks().0.to_vec()
+}
+
+/// Loads the slots from 1 on, each with a page to two places, into every fourth page of the data.
+fn load_some(disk: &mut Queue, first_page: u64) {
+    for n in 0..20u64 {
+        let address = DATA + (first_page + n * 4) * 4096;
+        // One in three lies across two pages of memory.
+        let address = if n % 3 == 0 { address + 512 } else { address };
+        disk.stage_buffers(
+            0,
+            Op::Read { sector: 8 * (1 + n), bytes: 4096 },
+            &[(GuestAddress(address), 4096)],
+        )
+        .unwrap();
+        disk.publish().unwrap();
+        disk.kick().unwrap();
+        assert_eq!(disk.wait(PATIENCE).unwrap().status, Status::Ok);
+    }
+}
+
+#[test]
+fn what_a_migrating_vmm_copies_by_the_log_is_the_guests_memory() {
+    let host = Host::start(&["web1"]);
+    let memory = Memory::with_regions(&[(0, 16 << 20), (DATA, DATA_PAGES * PAGE_SIZE)]).unwrap();
+    let options = Options { queues: 2, ..Options::default() };
+    let mut device = Device::connect(host.socket("web1"), memory.clone(), options).unwrap();
+    let mut queues = device.start().unwrap();
+    let pages: Vec<Page> = (0..20).map(|n| page_of(n, 3)).collect();
+    queues[0].write_pages(1, &pages).unwrap();
+    load_some(&mut queues[0], 1);
+
+    device.start_log().unwrap();
+    assert!(device.take_logged().unwrap().is_empty(), "what was written before is copied as it is");
+    let mut copy = data(&memory);
+    for first_page in [2, 3, 100] {
+        load_some(&mut queues[0], first_page);
+        load_some(&mut queues[1], first_page + 60);
+        let (before, now) = (data(&memory), device.take_logged().unwrap());
+        let (data_pages, others): (Vec<u64>, Vec<u64>) =
+            now.into_iter().partition(|page| *page >= DATA / 4096);
+        for page in data_pages {
+            let n = usize::try_from(page - DATA / 4096).unwrap();
+            copy[n] = before[n];
+        }
+        assert!(copy == before, "a page was written and not logged");
+        // Each queue's used ring and the places of its statuses.
+        assert!((4..=8).contains(&others.len()), "{others:?}");
+    }
+
+    // Stores write answers to the guest's memory, and none of its data.
+    queues[0].write_pages(1, &pages).unwrap();
+    let logged = device.take_logged().unwrap();
+    assert!(!logged.is_empty() && logged.iter().all(|page| *page < DATA / 4096), "{logged:?}");
+    // A migration that was given up. The last index is logged after it was written, so it may have been seen before.
+    device.stop_log().unwrap();
+    device.take_logged().unwrap();
+    load_some(&mut queues[0], 1);
+    assert!(device.take_logged().unwrap().is_empty());
+    // And another, of a guest whose memory has grown meanwhile.
+    device.add_region(DATA * 2, 1 << 20).unwrap();
+    device.start_log().unwrap();
+    queues[0].write_pages(1, &pages).unwrap();
+    let address = GuestAddress(DATA * 2);
+    queues[0].stage_buffers(0, Op::Read { sector: 8, bytes: 4096 }, &[(address, 4096)]).unwrap();
+    queues[0].publish().unwrap();
+    queues[0].kick().unwrap();
+    assert_eq!(queues[0].wait(PATIENCE).unwrap().status, Status::Ok);
+    assert!(device.take_logged().unwrap().contains(&(DATA * 2 / 4096)));
+}
+
+#[test]
+fn no_log_is_offered_to_a_vm_that_may_not_move() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let vm = "[[vm]]\nname = \"web1\"\nsize = \"16MiB\"\n";
+    let daemon = support::daemon::Daemon::start(dir.path(), vm);
+    let memory = Memory::with_bytes(8 << 20).unwrap();
+    let mut device = Device::connect(daemon.socket("web1"), memory, Options::default()).unwrap();
+    let mut queues = device.start().unwrap();
+    assert!(matches!(device.start_log(), Err(Error::Missing { .. })));
+    queues[0].flush().unwrap();
+}
+
+/// A QEMU's monitor.
+struct Qmp {
+    stream: UnixStream,
+    answers: BufReader<UnixStream>,
+}
+
+impl Qmp {
+    fn connect(socket: &Path) -> Self {
+        let deadline = Instant::now() + PATIENCE;
+        let stream = loop {
+            match UnixStream::connect(socket) {
+                Ok(stream) => break stream,
+                Err(err) => assert!(Instant::now() < deadline, "{}: {err}", socket.display()),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let answers = BufReader::new(stream.try_clone().unwrap());
+        let mut qmp = Self { stream, answers };
+        qmp.ask(&json!({"execute": "qmp_capabilities"}));
+        qmp
+    }
+
+    /// What QEMU returns; events and its greeting are passed over.
+    fn ask(&mut self, command: &Value) -> Value {
+        writeln!(self.stream, "{command}").unwrap();
+        loop {
+            let mut line = String::new();
+            self.answers.read_line(&mut line).unwrap();
+            let answer: Value = serde_json::from_str(&line).unwrap();
+            assert!(answer.get("error").is_none(), "{command}: {answer}");
+            if let Some(answer) = answer.get("return") {
+                return answer.clone();
+            }
+        }
+    }
+
+    /// Sends the guest's memory to the QEMU that listens at `to`: most of it, then hardly any until `meanwhile` has
+    /// returned, then what is left.
+    fn migrate(&mut self, to: &Path, meanwhile: impl FnOnce()) -> Value {
+        self.limit(64 << 20, 1);
+        self.ask(&json!({"execute": "migrate", "arguments": {"uri": format!("unix:{}", to.display())}}));
+        self.wait_for_migration(|state| {
+            state["ram"]["remaining"].as_u64().is_some_and(|bytes| bytes < MEMORY_BYTES as u64 / 4)
+        });
+        self.limit(1 << 20, 1);
+        meanwhile();
+        self.limit(1 << 30, 2000);
+        self.wait_for_migration(|state| state["status"] == "completed")
+    }
+
+    fn wait_for_migration(&mut self, done: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let state = self.ask(&json!({"execute": "query-migrate"}));
+            if done(&state) {
+                return state;
+            }
+            let failed = matches!(state["status"].as_str(), Some("failed" | "cancelled"));
+            assert!(!failed && Instant::now() < deadline, "{state}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// A guest is stopped for the rest of its memory once that takes no longer than the downtime.
+    fn limit(&mut self, bytes_per_second: u64, downtime_ms: u64) {
+        let arguments = json!({"max-bandwidth": bytes_per_second, "downtime-limit": downtime_ms});
+        self.ask(&json!({"execute": "migrate-set-parameters", "arguments": arguments}));
+    }
+
+    /// The guest's memory, whole.
+    fn memory(&mut self, file: &Path) -> Vec<u8> {
+        let arguments = json!({"val": 0, "size": MEMORY_BYTES, "filename": file});
+        self.ask(&json!({"execute": "pmemsave", "arguments": arguments}));
+        let memory = fs::read(file).unwrap();
+        fs::remove_file(file).unwrap();
+        memory
+    }
+}
+
+/// Where a QEMU of the test has its monitor, and where it waits for a guest.
+fn monitor_of(dir: &Path, n: u32) -> PathBuf {
+    dir.join(format!("{n}.qmp"))
+}
+
+fn monitor(dir: &Path, n: u32) -> Vec<OsString> {
+    vec!["-qmp".into(), format!("unix:{},server=on,wait=off", monitor_of(dir, n).display()).into()]
+}
+
+fn loads(guests: &Guests) -> u64 {
+    guests.daemon.status().unwrap().vm(VM).unwrap().loads
+}
+
+/// Moves the guest from QEMU `n` to the next one, while it loads; both then have the same memory, to the last page.
+fn move_on(guests: &mut Guests, mut from: Qmp, n: u32) -> Qmp {
+    let dir = guests.path().to_owned();
+    let incoming = dir.join(format!("{n}.in"));
+    let mut arguments = monitor(&dir, n + 1);
+    // Stopped, so that nothing changes before it was looked at.
+    arguments.extend(["-S".into(), "-incoming".into(), format!("unix:{}", incoming.display()).into()]);
+    guests.boot_twin(&format!("{VM}-{}", n + 1), arguments);
+    let mut to = Qmp::connect(&monitor_of(&dir, n + 1));
+    let moved = from.migrate(&incoming, || {
+        let (before, deadline) = (loads(guests), Instant::now() + PATIENCE);
+        while loads(guests) < before + LOADS_MEANWHILE {
+            assert!(Instant::now() < deadline, "the guest hardly loads: {} more", loads(guests) - before);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    let (source, target) = (from.memory(&dir.join("memory")), to.memory(&dir.join("memory")));
+    assert!(source.len() == MEMORY_BYTES && target.len() == MEMORY_BYTES);
+    let differ =
+        source.chunks(PAGE_SIZE).zip(target.chunks(PAGE_SIZE)).filter(|(source, target)| source != target);
+    assert_eq!(differ.count(), 0, "pages of the guest's memory differ after it was moved");
+    let (down_ms, pages) = (&moved["downtime"], &moved["ram"]["normal"]);
+    println!("moved: {down_ms} ms down, {pages} pages sent");
+    from.ask(&json!({"execute": "quit"}));
+    to.ask(&json!({"execute": "cont"}));
+    to
+}
+
+#[test]
+fn a_guest_that_swaps_moves_to_another_qemu_twice_with_every_page() {
+    let mut guests = Guests::boot_several(&[VM], 1, 2, |daemon, guest| {
+        daemon.vm_keys = "migration = \"same-host\"".to_owned();
+        guest.arguments = monitor(&guest.directory, 0);
+        // Who zeroes memory before it is loaded into has logged it already.
+        guest.kernel_arguments = "init_on_alloc=0".to_owned();
+    });
+    // While it overwrites, and while it checks what it has.
+    guests.reach(12);
+    let first = Qmp::connect(&monitor_of(guests.path(), 0));
+    let second = move_on(&mut guests, first, 0);
+    guests.reach(9);
+    move_on(&mut guests, second, 1);
+    guests.finish_guest(2, VM);
+}
