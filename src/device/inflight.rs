@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
 use super::sigbus::Watch;
+use crate::crash_point;
 use crate::store::state::StateId;
 
 const HEADER_BYTES: usize = 16;
@@ -137,6 +138,7 @@ impl InflightRegion {
 
     fn write(&self, at: usize, bytes: &[u8]) {
         self.map.as_volatile_slice().write_slice(bytes, at).expect("offsets are within the region");
+        crash_point::passed();
     }
 
     /// Forgets what was taken and where the used rings were: the guest's driver starts over.
@@ -176,6 +178,7 @@ impl InflightQueue {
             .as_volatile_slice()
             .store(value, at, Ordering::Release)
             .expect("offsets are within the region");
+        crash_point::passed();
     }
 
     fn descriptor_at(&self, head: u16) -> usize {
@@ -199,6 +202,7 @@ impl InflightQueue {
             .as_volatile_slice()
             .store(u8::from(taken), at, Ordering::Release)
             .expect("heads are below the queue's size");
+        crash_point::passed();
     }
 
     /// Whether the VMM has cut the region's file short.
@@ -243,6 +247,7 @@ impl InflightQueue {
         let at = self.base.saturating_add(self.descriptor_at(head)).saturating_add(COUNTER_AT);
         let counter = self.region.map.as_volatile_slice().store(self.counter, at, Ordering::Release);
         counter.expect("heads are below the queue's size");
+        crash_point::passed();
         self.counter = self.counter.wrapping_add(1);
         self.set_taken(head, true);
     }

@@ -18,12 +18,13 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::SeekFrom;
 
-use super::mapping::Mapping;
+use super::mapping::{HalfWord, Mapping, Word};
 use super::state::STATE_VERSION;
+use crate::crash_point;
 use crate::ids::{Slot, VmId};
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
 use crate::private;
@@ -104,7 +105,7 @@ impl Table {
         header[KEY_CHECKSUM_AT..KEY_CHECKSUM_AT + 4].copy_from_slice(&crc32c::crc32c(&key).to_le_bytes());
         let new = path.with_extension("new");
         private::write(&new, &header)?;
-        fs::rename(&new, path)?;
+        crash_point::after(fs::rename(&new, path))?;
         Self::open(path, name)
     }
 
@@ -298,18 +299,18 @@ pub struct Chunk<'table> {
     /// The first of the slots.
     pub first: Slot,
     /// Their packed entries.
-    pub entries: &'table [AtomicU64],
+    pub entries: &'table [Word],
     /// When their pages were last used.
-    pub ages: &'table [AtomicU32],
+    pub ages: &'table [HalfWord],
 }
 
 /// One slot's part of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'table> {
     /// The packed entry.
-    pub entry: &'table AtomicU64,
+    pub entry: &'table Word,
     /// When the page was last used (see `lru`).
-    pub age: &'table AtomicU32,
+    pub age: &'table HalfWord,
     /// The generation, which changes with every published entry, and the pool that made the object (see `vm`).
     pub tag: &'table AtomicU32,
 }

@@ -10,6 +10,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::jobs::{Job, Parsed};
 use super::{Broken, Ending, Progress, Ring, Workbench};
+use crate::crash_point;
 use crate::device::blk::execute::{Execution, Outcome, Turn};
 use crate::device::blk::request::{self, DESCRIPTOR_BYTES, DescriptorTable, Kind, Malformed, Status};
 use crate::device::complaints::{Chain, Complaint};
@@ -284,7 +285,7 @@ impl Ring {
         if let Some(inflight) = &self.inflight {
             inflight.answering(answer.head);
         }
-        queue.add_used(memory, answer.head, length)?;
+        crash_point::after(queue.add_used(memory, answer.head, length))?;
         if let Some(inflight) = &self.inflight {
             inflight.answered(answer.head, queue.next_used());
         }
