@@ -8,6 +8,10 @@
 /// The environment variable that says how many points are passed before the process dies.
 pub const CRASH_AFTER: &str = "BALLAST_CRASH_AFTER";
 
+/// The environment variable that makes the daemon crash by its own doing at a store: `VM:SLOT:HOW`, where `HOW` is
+/// `abort`, `panic` or `overflow` (of the stack).
+pub const CRASH_STORING: &str = "BALLAST_CRASH_STORING";
+
 /// Something that outlives the process was changed just now.
 #[inline]
 pub fn passed() {
@@ -24,8 +28,18 @@ pub fn after<T, E>(result: Result<T, E>) -> Result<T, E> {
     result.inspect(|_| passed())
 }
 
+/// Pages are about to be stored in these slots of a VM's.
+#[inline]
+pub fn storing(vm: &str, slots: std::ops::Range<u64>) {
+    #[cfg(debug_assertions)]
+    armed::storing(vm, &slots);
+    let _ = (vm, slots);
+}
+
 #[cfg(debug_assertions)]
 mod armed {
+    use std::hint::black_box;
+    use std::ops::Range;
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -46,5 +60,38 @@ mod armed {
             // SAFETY: raising a signal at oneself touches no memory; it does not come back.
             unsafe { libc::raise(libc::SIGKILL) };
         }
+    }
+    /// A VM, one of its slots, and how to crash there.
+    type Told = (String, u64, String);
+
+    static TOLD: OnceLock<Option<Told>> = OnceLock::new();
+
+    fn told() -> Option<Told> {
+        let text = std::env::var(super::CRASH_STORING).ok()?;
+        let parts: Vec<&str> = text.split(':').collect();
+        let parsed = match parts[..] {
+            [vm, slot, how] => slot.parse().ok().map(|slot| (vm.to_owned(), slot, how.to_owned())),
+            _ => None,
+        };
+        Some(parsed.unwrap_or_else(|| panic!("{}={text}: VM:SLOT:HOW", super::CRASH_STORING)))
+    }
+
+    pub(super) fn storing(vm: &str, slots: &Range<u64>) {
+        let Some((told_vm, slot, how)) = TOLD.get_or_init(told) else { return };
+        if told_vm == vm && slots.contains(slot) {
+            match how.as_str() {
+                "panic" => panic!("told to"),
+                "overflow" => drop(black_box(overflow([*slot; 64]))),
+                _ => std::process::abort(),
+            }
+        }
+    }
+
+    #[allow(unconditional_recursion, reason = "that is how a stack overflows")]
+    fn overflow(mut frame: [u64; 64]) -> [u64; 64] {
+        frame[0] = frame[0].wrapping_add(1);
+        let mut deeper = overflow(black_box(frame));
+        deeper[1] = deeper[1].wrapping_add(frame[0]);
+        deeper
     }
 }

@@ -10,7 +10,7 @@ use vm_memory::{
     MmapRegion, VolatileSlice,
 };
 
-use super::sigbus::Watch;
+use super::signals::watch::Watch;
 
 /// A guest's memory, without a log of what is written to it: nothing is migrated yet, and it would cost a fifth of a
 /// load.

@@ -9,6 +9,7 @@
 pub mod accounting;
 pub mod arena;
 pub mod codec;
+pub mod crashes;
 pub mod entry;
 pub mod lru;
 pub mod mapping;

@@ -8,6 +8,7 @@
 //!          16 slots u32  20 length of the name u32  24 name  88 crc32c of all before u32
 //!          96 u32: 1 once the VM's first pages (its swap header) are in place
 //!          128 the key of the VM's records in the writeback file  160 crc32c of the key u32
+//!          164 crashes in a row while working for the VM u32  168 the last one's second of the boot-time clock u32
 //! 4096   chunk 0: 4096 entries of 8 bytes, then 4096 ages of 4 bytes
 //! 53248  chunk 1, and so on
 //! ```
@@ -22,6 +23,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::SeekFrom;
 
+use super::crashes::Crashes;
 use super::mapping::{HalfWord, Mapping, Word};
 use super::state::STATE_VERSION;
 use crate::crash_point;
@@ -36,6 +38,8 @@ const CHECKSUM_AT: usize = 88;
 const KEY_AT: usize = 128;
 const KEY_BYTES: usize = 32;
 const KEY_CHECKSUM_AT: usize = KEY_AT + KEY_BYTES;
+const CRASHES_AT: u64 = 164;
+const LAST_CRASH_AT: u64 = 168;
 /// The longest name of a VM, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
 
@@ -210,6 +214,14 @@ impl Table {
     /// Notes that the VM's first pages are in place.
     pub fn set_initialised(&self) {
         self.mapping.half_word(INITIALISED_AT).store(1, Ordering::Release);
+    }
+
+    /// How often the daemon has ended itself while it worked for the VM.
+    #[must_use]
+    pub fn crashes(&self) -> Crashes<'_> {
+        let (count, last_seconds) =
+            (self.mapping.half_word(CRASHES_AT), self.mapping.half_word(LAST_CRASH_AT));
+        Crashes { count, last_seconds }
     }
 
     /// Makes sure that `slot` can be written.

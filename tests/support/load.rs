@@ -68,7 +68,7 @@ impl Load {
     /// Pages that are stored, or `None` while that isn't known for all.
     pub fn stored_pages(&self) -> Option<usize> {
         let known = self.asked.is_empty() && self.held.values().all(|pages| pages.len() == 1);
-        known.then(|| self.held.len())
+        known.then_some(self.held.len())
     }
 
     /// Whether everything that was asked for is answered.
