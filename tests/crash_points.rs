@@ -1,6 +1,7 @@
 //! A short history of a store, played again and again by a process of its own that dies at the first, the second, the
-//! third … of all points at which what outlives it changes (`ballast::crash_point`), until it gets to the end. After each
-//! death every page is what it was before the step at hand or is after it, all counts agree, and the store works on.
+//! third … of all points at which what outlives it changes (`ballast::crash_point`), until it gets to the end. After some
+//! of these deaths its successors die at every point of their start. In the end every page is what it was before the step
+//! at hand or is after it, all counts agree, and the store works on.
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
@@ -14,6 +15,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use ballast::crash_point::CRASH_AFTER;
 use ballast::ids::{Owner, Slot};
@@ -29,9 +32,13 @@ use support::page_of;
 
 /// Says to the process that plays the history where to do so.
 const HISTORY_DIR: &str = "BALLAST_HISTORY_DIR";
+/// Says to it to do the first step alone, on what others have left.
+const ONLY_START: &str = "BALLAST_HISTORY_ONLY_START";
+/// After one death of so many the successors die, too: a prime, so that it meets all kinds.
+const DYING_STARTS_EVERY: u64 = 13;
 const POOL_BYTES: u64 = 8 << 20;
 /// Processes at a time.
-const PLAYERS: u64 = 2;
+const PLAYERS: usize = 2;
 /// Slots of VM a's disk, before and after it is made larger.
 const SLOTS: [u32; 2] = [64, 96];
 const NAMES: [&str; 2] = ["a", "b"];
@@ -65,23 +72,23 @@ fn history() -> Vec<Step> {
         open(SLOTS[0], 4),
         Store(0, 0..3, 2),
         Store(1, 0..2, 0),
-        Store(0, 3..15, 2),
-        Store(0, 15..17, 4),
+        Store(0, 3..60, 2),
+        Store(0, 60..62, 4),
         // Overwritten by what is larger, smaller, and same-filled.
         Store(0, 0..2, 3),
         Store(0, 0..1, 1),
         Store(0, 1..2, 0),
-        Discard(0, 3..15, 2),
+        Discard(0, 3..60, 2),
         Compact,
-        Evict(0, 0..17),
+        Evict(0, 0..20),
         Store(1, 2..5, 3),
         open(SLOTS[0], 4),
         Evict(1, 0..5),
         Discard(0, 10..12, 1),
         Store(0, 12..14, 2),
         Clean,
-        Load(0, 0..17),
-        Load(0, 0..17),
+        Load(0, 0..40),
+        Load(0, 0..40),
         Recompress(0),
         Recompress(1),
         Evict(0, 0..6),
@@ -160,7 +167,7 @@ impl Player<'_> {
             Step::Recompress(of) => {
                 store.shared().pools.set_current(Compressor::Zstd(1)).unwrap();
                 for slot in (0..SLOTS[0]).map(Slot) {
-                    let _ = vm(of).recompress(slot, Age::now(), std::time::Duration::ZERO, scratch);
+                    let _ = vm(of).recompress(slot, Age::now(), Duration::ZERO, scratch);
                 }
             }
             Step::Clear(of) => store.clear(NAMES[*of]).unwrap(),
@@ -178,7 +185,7 @@ fn evict(store: &Store, of: usize, slots: Range<u32>) {
     let file = store.shared().file.as_ref().unwrap();
     for slot in slots.map(Slot) {
         let Some(record) = vm.table().record(slot) else { continue };
-        let age = Age::from_bits(record.age.load(std::sync::atomic::Ordering::Relaxed));
+        let age = Age::from_bits(record.age.load(Ordering::Relaxed));
         let mut object = Vec::new();
         let Some((generation, _)) = vm.isolate(slot, age, &mut object) else { continue };
         let owner = Owner { vm: vm.id(), slot };
@@ -204,29 +211,47 @@ fn clean(store: &Store) {
 
 /// Plays the history and notes each step that is done. The process may die of it.
 fn play(dir: &Path) {
-    let mut journal = File::create(dir.join("journal")).unwrap();
     let mut player = Player { dir, store: None, scratch: Scratch::default() };
-    for (at, step) in history().iter().enumerate() {
+    let steps = history();
+    if std::env::var_os(ONLY_START).is_some() {
+        return player.play(0, &steps[0]);
+    }
+    let mut journal = File::create(dir.join("journal")).unwrap();
+    for (at, step) in steps.iter().enumerate() {
         player.play(at, step);
         journal.write_all(b".").unwrap();
     }
 }
 
-/// Has the history played in `dir` by a process that dies at the `point`-th point. Whether it got to the end, and the
-/// steps that it did.
-fn die_at(point: u64, dir: &Path) -> (bool, usize) {
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["after_a_death_at_any_point_every_page_is_there", "--exact", "--nocapture"])
-        .env(HISTORY_DIR, dir)
-        .env(CRASH_AFTER, point.to_string())
-        .stdout(Stdio::null())
-        .output()
-        .unwrap();
-    let status = output.status;
+/// Has a process play in `dir` that dies at the `point`-th point. Whether it got to the end.
+fn survives(point: u64, dir: &Path, only_start: bool) -> bool {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["after_a_death_at_any_point_every_page_is_there", "--exact", "--nocapture"]);
+    command.env(HISTORY_DIR, dir).env(CRASH_AFTER, point.to_string()).stdout(Stdio::null());
+    if only_start {
+        command.env(ONLY_START, "1");
+    }
+    let output = command.output().unwrap();
+    let (status, stderr) = (output.status, String::from_utf8_lossy(&output.stderr));
     let died = status.signal() == Some(libc::SIGKILL);
-    assert!(died || status.success(), "point {point}: {status}: {}", String::from_utf8_lossy(&output.stderr));
-    let done = fs::read(dir.join("journal")).map_or(0, |journal| journal.len());
-    (!died, done)
+    assert!(died || status.success(), "point {point}, only the start: {only_start}: {status}: {stderr}");
+    !died
+}
+
+/// Plays the history until the `point`-th point and compares what is left. Whether it got to the end, and how often
+/// successors died at their start.
+fn die_at(point: u64) -> (bool, u64) {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let ended = survives(point, dir.path(), false);
+    let done = fs::read(dir.path().join("journal")).map_or(0, |journal| journal.len());
+    assert_eq!(ended, done == history().len());
+    let starts = if point.is_multiple_of(DYING_STARTS_EVERY) {
+        (1..).find(|start| survives(*start, dir.path(), true)).unwrap() - 1
+    } else {
+        0
+    };
+    assert_whole(dir.path(), done, point);
+    (ended, starts)
 }
 
 /// Compares what is in `dir` with the history after so many steps.
@@ -266,22 +291,28 @@ fn after_a_death_at_any_point_every_page_is_there() {
     if let Some(dir) = std::env::var_os(HISTORY_DIR) {
         return play(Path::new(&dir));
     }
-    let try_points = |first| {
-        (first..).step_by(usize::try_from(PLAYERS).unwrap()).find(|point| {
-            let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-            let (ended, done) = die_at(*point, dir.path());
-            assert_eq!(ended, done == history().len());
-            assert_whole(dir.path(), done, *point);
-            ended
-        })
+    let next = AtomicU64::new(1);
+    let player = || {
+        let mut starts = 0;
+        loop {
+            let point = next.fetch_add(1, Ordering::Relaxed);
+            let (ended, more) = die_at(point);
+            starts += more;
+            if ended {
+                return (point, starts);
+            }
+        }
     };
     let ends = std::thread::scope(|scope| {
-        let players: Vec<_> = (1..=PLAYERS).map(|first| scope.spawn(move || try_points(first))).collect();
-        players.into_iter().map(|player| player.join().unwrap().unwrap()).collect::<Vec<u64>>()
+        let players = [(); PLAYERS].map(|()| scope.spawn(player));
+        players.map(|player| player.join().unwrap())
     });
-    let points = ends.into_iter().min().unwrap() - 1;
-    std::io::stderr()
-        .write_all(format!("{points} deaths, one at each point of a history\n").as_bytes())
-        .unwrap();
-    assert!(points > 300, "{points}");
+    // The first one that got to the end passed one more.
+    let points = ends.iter().map(|(end, _)| end - 1).min().unwrap();
+    let starts: u64 = ends.iter().map(|(_, starts)| starts).sum();
+    let line = format!(
+        "{points} deaths, one at each point of a history, and {starts} of successors at their start\n"
+    );
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
+    assert!(points > 1000 && starts > 1000, "{line}");
 }
