@@ -2,7 +2,8 @@
 //! cleaned, compressors change with recompression and a VM's limit changes. It is killed from outside at random moments,
 //! or kills itself at a numbered point between two changes of its files (`ballast::crash_point`), at start too, before it
 //! serves. Whatever was answered is there afterwards, and what was in flight is answered. `BALLAST_KILLS=1000` makes it
-//! die so often; it is a hundred times without.
+//! die so often; it is a hundred times without. And it dies once at each point that it passes from its start to the last
+//! answer to a few requests.
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
@@ -26,6 +27,9 @@ const POINTS_LOG_MAX: u32 = 18;
 /// How long a daemon may take to pass its last point before it is killed from outside after all.
 const POINT_WAIT: Duration = Duration::from_secs(1);
 const RECOMPRESSION_HEAD_START: Duration = Duration::from_millis(200);
+
+/// Requests at once, where the daemon dies at each point.
+const REQUESTS: usize = 4;
 
 const NAMES: [&str; 2] = ["web1", "web2"];
 
@@ -157,12 +161,42 @@ fn nothing_is_lost_however_often_the_daemon_dies() {
     assert!(tally.cleaned_segments > 0 && tally.recompressed_objects > 0);
 }
 
-/// One line, also where the harness keeps what passing tests print.
+#[test]
+fn every_request_is_answered_once_at_whatever_point_the_daemon_dies() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut daemon = Daemon::start(dir.path(), "[[vm]]\nname = \"web1\"\nsize = \"64MiB\"\n");
+    let mut load = Load::attach(daemon.socket("web1"), Manners::CloudHypervisor);
+    let mut deaths = 0;
+    for point in 1.. {
+        if !daemon.restart_dying_after(point) {
+            continue;
+        }
+        load.ask_together(REQUESTS, || !daemon.has_died());
+        let died = daemon.has_died();
+        daemon.restart();
+        load.settle();
+        if !died {
+            break;
+        }
+        deaths += 1;
+    }
+    load.check_everything();
+    assert_eq!(load.failed_stores, 0);
+    tell(&format!("{deaths} deaths, one at each point of {REQUESTS} requests"));
+    // Each request passes five at least: two when it is taken, three when it is answered.
+    assert!(deaths > REQUESTS * 5, "{deaths}");
+}
+
+/// A line, also where the harness keeps what passing tests print.
+fn tell(line: &str) {
+    std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
+}
+
 fn report(tally: &Tally, loads: &[Load]) {
     let sum = |of: fn(&Load) -> u64| loads.iter().map(of).sum::<u64>();
     let line = format!(
         "{} deaths, {} of them at points, {} of these before the daemon served; {} pages were checked, {} written to \
-         the file, {} segments cleaned, {} objects compressed anew; {} stores failed for want of room\n",
+         the file, {} segments cleaned, {} objects compressed anew; {} stores failed for want of room",
         tally.deaths,
         tally.at_points,
         tally.before_serving,
@@ -172,5 +206,5 @@ fn report(tally: &Tally, loads: &[Load]) {
         tally.recompressed_objects,
         sum(|load| load.failed_stores),
     );
-    std::io::stderr().write_all(line.as_bytes()).unwrap();
+    tell(&line);
 }

@@ -5,6 +5,8 @@
 
 mod support;
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -194,4 +196,26 @@ fn whatever_way_it_crashes_counts_and_what_comes_from_outside_does_not() {
     }
     web1.assert_all(1);
     assert!(web1.queue.read_page(FATAL_SLOT).unwrap() == page(FATAL_SLOT, 4));
+}
+
+#[test]
+fn a_quarantine_is_shown_and_ends_with_the_pages_too() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut daemon = Daemon::start(dir.path(), CONFIG);
+    daemon.kill();
+    // As after three crashes in a row.
+    let table = File::options().write(true).open(daemon.table("web1")).unwrap();
+    table.write_all_at(&3u32.to_le_bytes(), 164).unwrap();
+    daemon.restart();
+    let shown = String::from_utf8(daemon.ask(&["status"]).stdout).unwrap();
+    let row = shown.lines().find(|line| line.starts_with("web1 ")).unwrap();
+    assert!(row.contains("quarantined") && shown.contains("`ballast vm release web1`"), "{shown}");
+    assert!(daemon.log().contains("the VM is quarantined"), "{}", daemon.log());
+    let memory = Memory::with_bytes(4 << 20).unwrap();
+    assert!(Device::connect(daemon.socket("web1"), memory, Options::default()).is_err());
+    let unknown = daemon.ask(&["vm", "release", "web3"]);
+    assert!(!unknown.status.success() && String::from_utf8_lossy(&unknown.stderr).contains("web3"));
+    assert!(daemon.ask(&["vm", "clear", "web1"]).status.success());
+    assert_eq!(crashes(&daemon, "web1"), (0, "ready".to_owned()));
+    Vm::attach(&daemon, "web1", Manners::Qemu).store_all(1);
 }

@@ -83,9 +83,11 @@ impl Load {
         self.noise
     }
 
-    /// Asks for something on every free tag. A slot has one request at a time, so that its content is known.
-    fn ask(&mut self, n: usize) {
-        while let Some(tag) = self.queues[n].free_tag() {
+    /// Asks for something on so many free tags, if there are. A slot has one request at a time, so that its content is
+    /// known.
+    fn ask(&mut self, n: usize, count: usize) {
+        for _ in 0..count {
+            let Some(tag) = self.queues[n].free_tag() else { break };
             let slot = 1 + self.random() % (SLOTS - 1);
             if self.asked.values().any(|asked| asked.slot() == slot) {
                 break;
@@ -174,12 +176,21 @@ impl Load {
             }
             let mut any = false;
             for n in 0..self.queues.len() {
-                self.ask(n);
+                self.ask(n, usize::MAX);
                 any |= self.poll(n);
             }
             if !any {
                 std::thread::yield_now();
             }
+        }
+    }
+
+    /// Asks for so many things at once and waits for the answers, as long as `alive` says so.
+    pub fn ask_together(&mut self, count: usize, mut alive: impl FnMut() -> bool) {
+        self.attach_again();
+        self.ask(0, count);
+        while alive() && !self.is_settled() {
+            self.poll(0);
         }
     }
 
