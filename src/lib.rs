@@ -19,6 +19,7 @@
 //! | [`writeback`] | the file of cold pages |
 //! | [`threads`] | how threads are started and confined |
 //! | [`private`] | files that nobody else may look into |
+//! | [`crash_point`] | where tests make the daemon die |
 //! | [`ids`], [`page`] | the words that all of them use |
 //!
 //! # Data flow
@@ -35,6 +36,7 @@
 pub mod bench;
 pub mod config;
 pub mod control;
+pub mod crash_point;
 pub mod demo;
 pub mod device;
 pub mod frontend;

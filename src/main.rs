@@ -74,6 +74,11 @@ enum VmCommand {
         /// The VM.
         name: String,
     },
+    /// Let the VMM of a quarantined VM attach again; the VM's pages are still there.
+    Release {
+        /// The VM.
+        name: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -169,6 +174,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Vm(VmCommand::Args(args)) => print_vm_args(global, &args),
         Command::Vm(VmCommand::Set(args)) => set_vm(global, &args),
         Command::Vm(VmCommand::Clear { name }) => clear_vm(global, &name),
+        Command::Vm(VmCommand::Release { name }) => release_vm(global, &name),
         Command::Pool(PoolCommand::Set { compressor, recompress }) => {
             set_pool(global, PoolChange { compressor, recompress })
         }
@@ -228,6 +234,11 @@ fn clear_vm(global: &Global, name: &str) -> anyhow::Result<()> {
     } else {
         print(&format!("{name}: all pages are dropped\n"))
     }
+}
+
+fn release_vm(global: &Global, name: &str) -> anyhow::Result<()> {
+    let vm = global.client()?.release_vm(name)?;
+    if global.json { print_json(&vm) } else { print(&format!("{name}: its VMM may attach\n")) }
 }
 
 fn print_vm_args(global: &Global, args: &VmArgsArgs) -> anyhow::Result<()> {

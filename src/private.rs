@@ -6,6 +6,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use crate::crash_point;
+
 const FILE_MODE: u32 = 0o600;
 const DIR_MODE: u32 = 0o700;
 
@@ -14,7 +16,7 @@ const DIR_MODE: u32 = 0o700;
 /// # Errors
 /// Those of mkdir.
 pub fn create_dir(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(DIR_MODE).create(path)
+    crash_point::after(DirBuilder::new().recursive(true).mode(DIR_MODE).create(path))
 }
 
 /// Opens a file for reading and writing, and takes it from whom a laxer build let in.
@@ -32,7 +34,7 @@ pub fn open(path: &Path) -> io::Result<File> {
 pub fn open_or_create(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
-    keep_private(options.open(path)?)
+    keep_private(crash_point::after(options.open(path))?)
 }
 
 /// Makes a file that holds just these bytes, instead of one that may be there.
@@ -42,7 +44,8 @@ pub fn open_or_create(path: &Path) -> io::Result<File> {
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(FILE_MODE);
-    keep_private(options.open(path)?)?.write_all(bytes)
+    let mut file = keep_private(crash_point::after(options.open(path))?)?;
+    crash_point::after(file.write_all(bytes))
 }
 
 fn keep_private(file: File) -> io::Result<File> {

@@ -159,6 +159,10 @@ impl Host for FakeHost {
         })
     }
 
+    fn release_vm(&self, name: &str) -> Result<VmStatus, SetError> {
+        Ok(VmStatus { name: name.to_owned(), crashes: 7, ..VmStatus::default() })
+    }
+
     fn set_pool(&self, change: PoolChange) -> Result<PoolStatus, SetError> {
         let compressor = change.compressor.to_string();
         let old = CompressorPool {

@@ -121,6 +121,16 @@ impl Client {
         self.expect_success("POST", &format!("/api/v1/vms/{}/clear", escape(name)), Bytes::new()).map(drop)
     }
 
+    /// Lets a quarantined VM's VMM attach again; gives the VM as it is then.
+    ///
+    /// # Errors
+    /// When there is no daemon, no such VM, or it is out of service.
+    pub fn release_vm(&self, name: &str) -> Result<VmStatus, ClientError> {
+        let path = format!("/api/v1/vms/{}/release", escape(name));
+        let body = self.expect_success("POST", &path, Bytes::new())?;
+        self.parse(&body)
+    }
+
     fn set<S: DeserializeOwned>(&self, path: &str, change: &impl Serialize) -> Result<S, ClientError> {
         let change = serde_json::to_vec(change).map_err(|error| self.protocol(&error))?;
         let body = self.expect_success("POST", path, change.into())?;

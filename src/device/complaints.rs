@@ -22,9 +22,11 @@ pub enum Complaint {
     Connection,
     /// Kicks come, and nothing is on the ring.
     NotShared,
+    /// A request was carried out at two crashes.
+    Fatal,
 }
 
-const KINDS: usize = 7;
+const KINDS: usize = 8;
 
 /// How often each was complained of.
 #[derive(Debug, Default)]

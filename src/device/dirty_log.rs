@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
-use super::sigbus::Watch;
+use super::signals::watch::Watch;
 use crate::page::PAGE_SIZE_U64;
 
 const PAGES_PER_BYTE: u64 = 8;

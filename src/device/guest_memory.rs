@@ -13,7 +13,7 @@ use vm_memory::{
 };
 
 use super::dirty_log::{DirtyLog, RegionLog};
-use super::sigbus::Watch;
+use super::signals::watch::Watch;
 
 /// A guest's memory.
 pub type Memory = GuestRegionCollection<Region>;

@@ -6,17 +6,19 @@
 //! ```text
 //! per queue, a multiple of 64 bytes:
 //!   0 features u64   8 version u16   10 descriptors u16   12 last batch head u16   14 used index u16
-//!   16 + 16 n: 0 in flight u8   6 next u16   8 counter u64
+//!   16 + 16 n: 0 in flight u8   1 crashes u8 (of ours, padding elsewhere)   6 next u16   8 counter u64
 //! behind all queues: the state id, 16 bytes
 //! ```
 
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
-use super::sigbus::Watch;
+use super::signals::blame::{self, Executing};
+use super::signals::watch::Watch;
+use crate::crash_point;
 use crate::store::state::StateId;
 
 const HEADER_BYTES: usize = 16;
@@ -29,7 +31,11 @@ const VERSION_AT: usize = 8;
 const DESCRIPTORS_AT: usize = 10;
 const LAST_BATCH_HEAD_AT: usize = 12;
 const USED_INDEX_AT: usize = 14;
+const CRASHES_AT: usize = 1;
 const COUNTER_AT: usize = 8;
+
+/// A request that was carried out at so many crashes of the daemon is not carried out again.
+const CRASHES_MAX: u8 = 2;
 
 /// The region of one device, mapped.
 #[derive(Debug)]
@@ -137,6 +143,7 @@ impl InflightRegion {
 
     fn write(&self, at: usize, bytes: &[u8]) {
         self.map.as_volatile_slice().write_slice(bytes, at).expect("offsets are within the region");
+        crash_point::passed();
     }
 
     /// Forgets what was taken and where the used rings were: the guest's driver starts over.
@@ -176,6 +183,7 @@ impl InflightQueue {
             .as_volatile_slice()
             .store(value, at, Ordering::Release)
             .expect("offsets are within the region");
+        crash_point::passed();
     }
 
     fn descriptor_at(&self, head: u16) -> usize {
@@ -192,13 +200,34 @@ impl InflightQueue {
         self.region.map.as_volatile_slice().load::<u8>(at, Ordering::Acquire).unwrap_or(0) == 1
     }
 
+    /// Notes whether `head` is taken. It has crashed nobody yet, then: both are one store.
     fn set_taken(&self, head: u16, taken: bool) {
         let at = self.base.saturating_add(self.descriptor_at(head));
         self.region
             .map
             .as_volatile_slice()
-            .store(u8::from(taken), at, Ordering::Release)
+            .store(u16::from_ne_bytes([u8::from(taken), 0]), at, Ordering::Release)
             .expect("heads are below the queue's size");
+        crash_point::passed();
+    }
+
+    /// Where the crashes of `head` are counted, if it is noted as taken.
+    fn crashes(&self, head: u16) -> Option<&AtomicU8> {
+        let at = self.base.saturating_add(self.descriptor_at(head)).saturating_add(CRASHES_AT);
+        // The mapping lives as long as the region, which this is a part of.
+        let crashes = self.region.map.get_atomic_ref(at).ok();
+        crashes.filter(|_| self.is_taken(head))
+    }
+
+    /// Until the answer is dropped, a crash of this thread counts against `head`.
+    pub fn executing(&self, head: u16) -> Option<Executing<'_>> {
+        self.crashes(head).map(blame::executing)
+    }
+
+    /// Whether `head` was carried out at so many crashes that it is not to be carried out again.
+    #[must_use]
+    pub fn is_fatal(&self, head: u16) -> bool {
+        self.crashes(head).is_some_and(|crashes| crashes.load(Ordering::Relaxed) >= CRASHES_MAX)
     }
 
     /// Whether the VMM has cut the region's file short.
@@ -243,6 +272,7 @@ impl InflightQueue {
         let at = self.base.saturating_add(self.descriptor_at(head)).saturating_add(COUNTER_AT);
         let counter = self.region.map.as_volatile_slice().store(self.counter, at, Ordering::Release);
         counter.expect("heads are below the queue's size");
+        crash_point::passed();
         self.counter = self.counter.wrapping_add(1);
         self.set_taken(head, true);
     }
@@ -285,6 +315,26 @@ mod tests {
         assert_eq!(region.queue(1).unwrap().resume(502), [5, 7]);
         assert!(region.queue(0).unwrap().resume(0).is_empty());
         assert!(region.queue(2).is_none());
+    }
+
+    #[test]
+    fn crashes_count_against_the_request_that_was_carried_out() {
+        let (region, file, length) = InflightRegion::create(1, 128, &ID).unwrap();
+        let mut queue = Arc::new(region).queue(0).unwrap();
+        queue.resume(0);
+        [5, 6].into_iter().for_each(|head| queue.take(head));
+        let crash = |queue: &InflightQueue| queue.crashes(6).unwrap().fetch_add(1, Ordering::Relaxed);
+        crash(&queue);
+
+        let region = InflightRegion::open(&file, 0, length, (1, 128), &ID).unwrap();
+        let mut queue = Arc::new(region).queue(0).unwrap();
+        assert_eq!(queue.resume(0), [5, 6]);
+        assert!(!queue.is_fatal(6));
+        crash(&queue);
+        assert_eq!([5, 6, 7, 128].map(|head| queue.is_fatal(head)), [false, true, false, false]);
+        queue.answered(6, 1);
+        queue.take(6);
+        assert!(!queue.is_fatal(6), "another request in the same place");
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub mod prefetch;
 pub mod ring;
 pub mod roster;
 pub mod session;
-pub mod sigbus;
+pub mod signals;
 pub mod vm;
 pub mod worker;
 
@@ -56,13 +56,14 @@ impl Device {
     /// that finds no room waits for it for `store_deadline`; zero means not at all.
     ///
     /// # Errors
-    /// When a thread can't be started.
+    /// When a thread can't be started, or signals can't be handled.
     pub fn start(
         workers: usize,
         poll: Duration,
         store_deadline: Duration,
         state_id: StateId,
     ) -> io::Result<Self> {
+        signals::install()?;
         let workers =
             (0..workers.max(1)).map(|index| Worker::start(index, poll)).collect::<io::Result<_>>()?;
         Ok(Self { workers: Arc::new(workers), state_id, store_deadline, sessions: AtomicU64::new(0) })

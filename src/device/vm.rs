@@ -49,6 +49,9 @@ pub enum Refused {
     /// Its pages can't be served.
     #[error("the VM is out of service: see `ballast status`")]
     OutOfService,
+    /// The daemon crashed too often while it worked for it.
+    #[error("the VM is quarantined: see `ballast status`")]
+    Quarantined,
     /// Too many are in already.
     #[error(
         "the VM has {SESSIONS_MAX} connections already, and one of them can run: end the VMMs that are not needed"
@@ -161,11 +164,13 @@ impl DeviceVm {
     /// Lets a VMM in.
     ///
     /// # Errors
-    /// When the VM is out of service, or has as many VMMs as it may.
+    /// When the VM is out of service or quarantined, or has as many VMMs as it may.
     pub fn begin_session(&self) -> Result<(), Refused> {
         let mut sessions = self.sessions.lock();
-        if self.store.read().is_none() {
-            return Err(Refused::OutOfService);
+        match &*self.store.read() {
+            None => return Err(Refused::OutOfService),
+            Some(pages) if pages.table().crashes().is_quarantined() => return Err(Refused::Quarantined),
+            Some(_) => {}
         }
         if *sessions >= SESSIONS_MAX {
             return Err(Refused::TooMany);

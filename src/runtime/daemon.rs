@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::ServeError;
+use super::{ServeError, status};
 use crate::config::{Config, Migration, VmConfig};
 use crate::control::api::{ClearError, Host, PoolChange, PoolStatus, SetError, Status, VmChange, VmStatus};
 use crate::control::socket;
@@ -49,6 +49,9 @@ impl Daemon {
         let store = Store::open(store_config, config.vms.iter().map(spec).collect(), || open_file(&config))?;
         let store = Arc::new(store);
         store.for_each(|name, vm| match vm {
+            VmState::Ready(pages) if pages.table().crashes().is_quarantined() => {
+                tracing::error!(vm = name, "the VM is quarantined: {}", status::quarantine_message(name));
+            }
             VmState::Ready(_) => {}
             VmState::Unconfigured(_) => {
                 tracing::warn!(vm = name, "the state directory has pages of a VM that is not configured");
@@ -87,7 +90,7 @@ impl Daemon {
 
 impl Host for Daemon {
     fn status(&self) -> Status {
-        super::status::of(self)
+        status::of(self)
     }
 
     fn clear_vm(&self, name: &str) -> Result<(), ClearError> {
@@ -112,13 +115,7 @@ impl Host for Daemon {
     fn set_vm(&self, name: &str, change: VmChange) -> Result<VmStatus, SetError> {
         // Two reserves that each fit may be too much together.
         let _change = self.changing.lock();
-        let configured = || self.vms.iter().map(|(config, _)| config.name.clone()).collect();
-        let unknown = || SetError::Unknown { name: name.to_owned(), known: configured() };
-        let (config, _) = self.vms.iter().find(|(config, _)| config.name == name).ok_or_else(unknown)?;
-        let Some(pages) = self.store.ready(name) else {
-            let message = format!("the VM {name:?} is out of service: see `ballast status`");
-            return Err(SetError::Failed { message });
-        };
+        let (config, pages) = self.in_service(name)?;
         let others = self.store.in_use();
         let others = others.iter().filter(|(other, _)| other != name);
         let reserves_bytes = others.map(|(_, vm)| vm.limits().reserve_bytes).sum();
@@ -126,8 +123,14 @@ impl Host for Daemon {
         let after = change.applied(&before, reserves_bytes, self.store.arena().max_bytes())?;
         pages.set_limits(limits_of(&after));
         tracing::info!(vm = name, limits = ?pages.limits(), "what the VM may hold was changed");
-        let status = self.status().vms.into_iter().find(|vm| vm.name == name);
-        status.ok_or_else(unknown)
+        self.vm_status(name)
+    }
+
+    fn release_vm(&self, name: &str) -> Result<VmStatus, SetError> {
+        let (_, pages) = self.in_service(name)?;
+        pages.table().crashes().forget();
+        tracing::info!(vm = name, "the VM is in no quarantine any more");
+        self.vm_status(name)
     }
 
     fn set_pool(&self, change: PoolChange) -> Result<PoolStatus, SetError> {
@@ -145,6 +148,27 @@ impl Host for Daemon {
 }
 
 impl Daemon {
+    /// A VM that is configured and whose pages can be used.
+    fn in_service(&self, name: &str) -> Result<(&VmConfig, Arc<VmStore>), SetError> {
+        let found = self.vms.iter().find(|(config, _)| config.name == name);
+        let (config, _) = found.ok_or_else(|| self.unknown(name))?;
+        let pages = self.store.ready(name).ok_or_else(|| {
+            let message = format!("the VM {name:?} is out of service: see `ballast status`");
+            SetError::Failed { message }
+        })?;
+        Ok((config, pages))
+    }
+
+    fn vm_status(&self, name: &str) -> Result<VmStatus, SetError> {
+        let status = self.status().vms.into_iter().find(|vm| vm.name == name);
+        status.ok_or_else(|| self.unknown(name))
+    }
+
+    fn unknown(&self, name: &str) -> SetError {
+        let known = self.vms.iter().map(|(config, _)| config.name.clone()).collect();
+        SetError::Unknown { name: name.to_owned(), known }
+    }
+
     /// The names of all VMs.
     fn known(&self) -> Vec<String> {
         let mut known = Vec::new();

@@ -8,6 +8,7 @@ use crate::control::api::{
 use crate::page::PAGE_SIZE_U64;
 use crate::store::VmState;
 use crate::store::accounting::{Accounting, Events, Held, PowersOfTwo};
+use crate::store::crashes::CRASHES_MAX;
 use crate::store::pool::POOLS_MAX;
 use crate::store::room::{Outlook, Shared};
 use crate::store::vm::VmStore;
@@ -184,7 +185,13 @@ fn vm_status(daemon: &Daemon, name: &str, vm: &VmState) -> VmStatus {
         ..VmStatus::default()
     };
     match vm {
-        VmState::Ready(pages) => count(&mut status, pages),
+        VmState::Ready(pages) => {
+            if pages.table().crashes().is_quarantined() {
+                status.state = ApiVmState::Quarantined;
+                status.message = Some(quarantine_message(name));
+            }
+            count(&mut status, pages);
+        }
         VmState::Unconfigured(pages) => {
             status.state = ApiVmState::Unconfigured;
             count(&mut status, pages);
@@ -195,6 +202,14 @@ fn vm_status(daemon: &Daemon, name: &str, vm: &VmState) -> VmStatus {
         }
     }
     status
+}
+
+/// Why no VMM may attach to a VM, and what to do.
+pub(super) fn quarantine_message(name: &str) -> String {
+    format!(
+        "the daemon crashed {CRASHES_MAX} times in a row while it carried out requests of this VM, whose pages are \
+         kept: report what the log says of it, and run `ballast vm release {name}` to let its VMM attach again"
+    )
 }
 
 fn count(status: &mut VmStatus, pages: &VmStore) {
@@ -214,6 +229,7 @@ fn count(status: &mut VmStatus, pages: &VmStore) {
     status.lost_pages = held.lost_pages;
     status.pool_bytes = held.pool_bytes;
     status.payload_bytes = held.payload_bytes;
+    status.crashes = pages.table().crashes().count().into();
     status.stores = events.stores;
     status.loads = events.loads;
     status.invalidates = events.invalidates;
@@ -229,6 +245,7 @@ fn counters(held: &Held, events: &Events) -> Counters {
         reject_reclaim_fail: events.reject_reclaim_fail,
         reject_alloc_fail: events.reject_alloc_fail,
         reject_compress_poor: events.reject_compress_poor,
+        reject_fatal: events.reject_fatal,
         decompress_fail: events.decompress_fail,
         file_load_fail: events.file_load_fail,
         written_back_pages: events.written_back_pages,

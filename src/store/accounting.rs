@@ -59,6 +59,8 @@ pub struct Events {
     pub reject_reclaim_fail: u64,
     /// Pages that did not shrink and were kept raw.
     pub reject_compress_poor: u64,
+    /// Requests failed because they had been carried out at two crashes of the daemon.
+    pub reject_fatal: u64,
     /// Stores that had to wait for room, those that waited in vain included.
     pub delayed_stores: u64,
     /// Loads refused because the stored page failed its checks.

@@ -7,10 +7,50 @@
 use std::fs::File;
 use std::io;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::fs::FallocateFlags;
 use rustix::mm::{MapFlags, ProtFlags};
+
+use crate::crash_point;
+
+/// A word of a mapped file.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct Word(AtomicU64);
+
+impl Word {
+    /// Reads it.
+    #[must_use]
+    pub fn load(&self, order: Ordering) -> u64 {
+        self.0.load(order)
+    }
+
+    /// Changes it.
+    pub fn store(&self, value: u64, order: Ordering) {
+        self.0.store(value, order);
+        crash_point::passed();
+    }
+}
+
+/// Half a word of a mapped file.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct HalfWord(AtomicU32);
+
+impl HalfWord {
+    /// Reads it.
+    #[must_use]
+    pub fn load(&self, order: Ordering) -> u32 {
+        self.0.load(order)
+    }
+
+    /// Changes it.
+    pub fn store(&self, value: u32, order: Ordering) {
+        self.0.store(value, order);
+        crash_point::passed();
+    }
+}
 
 /// A whole file, mapped readable and writable.
 #[derive(Debug)]
@@ -33,7 +73,7 @@ impl Mapping {
     /// Those of ftruncate and mmap; `InvalidInput` when `length` doesn't fit the address space.
     pub fn new(file: File, length: u64) -> io::Result<Self> {
         if file.metadata()?.len() < length {
-            file.set_len(length)?;
+            crash_point::after(file.set_len(length))?;
         }
         let length = usize::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no memory that exists.
@@ -56,7 +96,7 @@ impl Mapping {
     /// # Errors
     /// Those of fallocate: `StorageFull` when the file system has no room left.
     pub fn back(&self, offset: u64, length: u64) -> io::Result<()> {
-        rustix::fs::fallocate(&self.file, FallocateFlags::empty(), offset, length)?;
+        crash_point::after(rustix::fs::fallocate(&self.file, FallocateFlags::empty(), offset, length))?;
         self.map_in(offset, length);
         Ok(())
     }
@@ -79,7 +119,7 @@ impl Mapping {
     /// Those of fallocate.
     pub fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(rustix::fs::fallocate(&self.file, flags, offset, length)?)
+        Ok(crash_point::after(rustix::fs::fallocate(&self.file, flags, offset, length))?)
     }
 
     /// The file behind the mapping.
@@ -112,6 +152,7 @@ impl Mapping {
         // SAFETY: `at` checked the target range; the arena hands a range out once until it is freed, so no other
         // thread reads or writes it; the source is ordinary memory.
         unsafe { target.copy_from_nonoverlapping(NonNull::from(source).cast(), source.len()) };
+        crash_point::passed();
     }
 
     /// `count` aligned words from `offset` on, which must be backed while the reference lives.
@@ -119,11 +160,11 @@ impl Mapping {
     /// # Panics
     /// When they are not all within the mapping, or `offset` is not a multiple of eight.
     #[must_use]
-    pub fn words(&self, offset: u64, count: usize) -> &[AtomicU64] {
+    pub fn words(&self, offset: u64, count: usize) -> &[Word] {
         assert!(offset.is_multiple_of(8), "words are aligned");
-        let start = self.at(offset, count.saturating_mul(8)).cast::<AtomicU64>();
+        let start = self.at(offset, count.saturating_mul(8)).cast::<Word>();
         // SAFETY: in bounds by `at`, aligned by the assertion (mappings are page-aligned), valid for any bit
-        // pattern, and only ever accessed as atomics.
+        // pattern, and only ever accessed as atomics, which is all that a `Word` is.
         unsafe { std::slice::from_raw_parts(start.as_ptr(), count) }
     }
 
@@ -132,7 +173,7 @@ impl Mapping {
     /// # Panics
     /// As [`Mapping::words`].
     #[must_use]
-    pub fn word(&self, offset: u64) -> &AtomicU64 {
+    pub fn word(&self, offset: u64) -> &Word {
         &self.words(offset, 1)[0]
     }
 
@@ -141,9 +182,9 @@ impl Mapping {
     /// # Panics
     /// When they are not all within the mapping, or `offset` is not a multiple of four.
     #[must_use]
-    pub fn half_words(&self, offset: u64, count: usize) -> &[AtomicU32] {
+    pub fn half_words(&self, offset: u64, count: usize) -> &[HalfWord] {
         assert!(offset.is_multiple_of(4), "half-words are aligned");
-        let start = self.at(offset, count.saturating_mul(4)).cast::<AtomicU32>();
+        let start = self.at(offset, count.saturating_mul(4)).cast::<HalfWord>();
         // SAFETY: as for `words`.
         unsafe { std::slice::from_raw_parts(start.as_ptr(), count) }
     }
@@ -153,7 +194,7 @@ impl Mapping {
     /// # Panics
     /// As [`Mapping::half_words`].
     #[must_use]
-    pub fn half_word(&self, offset: u64) -> &AtomicU32 {
+    pub fn half_word(&self, offset: u64) -> &HalfWord {
         &self.half_words(offset, 1)[0]
     }
 }

@@ -9,6 +9,7 @@
 pub mod accounting;
 pub mod arena;
 pub mod codec;
+pub mod crashes;
 pub mod entry;
 pub mod lru;
 pub mod mapping;
@@ -37,6 +38,7 @@ use state::{StateDir, StateError, StateId};
 use table::Table;
 use vm::{Limits, VmStore};
 
+use crate::crash_point;
 use crate::ids::Slot;
 use crate::private;
 use crate::writeback::{OpenError, Writeback};
@@ -240,7 +242,7 @@ impl Store {
             if !vms.contains_key(name) {
                 return Err(ClearError::Unknown(name.to_owned()));
             }
-            match fs::remove_file(&path) {
+            match crash_point::after(fs::remove_file(&path)) {
                 Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
                     return Err(StateError::io("remove", &path)(err).into());
                 }

@@ -21,6 +21,7 @@ use rustix::fs::FlockOperation;
 use super::arena::SPAN_PAGES_MAX;
 use super::entry::ARENA_BYTES_MAX;
 
+use crate::crash_point;
 use crate::ids::VmId;
 use crate::private;
 
@@ -139,7 +140,7 @@ impl StateDir {
     fn save(&self) -> Result<(), StateError> {
         let (path, new) = (self.path.join("state"), self.path.join("state.new"));
         private::write(&new, &self.header.encode()).map_err(StateError::io("write", &new))?;
-        fs::rename(&new, &path).map_err(StateError::io("replace", &path))
+        crash_point::after(fs::rename(&new, &path)).map_err(StateError::io("replace", &path))
     }
 
     /// Gives out a VM number that no VM of this state has had.

@@ -8,6 +8,7 @@
 //!          16 slots u32  20 length of the name u32  24 name  88 crc32c of all before u32
 //!          96 u32: 1 once the VM's first pages (its swap header) are in place
 //!          128 the key of the VM's records in the writeback file  160 crc32c of the key u32
+//!          164 crashes in a row while working for the VM u32  168 the last one's second of the boot-time clock u32
 //! 4096   chunk 0: 4096 entries of 8 bytes, then 4096 ages of 4 bytes
 //! 53248  chunk 1, and so on
 //! ```
@@ -18,12 +19,14 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::SeekFrom;
 
-use super::mapping::Mapping;
+use super::crashes::Crashes;
+use super::mapping::{HalfWord, Mapping, Word};
 use super::state::STATE_VERSION;
+use crate::crash_point;
 use crate::ids::{Slot, VmId};
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
 use crate::private;
@@ -35,6 +38,8 @@ const CHECKSUM_AT: usize = 88;
 const KEY_AT: usize = 128;
 const KEY_BYTES: usize = 32;
 const KEY_CHECKSUM_AT: usize = KEY_AT + KEY_BYTES;
+const CRASHES_AT: u64 = 164;
+const LAST_CRASH_AT: u64 = 168;
 /// The longest name of a VM, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
 
@@ -104,7 +109,7 @@ impl Table {
         header[KEY_CHECKSUM_AT..KEY_CHECKSUM_AT + 4].copy_from_slice(&crc32c::crc32c(&key).to_le_bytes());
         let new = path.with_extension("new");
         private::write(&new, &header)?;
-        fs::rename(&new, path)?;
+        crash_point::after(fs::rename(&new, path))?;
         Self::open(path, name)
     }
 
@@ -211,6 +216,14 @@ impl Table {
         self.mapping.half_word(INITIALISED_AT).store(1, Ordering::Release);
     }
 
+    /// How often the daemon has ended itself while it worked for the VM.
+    #[must_use]
+    pub fn crashes(&self) -> Crashes<'_> {
+        let (count, last_seconds) =
+            (self.mapping.half_word(CRASHES_AT), self.mapping.half_word(LAST_CRASH_AT));
+        Crashes { count, last_seconds }
+    }
+
     /// Makes sure that `slot` can be written.
     ///
     /// # Errors
@@ -298,18 +311,18 @@ pub struct Chunk<'table> {
     /// The first of the slots.
     pub first: Slot,
     /// Their packed entries.
-    pub entries: &'table [AtomicU64],
+    pub entries: &'table [Word],
     /// When their pages were last used.
-    pub ages: &'table [AtomicU32],
+    pub ages: &'table [HalfWord],
 }
 
 /// One slot's part of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'table> {
     /// The packed entry.
-    pub entry: &'table AtomicU64,
+    pub entry: &'table Word,
     /// When the page was last used (see `lru`).
-    pub age: &'table AtomicU32,
+    pub age: &'table HalfWord,
     /// The generation, which changes with every published entry, and the pool that made the object (see `vm`).
     pub tag: &'table AtomicU32,
 }

@@ -16,6 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::file::header::FileId;
+use crate::crash_point;
 use crate::private;
 
 const MAGIC: &[u8; 8] = b"BALLWBS\0";
@@ -199,7 +200,7 @@ impl State {
     }
 
     fn write(&self, at: u64, record: [u8; RECORD_BYTES]) -> Result<(), StateError> {
-        self.file.write_all_at(&record, at).map_err(io_error("write", &self.path))
+        crash_point::after(self.file.write_all_at(&record, at)).map_err(io_error("write", &self.path))
     }
 }
 
@@ -214,7 +215,7 @@ fn create(path: &Path) -> Result<(), StateError> {
         [known_record(None), record(&[(0, &counter.to_le_bytes())]), record(&[(0, &0u32.to_le_bytes())])];
     let new = path.with_extension("new");
     private::write(&new, records.as_flattened()).map_err(io_error("write", &new))?;
-    fs::rename(&new, path).map_err(io_error("replace", path))
+    crash_point::after(fs::rename(&new, path)).map_err(io_error("replace", path))
 }
 
 fn known_record(known: Option<Known>) -> [u8; RECORD_BYTES] {

@@ -1,8 +1,9 @@
 //! The real daemon in a process of its own, which a test may kill as often as it likes.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -35,21 +36,54 @@ impl Daemon {
 
     /// Kills the daemon, if it lives, and starts another; returns when that one answers.
     pub fn restart(&mut self) {
+        self.restart_with(&[]);
+    }
+
+    /// The same with more in its environment.
+    pub fn restart_with(&mut self, environment: &[(&str, &str)]) {
+        let pid = self.spawn(environment);
+        assert!(self.wait_until_it_answers(), "the daemon {pid} ended:\n{}", self.log());
+    }
+
+    /// Kills the daemon, if it lives, and starts one that kills itself after it has passed so many points (see
+    /// `ballast::crash_point`). False when it did so before it answered.
+    pub fn restart_dying_after(&mut self, points: u64) -> bool {
+        self.spawn(&[(ballast::crash_point::CRASH_AFTER, &points.to_string())]);
+        self.wait_until_it_answers()
+    }
+
+    fn spawn(&mut self, environment: &[(&str, &str)]) -> u32 {
         self.kill();
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("a log");
-        let child = serve(&self.config()).stderr(log).spawn().expect("the daemon starts");
-        let child = self.child.insert(child);
-        let pid = child.id();
+        let mut command = serve(&self.config());
+        let child = command.envs(environment.iter().copied()).stderr(log).spawn().expect("the daemon starts");
+        self.child.insert(child).id()
+    }
+
+    /// False when it ended instead, killed by itself.
+    fn wait_until_it_answers(&mut self) -> bool {
         let deadline = Instant::now() + START_WAIT;
-        loop {
-            let ended = self.child.as_mut().and_then(|child| child.try_wait().expect("a child"));
-            assert!(ended.is_none(), "the daemon {pid} ended with {ended:?}:\n{}", self.log());
+        while !self.has_died() {
             if self.ask(&["status"]).status.success() {
-                return;
+                return true;
             }
             assert!(Instant::now() < deadline, "the daemon doesn't answer:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
+        false
+    }
+
+    /// Whether the daemon has died of SIGKILL. It may end in no other way.
+    pub fn has_died(&mut self) -> bool {
+        let Some(status) = self.ended() else { return false };
+        let killed = status.signal() == Some(libc::SIGKILL);
+        assert!(killed, "the daemon ended with {status}:\n{}", self.log());
+        true
+    }
+
+    /// How the daemon has ended by itself, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut().and_then(|child| child.try_wait().expect("a child"))
     }
 
     /// Kills the daemon with SIGKILL and waits until it is gone.

@@ -5,6 +5,7 @@
 pub mod daemon;
 pub mod file;
 pub mod guests;
+pub mod load;
 pub mod world;
 
 use std::os::unix::net::UnixListener;

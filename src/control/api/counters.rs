@@ -18,6 +18,8 @@ pub struct Counters {
     pub reject_alloc_fail: u64,
     /// Stores of pages that would not shrink; they are kept as they are.
     pub reject_compress_poor: u64,
+    /// Requests that failed without being carried out: the daemon crashed twice when it did.
+    pub reject_fatal: u64,
     /// Loads that failed because the stored page was damaged.
     pub decompress_fail: u64,
     /// Loads that failed because the writeback file could not be read, or what it gave was damaged or not authentic.
@@ -46,6 +48,7 @@ impl Sum for Counters {
             reject_reclaim_fail: sum.reject_reclaim_fail + one.reject_reclaim_fail,
             reject_alloc_fail: sum.reject_alloc_fail + one.reject_alloc_fail,
             reject_compress_poor: sum.reject_compress_poor + one.reject_compress_poor,
+            reject_fatal: sum.reject_fatal + one.reject_fatal,
             decompress_fail: sum.decompress_fail + one.decompress_fail,
             file_load_fail: sum.file_load_fail + one.file_load_fail,
             written_back_pages: sum.written_back_pages + one.written_back_pages,

@@ -75,6 +75,12 @@ pub trait Host: Send + Sync {
     /// When there is no such VM, when the change isn't allowed, or when it went wrong.
     fn set_vm(&self, name: &str, change: VmChange) -> Result<VmStatus, SetError>;
 
+    /// Ends a VM's quarantine, for good; gives the VM as it is then. One that is in none stays as it is.
+    ///
+    /// # Errors
+    /// When there is no such VM, or it is out of service.
+    fn release_vm(&self, name: &str) -> Result<VmStatus, SetError>;
+
     /// Changes what new pages are compressed with, until the daemon starts again; gives the pool as it is then.
     ///
     /// # Errors

@@ -256,6 +256,8 @@ pub struct VmStatus {
     pub invalidates: u64,
     /// Requests that ended in an error, since the daemon started.
     pub errors: u64,
+    /// Times in a row that the daemon crashed while it worked for the VM, as far as the state directory knows.
+    pub crashes: u64,
     /// Whether a VMM is connected.
     pub connected: bool,
     /// What happened to it, since the daemon started.
@@ -277,6 +279,8 @@ pub enum VmState {
     Damaged,
     /// It isn't: the state directory has its pages, but the configuration doesn't name it.
     Unconfigured,
+    /// It isn't: the daemon crashed again and again while it worked for it. Its pages are kept.
+    Quarantined,
 }
 
 impl VmState {
@@ -287,6 +291,7 @@ impl VmState {
             Self::Ready => "ready",
             Self::Damaged => "damaged",
             Self::Unconfigured => "unconfigured",
+            Self::Quarantined => "quarantined",
         }
     }
 }
@@ -307,7 +312,7 @@ mod tests {
     #[test]
     fn words_are_the_same_in_json() {
         let json = |value: serde_json::Result<String>| value.unwrap().trim_matches('"').to_owned();
-        for state in [VmState::Ready, VmState::Damaged, VmState::Unconfigured] {
+        for state in [VmState::Ready, VmState::Damaged, VmState::Unconfigured, VmState::Quarantined] {
             assert_eq!(json(serde_json::to_string(&state)), state.as_str());
         }
         for state in [CompressorPoolState::Current, CompressorPoolState::Draining] {

@@ -91,6 +91,7 @@ fn router(host: Arc<dyn Host>) -> Router {
         .route(POOL_PATH, post(set_pool))
         .route("/api/v1/vms/{name}", post(set_vm))
         .route("/api/v1/vms/{name}/clear", post(clear_vm))
+        .route("/api/v1/vms/{name}/release", post(release_vm))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
             failure(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method")
@@ -134,21 +135,30 @@ async fn set_pool(State(host): State<Arc<dyn Host>>, body: Result<Bytes, BytesRe
     set(body, move |change| host.set_pool(change)).await
 }
 
+async fn release_vm(State(host): State<Arc<dyn Host>>, Path(name): Path<String>) -> Response {
+    change(move || host.release_vm(&name)).await
+}
+
 /// Makes the change that the body describes, and answers with what it led to.
 async fn set<C: DeserializeOwned + Send + 'static, S: Serialize + Send + 'static>(
     body: Result<Bytes, BytesRejection>,
     apply: impl FnOnce(C) -> Result<S, SetError> + Send + 'static,
 ) -> Response {
     // Whatever content type it claims to be: `curl -d` says that JSON is a form.
-    let change = match body.map(|body| serde_json::from_slice(&body)) {
-        Ok(Ok(change)) => change,
+    let wanted = match body.map(|body| serde_json::from_slice(&body)) {
+        Ok(Ok(wanted)) => wanted,
         Ok(Err(error)) => {
             return failure(StatusCode::BAD_REQUEST, &format!("the body is no such change: {error}"));
         }
         Err(rejection) => return failure(rejection.status(), &rejection.body_text()),
     };
-    let outcome = tokio::task::spawn_blocking(move || apply(change)).await;
-    let error = match outcome {
+    change(move || apply(wanted)).await
+}
+
+async fn change<S: Serialize + Send + 'static>(
+    apply: impl FnOnce() -> Result<S, SetError> + Send + 'static,
+) -> Response {
+    let error = match tokio::task::spawn_blocking(apply).await {
         Ok(Ok(status)) => return Json(status).into_response(),
         Ok(Err(error)) => error,
         Err(error) => SetError::Failed { message: error.to_string() },

@@ -41,6 +41,10 @@ impl Host for FakeHost {
         }
     }
 
+    fn release_vm(&self, name: &str) -> Result<VmStatus, SetError> {
+        self.set_vm(name, VmChange { weight: Some(77), ..VmChange::default() })
+    }
+
     fn set_pool(&self, change: PoolChange) -> Result<PoolStatus, SetError> {
         let compressor = format!("{} {}", change.compressor, change.recompress);
         Ok(PoolStatus { compressor, ..PoolStatus::default() })

@@ -14,6 +14,7 @@ use vm_memory::GuestAddress;
 use super::copy::{Unreachable, advance, first_page, gather, scatter, slot_of};
 use super::ranges::Range;
 use super::request::{Kind, Request, Status};
+use crate::crash_point;
 use crate::device::complaints::{Chain, Complaint, Complaints};
 use crate::device::guest_memory::Memory;
 use crate::ids::Slot;
@@ -126,6 +127,14 @@ impl Execution {
     #[must_use]
     pub fn is_store(&self) -> bool {
         self.request.kind == Kind::Store
+    }
+
+    /// Where tests make the daemon crash: at a store of a VM.
+    pub fn crash_if_told(&self, vm: &str) {
+        if self.is_store() {
+            let start = self.request.position / PAGE_SIZE_U64;
+            crash_point::storing(vm, start..start.saturating_add(self.request.length / PAGE_SIZE_U64));
+        }
     }
 
     /// Hands over the pages that were asked for, whether or not they could be read.

@@ -10,12 +10,17 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::jobs::{Job, Parsed};
 use super::{Broken, Ending, Progress, Ring, Workbench};
+use crate::crash_point;
+use crate::device::blk::config_space::SECTOR_BYTES;
 use crate::device::blk::execute::{Execution, Outcome, Turn};
-use crate::device::blk::request::{self, DESCRIPTOR_BYTES, DescriptorTable, Kind, Malformed, Status};
+use crate::device::blk::request::{
+    self, DESCRIPTOR_BYTES, DescriptorTable, Kind, Malformed, Request, Status,
+};
 use crate::device::complaints::{Chain, Complaint};
 use crate::device::guest_memory::{Memory, is_lost};
 use crate::device::inflight::InflightQueue;
 use crate::device::prefetch::{Purpose, prefetch};
+use crate::device::signals::blame;
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
 use crate::store::lru::Age;
 use crate::store::vm::{InFile, StoreError};
@@ -63,6 +68,7 @@ impl Ring {
         }
         let vm = Arc::clone(&self.vm);
         let store = vm.store();
+        let _working = blame::working(store.table());
         let mut turn = Turn {
             memory: &memory,
             vm: &store,
@@ -152,6 +158,9 @@ impl Ring {
             Some((head, Ok(request))) => (head, request),
             Some((head, Err(malformed))) => return Step::Answer(self.refuse(head, malformed, turn)),
         };
+        if self.inflight.as_ref().is_some_and(|inflight| inflight.is_fatal(head)) {
+            return Step::Answer(self.refuse_fatal(head, &request, turn));
+        }
         let job = Job::new(head, Execution::new(request));
         if job.execution.is_store() && !self.jobs.waiting.is_empty() && self.stop.is_none() {
             turn.budget_pages = turn.budget_pages.saturating_sub(1);
@@ -165,8 +174,11 @@ impl Ring {
     fn next_taken(&mut self, queue: &Queue, turn: &Turn<'_>) -> Option<Parsed> {
         let table = DescriptorTable { address: GuestAddress(queue.desc_table()), size: queue.size() };
         let capacity = u64::from(turn.vm.slots()).saturating_mul(PAGE_SIZE_U64);
-        let parse = |head| (head, request::parse(turn.memory, table, head, capacity));
-        let jobs = &mut self.jobs;
+        let (jobs, inflight) = (&mut self.jobs, &self.inflight);
+        let parse = |head| {
+            let _executing = inflight.as_ref().and_then(|inflight| inflight.executing(head));
+            (head, request::parse(turn.memory, table, head, capacity))
+        };
         let next = jobs.parsed.take().or_else(|| jobs.taken.pop_front().map(parse))?;
         jobs.parsed = jobs.taken.pop_front().map(parse);
         if let Some((_, Ok(request))) = &jobs.parsed
@@ -195,9 +207,25 @@ impl Ring {
         Answer { head, status, written: 0, address }
     }
 
+    /// Fails a request at which the daemon has crashed before, and again when it was carried out again.
+    fn refuse_fatal(&mut self, head: u16, request: &Request, turn: &mut Turn<'_>) -> Answer {
+        turn.budget_pages = turn.budget_pages.saturating_sub(1);
+        self.vm.count_error();
+        turn.vm.count(|events| events.reject_fatal = events.reject_fatal.saturating_add(1));
+        turn.complain(Complaint::Fatal, || {
+            let (kind, sector) = (request.kind, request.position / SECTOR_BYTES);
+            format!("a request failed, because the daemon crashed twice while it carried it out: {kind:?} of sector {sector}")
+        });
+        Answer { head, status: Status::IoErr, written: 0, address: Some(request.status) }
+    }
+
     fn proceed(&mut self, mut job: Job, turn: &mut Turn<'_>, bench: &mut Workbench) -> Step {
         turn.fetch_pages = self.jobs.fetch_pages_left();
-        match job.execution.proceed(turn, &mut bench.scratch, &mut bench.page.0) {
+        let executing = self.inflight.as_ref().and_then(|inflight| inflight.executing(job.head));
+        job.execution.crash_if_told(self.vm.name());
+        let outcome = job.execution.proceed(turn, &mut bench.scratch, &mut bench.page.0);
+        drop(executing);
+        match outcome {
             Outcome::Done(status, written) => Step::Answer(self.end(&job, status, written, turn)),
             Outcome::Unfinished => {
                 self.jobs.keep(job);
@@ -284,7 +312,7 @@ impl Ring {
         if let Some(inflight) = &self.inflight {
             inflight.answering(answer.head);
         }
-        queue.add_used(memory, answer.head, length)?;
+        crash_point::after(queue.add_used(memory, answer.head, length))?;
         if let Some(inflight) = &self.inflight {
             inflight.answered(answer.head, queue.next_used());
         }

@@ -19,6 +19,7 @@ use rustix::io::Errno;
 
 use super::io::Buffer;
 use super::place::{BLOCK_BYTES, SEGMENT_BYTES};
+use crate::crash_point;
 use header::{FileId, Found};
 
 /// How often a lock that somebody else holds is tried again.
@@ -146,10 +147,10 @@ impl Target {
             return Ok(());
         }
         if anew {
-            self.file.set_len(0)?;
+            crash_point::after(self.file.set_len(0))?;
         }
         if self.file.metadata()?.len() < bytes {
-            self.file.set_len(bytes)?;
+            crash_point::after(self.file.set_len(bytes))?;
         }
         Ok(())
     }
@@ -159,7 +160,7 @@ impl Target {
     /// # Errors
     /// Those of writing.
     pub fn write_header(&self, id: FileId, segments: u32) -> io::Result<()> {
-        self.file.write_all_at(header::encode(id, segments).bytes(), 0)
+        crash_point::after(self.file.write_all_at(header::encode(id, segments).bytes(), 0))
     }
 
     /// Gives a range back to the file system or the device.
@@ -167,15 +168,16 @@ impl Target {
     /// # Errors
     /// Those of fallocate and BLKDISCARD.
     pub fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        if self.device {
+        crash_point::after(if self.device {
             discard::discard_blocks(&self.file, offset, bytes)
         } else {
             discard::punch(&self.file, offset, bytes)
-        }
+        })
     }
 
-    /// After a write: a copy that is left in the page cache would cost the memory that writeback is to free.
+    /// After a write of the I/O: a copy that is left in the page cache would cost the memory that writeback is to free.
     pub fn written(&self, offset: u64, bytes: usize) {
+        crash_point::passed();
         if !self.direct {
             let _ = rustix::fs::fadvise(&self.file, offset, NonZeroU64::new(bytes as u64), Advice::DontNeed);
         }
@@ -191,7 +193,7 @@ fn open_locked(path: &Path, device: bool) -> io::Result<Option<File>> {
     } else {
         options.create(true).truncate(false).mode(0o600);
     }
-    let file = match options.open(path) {
+    let file = match crash_point::after(options.open(path)) {
         Ok(file) => file,
         Err(err) if err.kind() == io::ErrorKind::ResourceBusy => return Ok(None),
         Err(err) => return Err(err),

@@ -2,14 +2,10 @@
 //! every other VM. So the mappings are watched. When one of them faults, zeros are put in its place, it is marked as
 //! lost, and the thread goes on as if nothing had happened; whoever works with the memory asks [`Watch::is_lost`]
 //! before it believes what it read. A SIGBUS anywhere else is our own and ends the process, as ever.
-//!
-//! The handler runs on the thread that faulted, whatever that holds: it reads atomics, makes one system call, and never
-//! unwinds, allocates or locks.
 
 #![allow(unsafe_code)]
 
 use std::io;
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
@@ -44,7 +40,7 @@ impl Watch {
     /// # Errors
     /// When the handler can't be installed, or too many mappings are watched.
     pub fn new(start: *const u8, length: usize) -> io::Result<Self> {
-        install()?;
+        super::install()?;
         let _taking = TAKING.lock();
         let free = WATCHED.iter().position(|watched| watched.start.load(Ordering::Relaxed) == 0);
         let (index, watched) =
@@ -73,23 +69,8 @@ impl Drop for Watch {
     }
 }
 
-fn install() -> io::Result<()> {
-    static INSTALL: Once = Once::new();
-    static FAILED: AtomicBool = AtomicBool::new(false);
-    INSTALL.call_once(|| {
-        let installed = vmm_sys_util::signal::register_signal_handler(libc::SIGBUS, on_sigbus);
-        FAILED.store(installed.is_err(), Ordering::Release);
-    });
-    if FAILED.load(Ordering::Acquire) {
-        return Err(io::Error::other("no handler for SIGBUS can be installed"));
-    }
-    Ok(())
-}
-
-extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel hands a handler that was installed with SA_SIGINFO a valid siginfo, and for SIGBUS the address
-    // is a field of it.
-    let address = unsafe { (*info).si_addr() }.addr();
+/// Puts zeros into the watched mapping that has this address. False when there is none. For the signal handler.
+pub(super) fn put_zeros_at(address: usize) -> bool {
     let used = HIGHEST.load(Ordering::Acquire);
     let found = WATCHED.iter().take(used).find(|watched| {
         let start = watched.start.load(Ordering::Acquire);
@@ -98,11 +79,7 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
         offset.is_some_and(|offset| offset < watched.length.load(Ordering::Relaxed))
             && watched.start.load(Ordering::Acquire) == start
     });
-    if !found.is_some_and(put_zeros) {
-        // Not a VMM's doing. With the default back in place the instruction faults again, and that ends the process.
-        // SAFETY: `signal` is async-signal-safe, and SIG_DFL is a valid disposition.
-        unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
-    }
+    found.is_some_and(put_zeros)
 }
 
 /// Puts zeros in the place of all of the mapping: a part of it can't be replaced when it has huge pages.
