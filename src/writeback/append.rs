@@ -55,10 +55,12 @@ pub struct Outgoing<'a> {
 /// Why a batch was not written. None of its records has a place then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError {
-    /// No free segment but the one that cleaning needs, or no room in the file system. It passes when records are
-    /// freed or cleaned up.
+    /// No free segment but the one that cleaning needs. It passes when records are freed or cleaned up.
     #[error("the writeback file is full")]
     Full,
+    /// The file system had no room. It passes when somebody makes some, or segments are given back.
+    #[error("the file system of the writeback file has no room")]
+    NoSpace,
     /// As much was written today as may be. It passes at midnight UTC.
     #[error("as much was written to the writeback file today as its daily limit allows")]
     Budget,
@@ -197,6 +199,7 @@ impl Writeback {
         self.report.lock().refusal = Some(refusal);
         match refusal {
             Refusal::Full => WriteError::Full,
+            Refusal::NoSpace => WriteError::NoSpace,
             Refusal::Budget => WriteError::Budget,
         }
     }
@@ -208,7 +211,7 @@ impl Writeback {
             {
                 // Not the file's fault, and it passes: segments that die are given back to the file system.
                 bump(&self.counters.no_space_errors, 1);
-                return self.refuse(Refusal::Full);
+                return self.refuse(Refusal::NoSpace);
             }
             Trouble::File(err) => {
                 bump(&self.counters.write_errors, 1);

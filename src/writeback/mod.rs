@@ -42,7 +42,7 @@ use parking_lot::Mutex;
 
 pub use append::{Outgoing, WriteError};
 pub use find::RecordRef;
-pub use open::{LOCK_WAIT, OpenError, Options, forget_file};
+pub use open::{LOCK_WAIT, OpenError, Options, forget_file, known_file};
 pub use pin::Pin;
 pub use place::{
     FILE_BYTES_MAX, OBJECT_BYTES_MAX, OBJECT_BYTES_MIN, Place, RECORD_ALIGN, SEGMENT_BYTES, SegmentIndex,
