@@ -113,8 +113,8 @@ impl Host for Daemon {
             return Err(SetError::Failed { message });
         };
         let others = self.store.in_use();
-        let others = others.iter().filter(|(other, _)| other != name);
-        let reserves_bytes = others.map(|(_, vm)| vm.limits().reserve_bytes).sum();
+        let others = others.iter().filter(|vm| vm.table().name() != name);
+        let reserves_bytes = others.map(|vm| vm.limits().reserve_bytes).sum();
         let before = with_limits(config, pages.limits());
         let after = change.applied(&before, reserves_bytes, self.store.arena().max_bytes())?;
         pages.set_limits(limits_of(&after));

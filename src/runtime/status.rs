@@ -93,7 +93,7 @@ struct Sums {
 impl Sums {
     fn of(daemon: &Daemon) -> Self {
         let mut sums = Self::default();
-        for (_, vm) in daemon.store.in_use() {
+        for vm in daemon.store.in_use() {
             let Accounting { held, events } = vm.accounting();
             for (sum, more) in sums.objects_by_pool.iter_mut().zip(held.objects_by_pool) {
                 *sum += more;
@@ -257,6 +257,7 @@ fn counters(held: &Held, events: &Events) -> Counters {
         delayed_stores: events.delayed_stores,
         compacted_pages: events.compacted_pages,
         recompressed_pages: events.recompressed_pages,
+        given_up_pages: events.given_up_pages,
     }
 }
 

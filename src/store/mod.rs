@@ -186,11 +186,11 @@ impl Store {
 
     /// The VMs whose pages can be used, configured or not, in the order of their names.
     #[must_use]
-    pub fn in_use(&self) -> Vec<(String, Arc<VmStore>)> {
+    pub fn in_use(&self) -> Vec<Arc<VmStore>> {
         let mut found = Vec::new();
-        self.for_each(|name, vm| {
+        self.for_each(|_, vm| {
             if let VmState::Ready(vm) | VmState::Unconfigured(vm) = vm {
-                found.push((name.to_owned(), Arc::clone(vm)));
+                found.push(Arc::clone(vm));
             }
         });
         found
@@ -200,7 +200,7 @@ impl Store {
     pub fn end_drained_pools(&self) {
         let vms = self.in_use();
         let objects =
-            |id: PoolId| vms.iter().map(|(_, vm)| vm.accounting().held.objects_by_pool[id.index()]).sum();
+            |id: PoolId| vms.iter().map(|vm| vm.accounting().held.objects_by_pool[id.index()]).sum();
         self.shared.pools.end_drained(objects);
     }
 

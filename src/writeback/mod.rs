@@ -22,6 +22,7 @@ mod append;
 mod clean;
 pub mod file;
 mod find;
+mod give;
 pub mod io;
 mod open;
 mod pin;

@@ -16,7 +16,7 @@ pub struct Status {
     pub pool: PoolStatus,
     /// What takes pages out of the pool.
     pub shrinker: ShrinkerStatus,
-    /// The file that they move to, when there is one.
+    /// The file that they move to, when there is one or should be.
     pub writeback: Option<WritebackStatus>,
     /// The VMs of the configuration in its order, then those that only the state directory knows.
     pub vms: Vec<VmStatus>,

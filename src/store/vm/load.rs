@@ -48,6 +48,10 @@ impl Fetched {
     pub fn slot(&self) -> Slot {
         self.slot
     }
+
+    pub(super) fn into_parts(self) -> (Slot, Generation, Result<RecordBytes, ReadError>) {
+        (self.slot, self.generation, self.record)
+    }
 }
 
 /// Why a page was not loaded.

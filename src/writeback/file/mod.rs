@@ -154,6 +154,14 @@ impl Target {
         Ok(())
     }
 
+    /// Ends a file here.
+    ///
+    /// # Errors
+    /// Those of ftruncate.
+    pub fn shorten(&self, bytes: u64) -> io::Result<()> {
+        if self.device { Ok(()) } else { self.file.set_len(bytes) }
+    }
+
     /// Writes the header.
     ///
     /// # Errors
