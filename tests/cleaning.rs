@@ -71,7 +71,7 @@ fn a_small_file_is_overwritten_many_times_without_ever_being_full() {
 
 #[test]
 fn so_is_one_of_raw_pages_that_nearly_fill_it() {
-    overwrite_many_times(4, 4160, 88, 6);
+    overwrite_many_times(4, 4160, 92, 6);
 }
 
 /// A store most of whose pages are in a file of 16 MiB, all over it.

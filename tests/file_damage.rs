@@ -1,5 +1,5 @@
 //! What is stored and damaged, under a store with several VMs: whoever moves a page finds out, gives the page up, and
-//! frees its place. A read that fails proves no damage.
+//! frees its place. A read that fails proves no damage. And a daemon that ends while its file is emptied loses nothing.
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
@@ -189,4 +189,28 @@ fn compaction_gives_up_what_it_finds_damaged() {
     }
     world.store().validate();
     world.check();
+}
+
+#[test]
+fn a_daemon_that_ends_while_its_file_is_made_smaller_loses_nothing() {
+    let (mut world, ..) = oversized();
+    let length = |world: &World| std::fs::metadata(world.dir.path().join("writeback-file")).unwrap().len();
+    let mut turns = 0;
+    while length(&world) > world.file_bytes {
+        let _ = world.shrinker().turn();
+        turns += 1;
+        assert!(turns < 100, "it comes to an end");
+        // With the smaller size again, and with the one that it had.
+        for file_bytes in [world.file_bytes, 24 << 20] {
+            let mut next = world.crashed();
+            next.file_bytes = file_bytes;
+            next.restart();
+            next.store().validate();
+            next.check();
+            next.use_pages(100);
+            next.check();
+        }
+    }
+    world.check();
+    world.store().validate();
 }
