@@ -42,7 +42,7 @@ fn page_of(slot: u32, version: u32) -> Page {
 
 /// The arena's bytes for each hundred of payload.
 fn percent_of_payload(store: &Store) -> u64 {
-    let payload: u64 = store.in_use().iter().map(|(_, vm)| vm.accounting().held.payload_bytes).sum();
+    let payload: u64 = store.in_use().iter().map(|vm| vm.accounting().held.payload_bytes).sum();
     (store.arena().used_bytes() * 100).div_ceil(payload)
 }
 

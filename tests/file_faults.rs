@@ -75,7 +75,7 @@ fn a_file_system_without_room_is_tried_again() {
         while world.file().status().state == WritebackState::On {
             world.use_pages(20);
         }
-        assert_eq!(world.file().status().state, WritebackState::Full);
+        assert_eq!(world.file().status().state, WritebackState::NoSpace);
         assert!(!world.vm(0).may_wait(&StoreError::PoolFull));
         world.store().validate();
         world.check();

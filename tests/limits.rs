@@ -19,7 +19,7 @@ use ballast::store::codec::{Compressor, Scratch};
 use ballast::store::lru::Age;
 use ballast::store::vm::{Limits, StoreError, VmStore};
 use ballast::writeback::WritebackState;
-use support::file::{load_waiting, neutral_shrinker, open_with_file, settle};
+use support::file::{load_waiting, neutral_shrinker, open_with_file, settle, store_waiting};
 use support::world::World;
 use support::{Random, open_store, page_of};
 
@@ -106,6 +106,70 @@ fn fast_writers_never_exceed_a_limit_and_a_lower_one_is_reached_under_way() {
 }
 
 #[test]
+fn two_fast_writers_each_stay_at_their_own_limit() {
+    const PAGES: u32 = 6000;
+    let dir = tempfile::tempdir().unwrap();
+    let limits = [2 * MIB, 3 * MIB];
+    let [a, b] = limits.map(|limit_bytes| Limits { limit_bytes, ..Limits::NONE });
+    let store = open(&dir, &[("a", a), ("b", b), ("other", Limits::NONE)], 1 << 30);
+    let (mut scratch, other) = (Scratch::default(), store.ready("other").unwrap());
+    for slot in 0..500 {
+        other.store(Slot(slot), &page_of(2, 1), old(100), &mut scratch).unwrap();
+    }
+    let vms = ["a", "b"].map(|name| store.ready(name).unwrap());
+    let shrinker = neutral_shrinker(&store).start().unwrap();
+    let done = [AtomicU32::new(0), AtomicU32::new(0)];
+    let (mut most, mut least) = ([0; 2], [u64::MAX; 2]);
+    std::thread::scope(|scope| {
+        for (vm, done) in vms.iter().zip(&done) {
+            scope.spawn(move || write(vm, 0..PAGES, done));
+        }
+        while done.iter().any(|done| done.load(Ordering::Relaxed) < PAGES) {
+            for (n, vm) in vms.iter().enumerate() {
+                let held = vm.accounting().held.pool_bytes;
+                most[n] = held.max(most[n]);
+                if most[n] > limits[n] / 100 * 95 {
+                    least[n] = held.min(least[n]);
+                }
+            }
+        }
+    });
+    println!("at most {most:?} and then at least {least:?} bytes");
+    for n in 0..2 {
+        assert!(most[n] <= limits[n] && most[n] > limits[n] / 100 * 95);
+        // Where it stops by its threshold, and no more than a batch below that.
+        assert!(least[n] >= limits[n] / 100 * 90 - MIB / 2);
+        assert!(vms[n].accounting().held.file_pages > 2000);
+    }
+    assert_eq!(other.accounting().held.file_pages, 0, "the oldest, and nobody else's business");
+    drop(shrinker);
+    store.validate();
+}
+
+#[test]
+fn pressure_on_a_sparse_arena_takes_what_lies_between_objects_first() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = open(&dir, &[("a", Limits::NONE)], 1 << 30);
+    let (vm, mut scratch) = (store.ready("a").unwrap(), Scratch::default());
+    for slot in 0..12_000 {
+        vm.store(Slot(slot), &page_of(2, slot.into()), old(10), &mut scratch).unwrap();
+    }
+    (0..12_000).filter(|slot| slot % 3 > 0).for_each(|slot| vm.invalidate(Slot(slot)));
+    let used = store.arena().used_bytes();
+    let mut shrinker = neutral_shrinker(&store);
+    shrinker.request_pressure(Level::Severe);
+    settle(&mut shrinker);
+    let left = used - store.arena().used_bytes();
+    assert!(left > used / 2, "{left} of {used} bytes left");
+    assert_eq!(vm.accounting().held.file_pages, 0, "no page had to");
+    // Dense now: the next time pages leave.
+    shrinker.request_pressure(Level::Severe);
+    settle(&mut shrinker);
+    assert!(vm.accounting().held.file_pages > 100);
+    store.validate();
+}
+
+#[test]
 fn what_others_may_still_claim_is_left_to_them() {
     let dir = tempfile::tempdir().unwrap();
     let vms = [("a", reserve(2 * MIB)), ("b", reserve(MIB)), ("greedy", Limits::NONE)];
@@ -184,7 +248,7 @@ fn pages_older_than_idle_leave_and_younger_ones_stay() {
     let idle = Some(Duration::from_secs(20));
     let mut shrinker = Shrinker::new(Arc::clone(&store), Options { policy: Policy::NEUTRAL, idle }, || {});
     let mut scratch = Scratch::default();
-    for (_, vm) in store.in_use() {
+    for vm in store.in_use() {
         for slot in 0..1500 {
             let age = if slot % 3 == 0 { Age::now() } else { old(30) };
             vm.store(Slot(slot), &page_of(2, u64::from(slot)), age, &mut scratch).unwrap();
@@ -289,16 +353,49 @@ fn a_vm_with_a_reserve_is_cleared_beside_a_pool_that_others_fill() {
     store.validate();
 }
 
+/// What zstd makes smaller and lz4 can't.
+fn digits(seed: u32) -> Page {
+    let mut random = Random(u64::from(seed));
+    std::array::from_fn(|_| b'0' + u8::try_from(random.below(10)).unwrap())
+}
+
+#[test]
+fn recompression_is_done_in_a_pool_that_others_keep_full() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = open(&dir, &[("idle", reserve(3 * MIB / 2)), ("busy", Limits::NONE)], 3 * MIB);
+    let (idle, busy) = (store.ready("idle").unwrap(), store.ready("busy").unwrap());
+    let (mut scratch, mut shrinker) = (Scratch::default(), neutral_shrinker(&store));
+    for slot in 0..300 {
+        idle.store(Slot(slot), &digits(slot), old(10), &mut scratch).unwrap();
+    }
+    let raw_bytes = idle.accounting().held.pool_bytes;
+    store.shared().pools.set_current(Compressor::Zstd(1)).unwrap();
+    shrinker.request_recompression();
+    let deadline = Instant::now() + PATIENCE;
+    let mut stores = 0;
+    while idle.accounting().held.objects_by_pool.iter().filter(|count| **count > 0).count() > 1
+        || stores < 9000
+    {
+        assert!(Instant::now() < deadline, "{:?}", shrinker.stats().get());
+        let page = page_of(2, stores.into());
+        store_waiting(&busy, &mut shrinker, stores % 15_000, &page, Age::now(), &mut scratch);
+        stores += 1;
+    }
+    let (held, in_file) = (idle.accounting().held, busy.accounting().held.file_pages);
+    assert!(held.pool_bytes < raw_bytes / 3 * 2 && held.file_pages == 0 && in_file > 3000, "{held:?}");
+    store.validate();
+    let mut page = ZERO_PAGE;
+    for slot in 0..300 {
+        load_waiting(&idle, slot, &mut page, &mut scratch).unwrap();
+        assert!(page == digits(slot), "{slot}");
+    }
+}
+
 #[test]
 fn recompression_that_finds_no_room_pauses_and_goes_on_when_there_is_some() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let store = Arc::new(open_store(dir.path(), &["a"], Compressor::Zstd(3), 2 * MIB, u64::MAX));
     let (vm, mut scratch) = (store.ready("a").unwrap(), Scratch::default());
-    // What zstd makes smaller and lz4 can't.
-    let digits = |seed: u32| -> Page {
-        let mut random = Random(u64::from(seed));
-        std::array::from_fn(|_| b'0' + u8::try_from(random.below(10)).unwrap())
-    };
     let full = |slot: &u32| vm.store(Slot(*slot), &digits(*slot), old(10), &mut scratch).is_err();
     let end = (0..vm.slots()).find(full).unwrap();
     store.shared().pools.set_current(Compressor::Lz4).unwrap();

@@ -157,7 +157,7 @@ struct Host {
 
 impl Host {
     fn new(store: Store) -> Self {
-        let vms = store.in_use().into_iter().map(|(_, vm)| vm).collect();
+        let vms = store.in_use();
         // Every use lies in the past of the shrinker's clock, which begins when the machine does, and the last ones not
         // far from its present: a step takes half of its maximum on average.
         let uptime_ms = u64::try_from(Age::from_bits(0).until(Age::now()).as_millis()).unwrap();

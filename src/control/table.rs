@@ -1,7 +1,7 @@
 //! `ballast status` for people: a few lines for what all VMs share and a row for each VM, sizes in IEC units. Pure
 //! functions from a status to a text. What there is nothing to say about has no line and no column.
 
-use super::api::{CompressorPoolState, PoolStatus, Status, VmStatus, WritebackStatus};
+use super::api::{CompressorPoolState, PoolStatus, Status, VmStatus, WritebackState, WritebackStatus};
 use crate::ids::Bytes;
 use crate::page::PAGE_SIZE_U64;
 
@@ -117,6 +117,9 @@ pub fn pool(pool: &PoolStatus) -> String {
 fn writeback(file: &WritebackStatus) -> String {
     let limit = file.daily_limit_bytes.map_or_else(String::new, |limit| format!(" of {}", Bytes(limit)));
     let reason = file.message.as_ref().map_or_else(String::new, |message| format!(" ({message})"));
+    if file.state == WritebackState::Missing {
+        return format!("writeback: missing{reason}\n");
+    }
     format!(
         "writeback: {}{reason}; {} of {} in use, {}{limit} written today\n",
         file.state.as_str(),
@@ -151,7 +154,7 @@ fn ratio(pool: &PoolStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::api::{CompressorPool, ShrinkerStatus, VmState, WritebackState};
+    use super::super::api::{CompressorPool, ShrinkerStatus, VmState};
     use super::*;
 
     #[test]
@@ -243,6 +246,10 @@ web1  ready  no           0B      0B           0B     2MiB    0B     0B       0 
         status.pool.stuck = Some("there is no writeback file".to_owned());
         let stuck = "full: no page can leave (there is no writeback file), so new ones are refused\n";
         assert!(render(&status).contains(stuck));
+        if let Some(file) = &mut status.writeback {
+            file.state = WritebackState::Missing;
+        }
+        assert!(render(&status).contains("writeback: missing (no space)\n"));
         status.writeback = None;
         assert!(render(&status).contains("IN FILE"), "pages may be left of a file that was taken away");
         status.vms = vec![VmStatus::default()];

@@ -131,15 +131,14 @@ impl ColdEnd {
         }
     }
 
-    /// Takes the `pages` coldest, with the ages they were found with, and counts them as gone until the next look.
-    pub(super) fn take(&mut self, pages: usize) -> impl Iterator<Item = (Age, Slot)> {
-        let start = self.next;
-        self.next = start.saturating_add(pages).min(self.slots.len());
+    /// Takes the coldest page, with the age that it was found with, and counts it as gone until the next look.
+    pub(super) fn take(&mut self) -> Option<(Age, Slot)> {
+        let taken = (*self.ages.get(self.next)?, *self.slots.get(self.next)?);
+        self.next += 1;
         let held = &mut self.accounting.held;
         let page_bytes = held.pool_bytes.checked_div(held.objects()).unwrap_or(0);
-        let taken = (self.next - start) as u64;
-        held.pool_bytes = held.pool_bytes.saturating_sub(page_bytes * taken);
-        held.stored_pages -= taken.min(held.objects());
-        self.ages[start..self.next].iter().copied().zip(self.slots[start..self.next].iter().copied())
+        held.pool_bytes = held.pool_bytes.saturating_sub(page_bytes);
+        held.stored_pages -= held.objects().min(1);
+        Some(taken)
     }
 }

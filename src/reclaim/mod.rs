@@ -5,6 +5,7 @@ pub mod policy;
 pub mod pressure;
 pub mod shrinker;
 
+mod cleaning;
 mod cold;
 mod recompress;
 mod stats;

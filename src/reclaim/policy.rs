@@ -8,6 +8,8 @@
 //! the file; and whether the guest has a copy of the page, having loaded it since it was stored (`store::lru`). A VM
 //! within its reserve gives nothing up to the others.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use crate::store::lru::Age;
@@ -207,6 +209,36 @@ impl Policy {
         Decision::Evict { vm, pages: colder.count().max(1), reason }
     }
 
+    /// In which order the coldest pages of all VMs leave when it is not for a limit, as runs of one VM's pages: what
+    /// [`Policy::decide`] would decide again and again, but a page costs the logarithm of the number of VMs.
+    #[must_use]
+    pub fn merge(&self, pool: &PoolView, vms: &[VmView<'_>], pages_max: usize) -> Vec<(usize, usize)> {
+        let mean_bytes = mean_page_bytes(vms);
+        let glasses: Vec<f64> = vms.iter().map(|vm| self.glass(vm, mean_bytes)).collect();
+        let idle = pool.idle.filter(|_| !pool.full && !pool.pressure);
+        let next = |vm: usize, taken: usize| {
+            let view = &vms[vm];
+            let age = *view.cold.get(taken)?;
+            let left_bytes = view.pool_bytes.saturating_sub(page_bytes(view) * taken as u64);
+            let old = idle.is_none_or(|idle| age.until(pool.now) >= idle);
+            let leaves = view.writeback && old && left_bytes > view.reserve_bytes;
+            let coldness = f64::from(age.coldness(pool.now)) * glasses[vm];
+            // Numbers that are not negative are in the order of their bits.
+            leaves.then(|| (coldness.to_bits(), Reverse(vm), taken))
+        };
+        let mut ends: BinaryHeap<_> = (0..vms.len()).filter_map(|vm| next(vm, 0)).collect();
+        let mut runs: Vec<(usize, usize)> = Vec::new();
+        for _ in 0..pages_max {
+            let Some((_, Reverse(vm), taken)) = ends.pop() else { break };
+            match runs.last_mut() {
+                Some((last, pages)) if *last == vm => *pages += 1,
+                _ => runs.push((vm, 1)),
+            }
+            ends.extend(next(vm, taken + 1));
+        }
+        runs
+    }
+
     /// By how much a VM's pages count as older than they are.
     fn glass(&self, vm: &VmView<'_>, mean_bytes: f64) -> f64 {
         let weight = WEIGHT_NEUTRAL / f64::from(vm.weight.max(1));
@@ -362,6 +394,45 @@ mod tests {
         assert_eq!(Policy::default().decide(&idle, &[vm(&cold)]), evict(0, 2, Reason::Idle));
         let patient = PoolView { idle: Some(Duration::from_secs(950)), ..pool() };
         assert_eq!(Policy::default().decide(&patient, &[vm(&cold)]), Decision::Rest);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_merge_is_what_is_decided_page_by_page(
+            ages in proptest::collection::vec(proptest::collection::vec(0u64..900, 0..40), 1..6),
+            spared in proptest::collection::vec(0u64..40, 6),
+            idle: bool,
+            pages_max in 1usize..100,
+        ) {
+            // Of two that are equally old either may go first: there are none.
+            let apart = |vm: usize, seconds: u64| Age::stored(Duration::from_millis(seconds * 1000 + vm as u64 * 64));
+            let ages: Vec<Vec<Age>> = ages.into_iter().enumerate().map(|(vm, mut ages)| {
+                ages.sort_unstable();
+                ages.into_iter().map(|seconds| apart(vm, seconds)).collect()
+            }).collect();
+            let pool = if idle { PoolView { idle: Some(Duration::from_secs(500)), ..pool() } } else { full() };
+            let mut vms: Vec<VmView<'_>> = ages.iter().enumerate().map(|(index, cold)| VmView {
+                pool_bytes: 1024 * 1000,
+                objects: 1000,
+                reserve_bytes: 1024 * (1000 - spared[index]),
+                ..vm(cold)
+            }).collect();
+            let merged = Policy::NEUTRAL.merge(&pool, &vms, pages_max);
+            let mut left = pages_max;
+            let mut decided: Vec<(usize, usize)> = Vec::new();
+            while left > 0 && let Decision::Evict { vm, pages, .. } = Policy::NEUTRAL.decide(&pool, &vms) {
+                let pages = pages.min(left);
+                left -= pages;
+                match decided.last_mut() {
+                    Some((last, run)) if *last == vm => *run += pages,
+                    _ => decided.push((vm, pages)),
+                }
+                vms[vm].cold = &vms[vm].cold[pages..];
+                vms[vm].pool_bytes -= 1024 * pages as u64;
+                vms[vm].objects -= pages as u64;
+            }
+            proptest::prop_assert_eq!(merged, decided);
+        }
     }
 
     #[test]

@@ -5,13 +5,13 @@
 //!
 //! Holds no lock while it writes. Everything it knows can be forgotten: a new daemon finds out again.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::cleaning::{Cleaning, Vms};
 use super::cold::ColdEnd;
 use super::policy::{BATCH_PAGES_MAX, Decision, Policy, PoolView, Reason, is_full};
 use super::pressure::Level;
@@ -25,7 +25,7 @@ use crate::store::lru::Age;
 use crate::store::room::{Marks, Outlook};
 use crate::store::vm::{Generation, VmStore};
 use crate::threads::{self, Role};
-use crate::writeback::{Outgoing, RecordRef, WriteError, Writeback};
+use crate::writeback::{Outgoing, SEGMENT_BYTES, WriteError, Writeback};
 
 /// How long the shrinker sleeps when nobody wakes it.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -35,16 +35,16 @@ const PERIOD_BUSY: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_millis(500);
 /// Room that the largest span needs, and some objects: a pool this close to its maximum is full.
 const HEADROOM_BYTES: u64 = 128 << 10;
-/// Half-dead segments are cleaned when less than this share of the file is free.
-const FREE_SEGMENTS_PERCENT_MIN: u64 = 25;
-/// The same before pages leave: guests that write without a pause leave no other time, and a file that is full makes
-/// them wait.
+/// Half-dead segments are cleaned before pages leave when less than this share of the file is free: guests that write
+/// without a pause leave no other time, and a file that is full makes them wait.
 const FREE_SEGMENTS_PERCENT_LOW: u64 = 15;
-/// Segments that are looked at for one that can be cleaned: some hold what can't be moved.
-const CLEAN_TRIES: usize = 4;
+/// Segments that are cleaned for the sake of one batch: each gains a sixteenth, and a batch is half a segment.
+const CLEAN_FOR_BATCH_MAX: usize = 16;
 /// The share of the arena that may be free places before objects are moved together. With headers and what is lost in
 /// size classes the arena then stays within 12 % of the payload.
 const SLACK_PERCENT_MAX: u64 = 7;
+/// A batch ends with this many bytes, however few pages that are: half a segment of the file.
+const BATCH_BYTES_MAX: usize = SEGMENT_BYTES / 2;
 /// Batches after which upkeep has its turn although there is more to write.
 const UPKEEP_EVERY: u32 = 16;
 /// Objects moved at a time, so that a VM at its limit need not wait for all of them.
@@ -87,7 +87,7 @@ pub struct Shrinker {
     made_room: Box<dyn Fn() + Send>,
     stats: Arc<ShrinkerStats>,
     requests: Arc<Requests>,
-    vms: BTreeMap<VmId, (Arc<VmStore>, ColdEnd)>,
+    vms: Vms,
     full: bool,
     /// The arena has to come below this because the host runs short.
     goal_bytes: Option<u64>,
@@ -142,7 +142,7 @@ impl Shrinker {
             made_room: Box::new(made_room),
             stats: Arc::default(),
             requests: Arc::default(),
-            vms: BTreeMap::new(),
+            vms: Vms::new(),
             full: false,
             goal_bytes: None,
             refused: None,
@@ -206,6 +206,7 @@ impl Shrinker {
         self.steps = self.steps.wrapping_add(1);
         if self.steps.is_multiple_of(UPKEEP_EVERY) {
             self.upkeep();
+            self.with_cleaning(|cleaning| cleaning.tidy());
         }
         // Room between objects is room as well, and cheaper to have.
         if (self.full || self.goal_bytes.is_some()) && self.is_sparse() && self.compact() > 0 {
@@ -226,14 +227,19 @@ impl Shrinker {
             return Step::Again;
         }
         self.stats.ran(reason);
-        self.clean(file, FREE_SEGMENTS_PERCENT_LOW);
-        match self.write(file, &batch) {
+        self.with_cleaning(|cleaning| cleaning.clean(|| file.half_dead(FREE_SEGMENTS_PERCENT_LOW)));
+        let mut written = self.write(file, &batch);
+        // What is dead in a full file is worth having however little it is, a segment at a time until the batch fits.
+        for _ in 0..CLEAN_FOR_BATCH_MAX {
+            let full = written == Err(WriteError::Full);
+            if !full || !self.with_cleaning(|cleaning| cleaning.clean(|| file.emptiest())) {
+                break;
+            }
+            written = self.write(file, &batch);
+        }
+        match written {
             Ok(()) if reason == Reason::Idle => Step::Later,
             Ok(()) => Step::Again,
-            Err(WriteError::Full) if self.clean(file, 100) => {
-                self.vms.values_mut().for_each(|(_, cold)| cold.forget());
-                Step::Again
-            }
             Err(err) => self.refused(&err),
         }
     }
@@ -257,7 +263,7 @@ impl Shrinker {
     fn look(&mut self) {
         let shared = Arc::clone(self.store.shared());
         let mut known = std::mem::take(&mut self.vms);
-        for (_, vm) in self.store.in_use() {
+        for vm in self.store.in_use() {
             let id = vm.id();
             let cold = known.remove(&id).map(|(_, cold)| cold);
             self.vms.insert(id, {
@@ -283,14 +289,11 @@ impl Shrinker {
         self.goal_bytes = self.goal_bytes.filter(|goal| used > *goal);
     }
 
-    /// Copies out the pages that are to leave next, in the policy's order, until a batch is together.
-    fn isolate(&mut self) -> (Vec<Isolated>, Option<Reason>) {
-        let mut batch = Vec::new();
-        let mut why = None;
-        self.buffer.clear();
+    /// What the policy is to know of the pool. VMs that may have to give something up have their cold ends looked for.
+    fn view(&mut self) -> PoolView {
         self.limits_first = !self.limits_first;
         let disk_idle = self.vms.values().all(|(_, cold)| cold.loads_rate() < DISK_IDLE_LOADS);
-        let mut pool = PoolView {
+        let pool = PoolView {
             now: Age::now(),
             first: self.first,
             limits_first: self.limits_first,
@@ -306,9 +309,18 @@ impl Shrinker {
                 cold.refill(vm, pool.now, pool.idle);
             }
         }
+        pool
+    }
+
+    /// Copies out the pages that are to leave next, in the policy's order, until a batch is together.
+    fn isolate(&mut self) -> (Vec<Isolated>, Option<Reason>) {
+        let mut pool = self.view();
+        let (mut batch, mut why) = (Vec::new(), None);
+        self.buffer.clear();
+        let mut vms: Vec<_> = self.vms.values_mut().collect();
         let mut left = BATCH_PAGES_MAX;
-        while left > 0 {
-            let views: Vec<_> = self.vms.values().map(|(_, cold)| cold.view()).collect();
+        while left > 0 && self.buffer.len() < BATCH_BYTES_MAX {
+            let views: Vec<_> = vms.iter().map(|(_, cold)| cold.view()).collect();
             let Decision::Evict { vm, pages, reason } = self.options.policy.decide(&pool, &views) else {
                 break;
             };
@@ -317,18 +329,16 @@ impl Shrinker {
                 break;
             }
             why = Some(reason);
-            pool.first = vm + 1;
-            let Some((vm, cold)) = self.vms.values_mut().nth(vm) else { break };
-            let pages = pages.min(left);
-            left -= pages;
-            for (age, slot) in cold.take(pages) {
-                let found = vm.isolate(slot, age, &mut self.buffer);
-                batch.extend(found.map(|(generation, object_bytes)| Isolated {
-                    vm: vm.id(),
-                    slot,
-                    generation,
-                    object_bytes,
-                }));
+            let runs = if reason == Reason::Limit {
+                pool.first = vm + 1;
+                vec![(vm, pages.min(left))]
+            } else {
+                self.options.policy.merge(&pool, &views, left)
+            };
+            for (vm, pages) in runs {
+                left -= pages;
+                let (vm, cold) = &mut *vms[vm];
+                isolate_some(vm, cold, pages, &mut self.buffer, &mut batch);
             }
         }
         self.first = pool.first;
@@ -361,37 +371,11 @@ impl Shrinker {
         Ok(())
     }
 
-    /// Empties a half-dead segment of the file, if less than this share of it is free. Whether one was.
-    fn clean(&mut self, file: &Writeback, free_percent_min: u64) -> bool {
-        for _ in 0..CLEAN_TRIES {
-            let Some(segment) = file.half_dead(free_percent_min) else { return false };
-            let Ok(records) = file.read_segment(segment) else { continue };
-            if self.move_live(file, records) {
-                self.stats.cleaned();
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Moves those of the records that entries name. Whether there were any.
-    fn move_live(&mut self, file: &Writeback, records: Vec<RecordRef>) -> bool {
-        let (mut live, mut owners) = (Vec::new(), Vec::new());
-        for record in records {
-            let Some((vm, _)) = self.vms.get(&record.owner.vm) else { continue };
-            if let Some(generation) = vm.generation_in_file(record.owner.slot, record.place) {
-                owners.push((record.owner, generation));
-                live.push(record);
-            }
-        }
-        if live.is_empty() {
-            return false;
-        }
-        let Ok(places) = file.append_raw(&live) else { return false };
-        for ((owner, generation), place) in owners.into_iter().zip(places) {
-            self.vms[&owner.vm].0.move_in_file(owner.slot, generation, place);
-        }
-        true
+    /// What keeps the file in shape, if it is there and well.
+    fn with_cleaning(&self, does: impl FnOnce(&Cleaning<'_>) -> bool) -> bool {
+        let shared = self.store.shared();
+        let Some(file) = shared.file.as_ref().filter(|file| file.is_on()) else { return false };
+        does(&Cleaning { file, vms: &self.vms, stats: &self.stats })
     }
 
     /// What is done while nobody waits for room.
@@ -399,11 +383,7 @@ impl Shrinker {
         if self.is_sparse() && self.compact() > 0 {
             return Step::Again;
         }
-        let shared = Arc::clone(self.store.shared());
-        if let Some(file) = &shared.file
-            && file.is_on()
-            && self.clean(file, FREE_SEGMENTS_PERCENT_MIN)
-        {
+        if self.with_cleaning(|cleaning| cleaning.tidy()) {
             return Step::Again;
         }
         let more = self.upkeep();
@@ -440,6 +420,25 @@ impl Shrinker {
         }
         self.stats.compacted(compacted.moved as u64);
         compacted.freed_bytes
+    }
+}
+
+/// Copies out the coldest pages of a VM, unless the batch is long enough before.
+fn isolate_some(
+    vm: &VmStore,
+    cold: &mut ColdEnd,
+    pages: usize,
+    buffer: &mut Vec<u8>,
+    batch: &mut Vec<Isolated>,
+) {
+    for _ in 0..pages {
+        if buffer.len() >= BATCH_BYTES_MAX {
+            break;
+        }
+        let Some((age, slot)) = cold.take() else { break };
+        let found = vm.isolate(slot, age, buffer);
+        let of_vm = |(generation, object_bytes)| Isolated { vm: vm.id(), slot, generation, object_bytes };
+        batch.extend(found.map(of_vm));
     }
 }
 

@@ -10,11 +10,13 @@ use crate::control::api::{ClearError, Host, PoolChange, PoolStatus, SetError, St
 use crate::control::socket;
 use crate::device::Device;
 use crate::device::blk::swap_header;
+use crate::device::complaints::Chain;
 use crate::device::vm::DeviceVm;
 use crate::ids::Slot;
 use crate::reclaim::policy::Policy;
 use crate::reclaim::pressure::{Files, Monitor};
 use crate::reclaim::shrinker::{self, Shrinker};
+use crate::store::accounting::Held;
 use crate::store::codec::Scratch;
 use crate::store::lru::Age;
 use crate::store::state::StateDir;
@@ -48,18 +50,7 @@ impl Daemon {
         let spec = |vm: &VmConfig| VmSpec { name: vm.name.clone(), slots: vm.slots(), limits: limits_of(vm) };
         let store = Store::open(store_config, config.vms.iter().map(spec).collect(), || open_file(&config))?;
         let store = Arc::new(store);
-        store.for_each(|name, vm| match vm {
-            VmState::Ready(pages) if pages.table().crashes().is_quarantined() => {
-                tracing::error!(vm = name, "the VM is quarantined: {}", status::quarantine_message(name));
-            }
-            VmState::Ready(_) => {}
-            VmState::Unconfigured(_) => {
-                tracing::warn!(vm = name, "the state directory has pages of a VM that is not configured");
-            }
-            VmState::Damaged(damaged) => {
-                tracing::error!(vm = name, reason = damaged.reason, "the VM is out of service");
-            }
-        });
+        tell_what_is_wrong(&store);
         let device = Device::start(config.workers, config.poll, config.pool.store_deadline, store.state_id())
             .map_err(ServeError::Thread)?;
         let mut vms = Vec::new();
@@ -117,8 +108,8 @@ impl Host for Daemon {
         let _change = self.changing.lock();
         let (config, pages) = self.in_service(name)?;
         let others = self.store.in_use();
-        let others = others.iter().filter(|(other, _)| other != name);
-        let reserves_bytes = others.map(|(_, vm)| vm.limits().reserve_bytes).sum();
+        let others = others.iter().filter(|vm| vm.table().name() != name);
+        let reserves_bytes = others.map(|vm| vm.limits().reserve_bytes).sum();
         let before = with_limits(config, pages.limits());
         let after = change.applied(&before, reserves_bytes, self.store.arena().max_bytes())?;
         pages.set_limits(limits_of(&after));
@@ -203,6 +194,34 @@ fn with_limits(vm: &VmConfig, limits: Limits) -> VmConfig {
         writeback: limits.writeback,
         ..vm.clone()
     }
+}
+
+/// Says what of the state can't be used as it should.
+fn tell_what_is_wrong(store: &Store) {
+    let missing = store.shared().missing.as_ref();
+    if let Some(err) = missing {
+        tracing::error!(reason = %Chain(err), "writeback is off until the next start");
+    }
+    store.for_each(|name, vm| {
+        match vm {
+            VmState::Ready(pages) if pages.table().crashes().is_quarantined() => {
+                tracing::error!(vm = name, "the VM is quarantined: {}", status::quarantine_message(name));
+            }
+            VmState::Ready(_) => {}
+            VmState::Unconfigured(_) => {
+                tracing::warn!(vm = name, "the state directory has pages of a VM that is not configured");
+            }
+            VmState::Damaged(damaged) => {
+                tracing::error!(vm = name, reason = damaged.reason, "the VM is out of service");
+            }
+        }
+        if let VmState::Ready(pages) | VmState::Unconfigured(pages) = vm
+            && let Held { file_pages: pages @ 1.., .. } = pages.accounting().held
+            && missing.is_some()
+        {
+            tracing::error!(vm = name, pages, "pages of the VM are in the missing file: loads of them fail");
+        }
+    });
 }
 
 fn open_file(config: &Config) -> Result<Option<Writeback>, OpenError> {

@@ -5,6 +5,7 @@ use crate::control::api::{
     CompressorPool, CompressorPoolState, Counters, PoolStatus, RunsByReason, ShrinkerStatus, Status,
     VmState as ApiVmState, VmStatus, WritebackState as ApiWritebackState, WritebackStatus, buckets,
 };
+use crate::device::complaints::Chain;
 use crate::page::PAGE_SIZE_U64;
 use crate::store::VmState;
 use crate::store::accounting::{Accounting, Events, Held, PowersOfTwo};
@@ -12,7 +13,7 @@ use crate::store::crashes::CRASHES_MAX;
 use crate::store::pool::POOLS_MAX;
 use crate::store::room::{Outlook, Shared};
 use crate::store::vm::VmStore;
-use crate::writeback::{Writeback, WritebackState};
+use crate::writeback::{OpenError, Writeback, WritebackState};
 
 /// What the daemon shows of itself.
 pub(super) fn of(daemon: &Daemon) -> Status {
@@ -35,7 +36,7 @@ pub(super) fn of(daemon: &Daemon) -> Status {
         state_dir: daemon.config.state_dir.display().to_string(),
         pool: pool_status(daemon, &vms, metadata_bytes),
         shrinker: shrinker_status(daemon),
-        writeback: daemon.store.shared().file.as_ref().map(|file| writeback_status(daemon, file)),
+        writeback: writeback_status(daemon),
         vms,
     }
 }
@@ -73,6 +74,7 @@ fn pool_status(daemon: &Daemon, vms: &[VmStatus], metadata_bytes: u64) -> PoolSt
 /// Why no page can leave, as far as that is known.
 fn stuck(shared: &Shared) -> Option<&'static str> {
     match (shared.file.as_ref().map(|file| file.is_on()), shared.outlook()) {
+        (None, _) if shared.missing.is_some() => Some("the writeback file is missing"),
         (None, _) => Some("there is no writeback file"),
         (Some(false), _) => Some("the writeback file failed"),
         (Some(true), Outlook::FileRefuses) => Some("the writeback file takes nothing now"),
@@ -92,7 +94,7 @@ struct Sums {
 impl Sums {
     fn of(daemon: &Daemon) -> Self {
         let mut sums = Self::default();
-        for (_, vm) in daemon.store.in_use() {
+        for vm in daemon.store.in_use() {
             let Accounting { held, events } = vm.accounting();
             for (sum, more) in sums.objects_by_pool.iter_mut().zip(held.objects_by_pool) {
                 *sum += more;
@@ -138,24 +140,41 @@ fn shrinker_status(daemon: &Daemon) -> ShrinkerStatus {
     }
 }
 
-fn writeback_status(daemon: &Daemon, file: &Writeback) -> WritebackStatus {
+fn writeback_status(daemon: &Daemon) -> Option<WritebackStatus> {
+    let shared = daemon.store.shared();
+    let path = daemon.config.writeback.as_ref().map(|writeback| writeback.path.display().to_string());
+    let path = path.unwrap_or_default();
+    let missing = |err: &OpenError| WritebackStatus {
+        state: ApiWritebackState::Missing,
+        message: Some(Chain(err).to_string()),
+        path: path.clone(),
+        ..WritebackStatus::default()
+    };
+    match &shared.file {
+        Some(file) => Some(file_status(file, path.clone())),
+        None => shared.missing.as_ref().map(missing),
+    }
+}
+
+fn file_status(file: &Writeback, path: String) -> WritebackStatus {
     let now = file.status();
     let (state, message) = match now.state {
         WritebackState::On => (ApiWritebackState::Ready, None),
-        WritebackState::Full => (
-            ApiWritebackState::Waiting,
-            Some("the file is full: make it larger, or discard pages".to_owned()),
-        ),
+        WritebackState::Full => {
+            (ApiWritebackState::Full, Some("make it larger, or discard pages".to_owned()))
+        }
+        WritebackState::NoSpace => {
+            (ApiWritebackState::NoSpace, Some("the file system that it is in has no room".to_owned()))
+        }
         WritebackState::Budget => {
-            (ApiWritebackState::Limited, Some("as much was written today as daily_limit allows".to_owned()))
+            (ApiWritebackState::Waiting, Some("as much was written today as daily_limit allows".to_owned()))
         }
         WritebackState::Off { reason } => (ApiWritebackState::Failed, Some(reason)),
     };
-    let path = daemon.config.writeback.as_ref().map(|writeback| writeback.path.display().to_string());
     WritebackStatus {
         state,
         message,
-        path: path.unwrap_or_default(),
+        path,
         size_bytes: now.size_bytes,
         segments: now.segments.total,
         free_segments: now.segments.free,
@@ -255,6 +274,7 @@ fn counters(held: &Held, events: &Events) -> Counters {
         delayed_stores: events.delayed_stores,
         compacted_pages: events.compacted_pages,
         recompressed_pages: events.recompressed_pages,
+        given_up_pages: events.given_up_pages,
     }
 }
 

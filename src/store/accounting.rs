@@ -77,6 +77,8 @@ pub struct Events {
     pub compacted_pages: u64,
     /// Objects compressed anew for another pool.
     pub recompressed_pages: u64,
+    /// Pages given up because what is stored of them is damaged.
+    pub given_up_pages: u64,
     /// How long pages had not been used when they were loaded, in seconds.
     pub refault_age_seconds: PowersOfTwo,
     /// How long stores waited for room, in milliseconds.

@@ -11,6 +11,7 @@ pub mod arena;
 pub mod codec;
 pub mod crashes;
 pub mod entry;
+mod file;
 pub mod lru;
 pub mod mapping;
 pub mod object;
@@ -116,27 +117,24 @@ pub struct Store {
 
 impl Store {
     /// Opens the state directory, brings back every page that was stored in it, and makes tables for new VMs. The
-    /// writeback file is opened by `open_file` once the directory is ours.
+    /// writeback file is opened by `open_file` once the directory is ours; it is called twice if the state then need not
+    /// know the file that it knew. [`Shared::missing`] says why there is none, should there be one.
     ///
     /// # Errors
     /// When the state as a whole can't be used. A single VM's damage takes only that VM out of service.
     pub fn open(
         config: StoreConfig,
         specs: Vec<VmSpec>,
-        open_file: impl FnOnce() -> Result<Option<Writeback>, OpenError>,
+        open_file: impl FnMut() -> Result<Option<Writeback>, OpenError>,
     ) -> Result<Self, StateError> {
         let mut dir = StateDir::open(&config.state_dir, config.host_bytes)?;
-        let file = open_file()?;
+        let file = file::open(&dir, open_file)?;
         let path = dir.arena_path();
         let arena = private::open_or_create(&path).map_err(StateError::io("open", &path))?;
         let arena = Arena::new(arena, dir.region_bytes(), config.pool_max_bytes)
             .map_err(StateError::io("map", &path))?;
-        let shared = Arc::new(Shared::new(
-            arena,
-            Pools::new(config.compressor),
-            file.map(Arc::new),
-            config.accept_percent,
-        ));
+        let pools = Pools::new(config.compressor);
+        let shared = Arc::new(Shared::new(arena, pools, file, config.accept_percent));
         let (mut vms, mut headless) = (BTreeMap::new(), Vec::new());
         for name in dir.vm_names()? {
             let spec = specs.iter().find(|spec| spec.name == name);
@@ -190,11 +188,11 @@ impl Store {
 
     /// The VMs whose pages can be used, configured or not, in the order of their names.
     #[must_use]
-    pub fn in_use(&self) -> Vec<(String, Arc<VmStore>)> {
+    pub fn in_use(&self) -> Vec<Arc<VmStore>> {
         let mut found = Vec::new();
-        self.for_each(|name, vm| {
+        self.for_each(|_, vm| {
             if let VmState::Ready(vm) | VmState::Unconfigured(vm) = vm {
-                found.push((name.to_owned(), Arc::clone(vm)));
+                found.push(Arc::clone(vm));
             }
         });
         found
@@ -204,7 +202,7 @@ impl Store {
     pub fn end_drained_pools(&self) {
         let vms = self.in_use();
         let objects =
-            |id: PoolId| vms.iter().map(|(_, vm)| vm.accounting().held.objects_by_pool[id.index()]).sum();
+            |id: PoolId| vms.iter().map(|vm| vm.accounting().held.objects_by_pool[id.index()]).sum();
         self.shared.pools.end_drained(objects);
     }
 
@@ -282,11 +280,15 @@ impl Store {
         Ok(self.forget_file_if_unused()?)
     }
 
-    /// Without a writeback file and without a page in one, the state needs no particular one any more.
+    /// Without a writeback file and without a page in one, the state needs no particular one any more. No page gets
+    /// into a file meanwhile: that takes one.
     fn forget_file_if_unused(&self) -> Result<(), StateError> {
         let mut in_file = self.shared.file.is_some();
         self.for_each(|_, vm| {
-            in_file |= matches!(vm, VmState::Damaged(damaged) if !damaged.named.places.is_empty());
+            in_file |= match vm {
+                VmState::Ready(vm) | VmState::Unconfigured(vm) => vm.accounting().held.file_pages > 0,
+                VmState::Damaged(damaged) => !damaged.named.places.is_empty(),
+            };
         });
         if !in_file {
             crate::writeback::forget_file(&StateDir::writeback_path(&self.config.state_dir))

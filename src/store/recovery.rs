@@ -85,13 +85,6 @@ pub fn recover(path: &Path, name: &str, spec: Option<&VmSpec>, shared: &Shared) 
             let err = TableError::Size { found: table.slots(), wanted: spec.slots };
             Recovered::Damaged { reason: format!("{err}: configure the size it has, or {advice}"), named }
         }
-        _ if shared.file.is_none() && held.file_pages > 0 => {
-            let pages = held.file_pages;
-            let reason = format!(
-                "{pages} of its pages are in a writeback file and none is configured: configure it again, or {advice}"
-            );
-            Recovered::Damaged { reason, named }
-        }
         _ => Recovered::Whole { table: Box::new(table), held },
     })
 }

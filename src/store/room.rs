@@ -9,8 +9,9 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use super::arena::Arena;
+use super::file::Opened;
 use super::pool::Pools;
-use crate::writeback::Writeback;
+use crate::writeback::{OpenError, Writeback};
 
 /// What the VMs of a host share.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub struct Shared {
     pub pools: Pools,
     /// Where the coldest pages go, if there is one.
     pub file: Option<Arc<Writeback>>,
+    /// Why there is none, when one is configured or pages are in one. Then entries may name places in it.
+    pub missing: Option<OpenError>,
     /// Wakes the shrinker.
     pub bell: Bell,
     /// What VMs below their reserves may still claim, in bytes.
@@ -46,11 +49,12 @@ pub enum Outlook {
 impl Shared {
     /// A pool that counts as not full again below `accept_percent` of its maximum.
     #[must_use]
-    pub fn new(arena: Arena, pools: Pools, file: Option<Arc<Writeback>>, accept_percent: u32) -> Self {
+    pub(super) fn new(arena: Arena, pools: Pools, (file, missing): Opened, accept_percent: u32) -> Self {
         Self {
             arena,
             pools,
             file,
+            missing,
             bell: Bell::default(),
             unclaimed_bytes: AtomicU64::new(0),
             accept_percent: AtomicU32::new(accept_percent),

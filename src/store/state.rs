@@ -172,6 +172,12 @@ impl StateDir {
         path.join("writeback")
     }
 
+    /// The same of this state.
+    #[must_use]
+    pub fn writeback_state_path(&self) -> PathBuf {
+        Self::writeback_path(&self.path)
+    }
+
     /// The arena file.
     #[must_use]
     pub fn arena_path(&self) -> PathBuf {

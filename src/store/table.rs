@@ -52,6 +52,7 @@ const CHUNK_BYTES: u64 = ENTRIES_BYTES + CHUNK_SLOTS as u64 * 4;
 pub struct Table {
     mapping: Mapping,
     vm: VmId,
+    name: String,
     slots: u32,
     key: [u8; KEY_BYTES],
     /// The tags of each backed chunk; unset for a chunk that is not backed.
@@ -136,7 +137,7 @@ impl Table {
         if !sound {
             return Err(TableError::Header);
         }
-        Ok(Self::map(file, VmId(half_word(12)), half_word(16), key)?)
+        Ok(Self::map(file, VmId(half_word(12)), name, half_word(16), key)?)
     }
 
     /// Opens what is left of the table at `path` when its header is damaged: the length of the file says how many slots
@@ -148,15 +149,15 @@ impl Table {
         let file = private::open(path)?;
         let chunks = file.metadata()?.len().saturating_sub(HEADER_BYTES) / CHUNK_BYTES;
         let slots = u32::try_from(chunks * CHUNK_SLOTS as u64).map_err(io::Error::other)?;
-        Self::map(file, VmId(0), slots, [0; KEY_BYTES])
+        Self::map(file, VmId(0), "", slots, [0; KEY_BYTES])
     }
 
-    fn map(file: File, vm: VmId, slots: u32, key: [u8; KEY_BYTES]) -> io::Result<Self> {
+    fn map(file: File, vm: VmId, name: &str, slots: u32, key: [u8; KEY_BYTES]) -> io::Result<Self> {
         let chunks = (slots as usize).div_ceil(CHUNK_SLOTS);
         let length = HEADER_BYTES + chunks as u64 * CHUNK_BYTES;
         let mapping = Mapping::new(file, length)?;
         let chunks = std::iter::repeat_with(OnceLock::new).take(chunks).collect();
-        let table = Self { mapping, vm, slots, key, chunks };
+        let table = Self { mapping, vm, name: name.to_owned(), slots, key, chunks };
         table.back_chunks_with_data(length)?;
         Ok(table)
     }
@@ -191,6 +192,12 @@ impl Table {
     #[must_use]
     pub fn vm(&self) -> VmId {
         self.vm
+    }
+
+    /// The VM's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The key of the VM's records in the writeback file. It is gone when the table is.

@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Writeback;
 use super::find::RecordRef;
+use super::give::Giving;
 use super::io::{Buffer, Op, transfer_blocking};
 use super::place::{Place, SEGMENT_BYTES, SegmentIndex};
 use super::plan::{Cursor, Plan, Run, plan};
@@ -25,8 +26,10 @@ const SPARED_SEGMENTS: usize = 1;
 /// A file with no more segments than this spares none.
 const SPARELESS_SEGMENTS_MAX: u32 = 4;
 
-/// Dead segments given back to the file system before a batch, so that a start with many does not hold one up.
-const DISCARD_SEGMENTS_MAX: usize = 64;
+/// How many that is in a file of `segments`.
+pub(super) fn spared_segments(segments: u32) -> usize {
+    if segments > SPARELESS_SEGMENTS_MAX { SPARED_SEGMENTS } else { 0 }
+}
 
 /// What only the writing thread needs.
 #[derive(Debug)]
@@ -37,8 +40,9 @@ pub(super) struct Writer {
     buffer: Option<Buffer>,
     /// Segments that were read for cleaning, with their live bytes at that time.
     pub(super) tried: HashMap<SegmentIndex, u64>,
-    /// False once the file system or device has refused to take segments back.
-    discards: bool,
+    pub(super) giving: Giving,
+    /// The file system had no room for the last batch, and nothing was given back to it since.
+    pub(super) no_space: bool,
 }
 
 /// A page to be written.
@@ -55,10 +59,12 @@ pub struct Outgoing<'a> {
 /// Why a batch was not written. None of its records has a place then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError {
-    /// No free segment but the one that cleaning needs, or no room in the file system. It passes when records are
-    /// freed or cleaned up.
+    /// No free segment but the one that cleaning needs. It passes when records are freed or cleaned up.
     #[error("the writeback file is full")]
     Full,
+    /// The file system had no room. It passes when somebody makes some, or segments are given back.
+    #[error("the file system of the writeback file has no room")]
+    NoSpace,
     /// As much was written today as may be. It passes at midnight UTC.
     #[error("as much was written to the writeback file today as its daily limit allows")]
     Budget,
@@ -103,7 +109,19 @@ enum Trouble {
 
 impl Writer {
     pub(super) fn new(state: State) -> Self {
-        Self { state, current: None, buffer: None, tried: HashMap::new(), discards: true }
+        Self {
+            state,
+            current: None,
+            buffer: None,
+            tried: HashMap::new(),
+            giving: Giving::default(),
+            no_space: false,
+        }
+    }
+
+    /// Bytes that are left in the open segment.
+    pub(super) fn room_bytes(&self) -> u64 {
+        self.current.map_or(0, |cursor| (SEGMENT_BYTES - cursor.at) as u64)
     }
 }
 
@@ -123,7 +141,7 @@ impl Writeback {
     }
 
     pub(super) fn append_on(&self, day: u32, records: &[Outgoing<'_>]) -> Result<Vec<Place>, WriteError> {
-        let spared = if self.segments.limit() > SPARELESS_SEGMENTS_MAX { SPARED_SEGMENTS } else { 0 };
+        let spared = spared_segments(self.segments.limit());
         self.write_batch(day, &records.iter().map(Item::New).collect::<Vec<_>>(), spared)
     }
 
@@ -151,7 +169,13 @@ impl Writeback {
             return Err(WriteError::Failed { reason: reason.clone() });
         }
         self.give_back_dead(&mut writer);
-        let open = || self.segments.take(spared);
+        // Of a file that was configured smaller all that is within may be in use; what is moved beyond for a moment comes
+        // back when something within was freed by that.
+        let beyond_too = matches!(items.first(), Some(Item::Moved(_)));
+        let open = || {
+            let within = self.segments.take(spared);
+            within.or_else(|| if beyond_too { self.segments.take_beyond() } else { None })
+        };
         let plan = match plan(writer.current, items.iter().map(Item::object_bytes), open) {
             Ok(plan) => plan,
             Err(opened) => {
@@ -165,15 +189,21 @@ impl Writeback {
         }
         if let Err(trouble) = self.carry_out(&mut writer, day, &plan, items) {
             self.abandon(&plan.opened);
-            return Err(self.fail(trouble));
+            let err = self.fail(trouble);
+            writer.no_space = err == WriteError::NoSpace;
+            return Err(err);
         }
+        writer.no_space = false;
         for run in &plan.runs {
             self.segments.add_live(run.segment, run.record_bytes);
         }
         for segment in &plan.filled {
             self.segments.close(*segment);
         }
-        writer.current = plan.end;
+        writer.current = plan.end.filter(|cursor| cursor.segment.0 < self.segments.limit());
+        if let Some(beyond) = plan.end.filter(|_| writer.current.is_none()) {
+            self.segments.close(beyond.segment);
+        }
         self.count_records(items);
         Ok(plan.places)
     }
@@ -197,6 +227,7 @@ impl Writeback {
         self.report.lock().refusal = Some(refusal);
         match refusal {
             Refusal::Full => WriteError::Full,
+            Refusal::NoSpace => WriteError::NoSpace,
             Refusal::Budget => WriteError::Budget,
         }
     }
@@ -208,7 +239,7 @@ impl Writeback {
             {
                 // Not the file's fault, and it passes: segments that die are given back to the file system.
                 bump(&self.counters.no_space_errors, 1);
-                return self.refuse(Refusal::Full);
+                return self.refuse(Refusal::NoSpace);
             }
             Trouble::File(err) => {
                 bump(&self.counters.write_errors, 1);
@@ -251,24 +282,6 @@ impl Writeback {
             result.map_err(Trouble::File)?;
         }
         Ok(())
-    }
-
-    /// Gives some dead segments back to the file system, neighbours together.
-    fn give_back_dead(&self, writer: &mut Writer) {
-        if !writer.discards {
-            return;
-        }
-        let dead = self.segments.take_dead(DISCARD_SEGMENTS_MAX);
-        for neighbours in dead.chunk_by(|one, next| one.0 + 1 == next.0) {
-            let bytes = (neighbours.len() * SEGMENT_BYTES) as u64;
-            if let Err(err) = self.file.discard(neighbours[0].offset(), bytes) {
-                bump(&self.counters.discard_errors, 1);
-                tracing::warn!(%err, "segments of the writeback file can't be given back; they are used again as they are");
-                writer.discards = false;
-                break;
-            }
-        }
-        self.segments.put_back(&dead);
     }
 }
 

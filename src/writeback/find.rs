@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::io::Buffer;
 use super::pin::SegmentPin;
 use super::place::{Place, RECORD_ALIGN};
-use super::record;
+use super::record::{self, Cipher};
 use crate::ids::Owner;
 
 /// A record found in a segment: intact, but encrypted, and perhaps long dead. Only the page table knows.
@@ -35,6 +35,12 @@ impl RecordRef {
     pub fn bytes(&self) -> &[u8] {
         let start = self.place.start();
         &self.segment.buffer.bytes()[start..start + self.place.record_bytes()]
+    }
+
+    /// Whether it was written with this key, for the owner that it names.
+    #[must_use]
+    pub fn is_authentic(&self, cipher: &Cipher) -> bool {
+        record::open(self.bytes(), self.place.object_bytes, self.owner, cipher).is_ok()
     }
 }
 
@@ -68,7 +74,6 @@ pub(super) fn find(bytes: &[u8], offset: u64) -> impl Iterator<Item = (Owner, Pl
 #[cfg(test)]
 mod tests {
     use super::super::place::record_bytes;
-    use super::super::record::Cipher;
     use super::*;
     use crate::ids::{Slot, VmId};
     use proptest::prelude::*;

@@ -22,6 +22,7 @@ mod append;
 mod clean;
 pub mod file;
 mod find;
+mod give;
 pub mod io;
 mod open;
 mod pin;
@@ -42,7 +43,7 @@ use parking_lot::Mutex;
 
 pub use append::{Outgoing, WriteError};
 pub use find::RecordRef;
-pub use open::{LOCK_WAIT, OpenError, Options, forget_file};
+pub use open::{LOCK_WAIT, OpenError, Options, forget_file, known_file};
 pub use pin::Pin;
 pub use place::{
     FILE_BYTES_MAX, OBJECT_BYTES_MAX, OBJECT_BYTES_MIN, Place, RECORD_ALIGN, SEGMENT_BYTES, SegmentIndex,

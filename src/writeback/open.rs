@@ -1,6 +1,6 @@
 //! Opening: bringing the state and the file together. Each names the other by the file's id, and where they don't
 //! agree nothing is written: a file that is not ours may be somebody's, and a state whose file is missing has pages
-//! in it that a wrong file would turn into errors.
+//! in it that a wrong file would turn into errors. Whether the daemon then does without a file is not decided here.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -55,6 +55,30 @@ pub enum OpenError {
         /// The file that the state knows.
         expected: FileId,
     },
+    /// The state knows a file, and none is configured.
+    #[error(
+        "pages of this state are in the writeback file {expected}, and none is configured: configure it again, or clear \
+         the VMs"
+    )]
+    NotConfigured {
+        /// The file that the state knows.
+        expected: FileId,
+    },
+    /// The state knows a file, and the configured one is not there or can't be read.
+    #[error(
+        "pages of this state are in the writeback file {expected}, and {} can't be {done}: give the file back, or clear \
+         the VMs", path.display()
+    )]
+    Unreadable {
+        /// What was tried.
+        done: &'static str,
+        /// The configured file.
+        path: PathBuf,
+        /// The file that the state knows.
+        expected: FileId,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The state knows no file, and this one has contents.
     #[error(
         "{} holds {found}, which would be overwritten: configure another path, or empty it if it is not needed",
@@ -77,11 +101,14 @@ pub enum OpenError {
     /// The state can't be used.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The file can't be used.
-    #[error("can't {action} the writeback file {}", path.display())]
+    /// The threads that read and write can't be started.
+    #[error("the writeback file's threads can't be started")]
+    Threads(#[source] io::Error),
+    /// The file can't be used, and the state knows no other.
+    #[error("the writeback file {} can't be {done}", path.display())]
     Io {
         /// What was tried.
-        action: &'static str,
+        done: &'static str,
         /// The file.
         path: PathBuf,
         /// What the system said.
@@ -90,9 +117,55 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { action, path: path.to_owned(), source }
+    /// Whether this is for somebody to mend before a daemon starts: a mistake in the configuration, or something that
+    /// is the matter with this process. Else it is the file's failure, and a daemon without a file serves more than
+    /// none.
+    #[must_use]
+    pub fn refuses_start(&self) -> bool {
+        use io::ErrorKind::{
+            InvalidInput, IsADirectory, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem,
+        };
+        let kind = |kinds: &[io::ErrorKind], source: &io::Error| kinds.contains(&source.kind());
+        match self {
+            Self::WrongFile { .. } | Self::NotConfigured { .. } => false,
+            Self::Unreadable { source, .. } => kind(&[IsADirectory], source),
+            Self::Io { source, .. } => kind(
+                &[InvalidInput, IsADirectory, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem],
+                source,
+            ),
+            Self::InUse { .. }
+            | Self::NotOurs { .. }
+            | Self::TooSmall { .. }
+            | Self::State(_)
+            | Self::Threads(_) => true,
+        }
     }
+
+    /// Whether the state knows a file that is not to be had. It may be forgotten when no page is in it.
+    #[must_use]
+    pub fn is_about_known_file(&self) -> bool {
+        matches!(self, Self::WrongFile { .. } | Self::NotConfigured { .. } | Self::Unreadable { .. })
+    }
+
+    /// The file was not `done`.
+    fn io<'a>(
+        done: &'static str,
+        path: &'a Path,
+        known: Option<Known>,
+    ) -> impl FnOnce(io::Error) -> Self + use<'a> {
+        move |source| match known {
+            Some(Known { id, .. }) => Self::Unreadable { done, path: path.to_owned(), expected: id, source },
+            None => Self::Io { done, path: path.to_owned(), source },
+        }
+    }
+}
+
+/// The file that the state at `state_path` knows.
+///
+/// # Errors
+/// When the state can't be read.
+pub fn known_file(state_path: &Path) -> Result<Option<FileId>, StateError> {
+    Ok(State::open(state_path)?.known().map(|known| known.id))
 }
 
 /// Makes the state know no writeback file, so that the next [`Writeback::open`] begins anew with whatever is
@@ -130,11 +203,14 @@ impl Writeback {
     ) -> Result<Self, OpenError> {
         let path = &options.path;
         let mut state = State::open(&options.state_path)?;
-        let target = Target::open(path, options.lock_wait).map_err(OpenError::io("open", path))?;
+        let known = state.known();
+        // Where the file that the state knows should be none is made.
+        let target = Target::open(path, known.is_none(), options.lock_wait)
+            .map_err(OpenError::io("opened", path, known))?;
         let target = target.ok_or_else(|| OpenError::InUse { path: path.clone() })?;
-        let segments = segments_for(&target, options)?;
-        let found = target.look().map_err(OpenError::io("read", path))?;
-        let known = match (state.known(), found) {
+        let segments = segments_for(&target, options, known)?;
+        let found = target.look().map_err(OpenError::io("read", path, known))?;
+        let known = match (known, found) {
             (Some(known), Found::Header(id)) if id == known.id => {
                 extend(&target, &mut state, Known { segments: segments.max(known.segments), ..known }, path)?
             }
@@ -150,14 +226,14 @@ impl Writeback {
         let clean = found != Found::Header(known.id) && !target.device();
         let table = Segments::new(known.segments, segments);
         let direct = target.direct();
-        let file = start(target).map_err(OpenError::io("start the threads for", path))?;
+        let file = start(target).map_err(OpenError::Threads)?;
         Ok(Self::new(file, direct, clean, table, state, options.daily_bytes_max))
     }
 }
 
-fn segments_for(target: &Target, options: &Options) -> Result<u32, OpenError> {
+fn segments_for(target: &Target, options: &Options, known: Option<Known>) -> Result<u32, OpenError> {
     let path = &options.path;
-    let bytes = target.bytes_max(options.size_bytes).map_err(OpenError::io("measure", path))?;
+    let bytes = target.bytes_max(options.size_bytes).map_err(OpenError::io("measured", path, known))?;
     let segments = bytes.min(FILE_BYTES_MAX) / SEGMENT_BYTES_U64;
     // The first segment is the header's.
     u32::try_from(segments)
@@ -169,11 +245,10 @@ fn segments_for(target: &Target, options: &Options) -> Result<u32, OpenError> {
 /// Goes on with the file that the state knows. It may have been configured larger; a smaller one keeps what lives
 /// beyond, and the state keeps knowing so.
 fn extend(target: &Target, state: &mut State, wanted: Known, path: &Path) -> Result<Known, OpenError> {
-    if !target.device() {
-        target.lengthen(bytes_of(wanted), false).map_err(OpenError::io("extend", path))?;
-    }
-    if state.known() != Some(wanted) {
-        target.write_header(wanted.id, wanted.segments).map_err(OpenError::io("write", path))?;
+    let known = Some(wanted);
+    target.lengthen(bytes_of(wanted), false).map_err(OpenError::io("extended", path, known))?;
+    if state.known() != known {
+        target.write_header(wanted.id, wanted.segments).map_err(OpenError::io("written", path, known))?;
         state.set_known(Some(wanted))?;
     }
     Ok(wanted)
@@ -191,10 +266,10 @@ fn begin(
         let path = path.display();
         tracing::warn!(%path, "{found} is taken over: nobody has it open, and this state knows no pages in it");
     }
-    let id = FileId::random().map_err(OpenError::io("find a random id for", path))?;
+    let id = FileId::random().map_err(OpenError::io("given an id", path, None))?;
     let known = Known { id, segments };
-    target.lengthen(bytes_of(known), true).map_err(OpenError::io("extend", path))?;
-    target.write_header(id, segments).map_err(OpenError::io("write", path))?;
+    target.lengthen(bytes_of(known), true).map_err(OpenError::io("extended", path, None))?;
+    target.write_header(id, segments).map_err(OpenError::io("written", path, None))?;
     state.set_known(Some(known))?;
     Ok(known)
 }

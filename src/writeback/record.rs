@@ -151,28 +151,39 @@ impl RecordBytes {
     /// # Errors
     /// When the record is damaged, not `owner`'s, or not written with this key.
     pub fn open(self, owner: Owner, cipher: &Cipher) -> Result<Vec<u8>, BadRecord> {
-        let sealed = &self.buffer.bytes()[self.range];
-        let header = Header::parse(sealed).ok_or(BadRecord::Checksum)?;
-        if header.checksum != checksum(sealed) || sealed_bytes(header.object_bytes) != sealed.len() {
-            return Err(BadRecord::Checksum);
-        }
-        if header.owner != owner {
-            return Err(BadRecord::Owner { vm: header.owner.vm, slot: header.owner.slot });
-        }
-        let (text, tag) = sealed[RECORD_HEADER_BYTES..].split_at(header.object_bytes);
-        let tag: [u8; TAG_BYTES] = tag.try_into().map_err(|_| BadRecord::Checksum)?;
-        let mut object = text.to_vec();
-        cipher
-            .0
-            .decrypt_inout_detached(
-                &nonce(header.counter),
-                &associated_data(owner),
-                InOutBuf::from(&mut object[..]),
-                &Tag::from(tag),
-            )
-            .map_err(|_| BadRecord::NotAuthentic)?;
-        Ok(object)
+        let object_bytes = self.range.len() - RECORD_HEADER_BYTES - TAG_BYTES;
+        open(&self.buffer.bytes()[self.range], object_bytes, owner, cipher)
     }
+}
+
+/// Verifies and decrypts the record of an object of `object_bytes` that `bytes` begin with.
+pub(super) fn open(
+    bytes: &[u8],
+    object_bytes: usize,
+    owner: Owner,
+    cipher: &Cipher,
+) -> Result<Vec<u8>, BadRecord> {
+    let sealed = bytes.get(..sealed_bytes(object_bytes)).ok_or(BadRecord::Checksum)?;
+    let header = Header::parse(sealed).ok_or(BadRecord::Checksum)?;
+    if header.checksum != checksum(sealed) || header.object_bytes != object_bytes {
+        return Err(BadRecord::Checksum);
+    }
+    if header.owner != owner {
+        return Err(BadRecord::Owner { vm: header.owner.vm, slot: header.owner.slot });
+    }
+    let (text, tag) = sealed[RECORD_HEADER_BYTES..].split_at(object_bytes);
+    let tag: [u8; TAG_BYTES] = tag.try_into().map_err(|_| BadRecord::Checksum)?;
+    let mut object = text.to_vec();
+    cipher
+        .0
+        .decrypt_inout_detached(
+            &nonce(header.counter),
+            &associated_data(owner),
+            InOutBuf::from(&mut object[..]),
+            &Tag::from(tag),
+        )
+        .map_err(|_| BadRecord::NotAuthentic)?;
+    Ok(object)
 }
 
 /// The length of the object in the record that `bytes` begin with, and whose it is; `None` when there is no intact

@@ -27,7 +27,8 @@ const CLOSED: u64 = 1 << 63;
 #[derive(Debug)]
 pub struct Segments {
     words: Vec<AtomicU64>,
-    /// Segments from here on are beyond the configured size: they are read as long as they live, never written.
+    /// Segments from here on are beyond the configured size: they are read as long as they live, and written only with
+    /// what cleaning can put nowhere else for the moment.
     limit: u32,
     lists: Mutex<Lists>,
 }
@@ -39,7 +40,8 @@ struct Lists {
     clean: Vec<SegmentIndex>,
     /// To be given back to it. May be written without that.
     dead: Vec<SegmentIndex>,
-    /// The same, beyond the limit.
+    /// The same two beyond the limit, until the file ends there.
+    beyond_clean: Vec<SegmentIndex>,
     beyond: Vec<SegmentIndex>,
 }
 
@@ -115,7 +117,7 @@ impl Segments {
         *lists = if clean {
             Lists { clean: within, ..Lists::default() }
         } else {
-            Lists { dead: within, beyond, clean: Vec::new() }
+            Lists { dead: within, beyond, ..Lists::default() }
         };
     }
 
@@ -126,9 +128,20 @@ impl Segments {
             return None;
         }
         let segment = lists.clean.pop().or_else(|| lists.dead.pop())?;
+        Some(self.open(segment))
+    }
+
+    /// The same beyond the limit.
+    pub fn take_beyond(&self) -> Option<SegmentIndex> {
+        let mut lists = self.lists.lock();
+        let segment = lists.beyond_clean.pop().or_else(|| lists.beyond.pop())?;
+        Some(self.open(segment))
+    }
+
+    fn open(&self, segment: SegmentIndex) -> SegmentIndex {
         let before = self.word(segment).swap(OPEN, Ordering::AcqRel);
         assert_eq!(before, 0, "a free segment has neither records nor readers");
-        Some(segment)
+        segment
     }
 
     /// Ends the writing of an open segment. From here on it becomes free when its last record does.
@@ -202,10 +215,25 @@ impl Segments {
         taken
     }
 
-    /// Returns what [`Segments::take_dead`] took.
+    /// Returns what [`Segments::take_dead`] took and takes no room any more.
     pub fn put_back(&self, segments: &[SegmentIndex]) {
-        let within = segments.iter().rev().filter(|segment| segment.0 < self.limit);
-        self.lists.lock().clean.extend(within);
+        let (within, beyond) = self.split(segments);
+        let mut lists = self.lists.lock();
+        lists.clean.extend(within.iter().rev());
+        lists.beyond_clean.extend(beyond.iter().rev());
+    }
+
+    /// Returns what [`Segments::take_dead`] took and is as it was.
+    pub fn put_back_dead(&self, segments: &[SegmentIndex]) {
+        let (within, beyond) = self.split(segments);
+        let mut lists = self.lists.lock();
+        lists.dead.extend(within);
+        lists.beyond.extend(beyond);
+    }
+
+    /// Those within the limit, and those beyond it.
+    fn split(&self, segments: &[SegmentIndex]) -> (Vec<SegmentIndex>, Vec<SegmentIndex>) {
+        segments.iter().copied().partition(|segment| segment.0 < self.limit)
     }
 
     /// How full the file is. Walks all segments.
@@ -223,7 +251,14 @@ impl Segments {
         (lists.clean.len() + lists.dead.len()) as u64
     }
 
-    /// Segments from this one on are never written.
+    /// The same beyond the limit.
+    #[must_use]
+    pub fn free_beyond_count(&self) -> u64 {
+        let lists = self.lists.lock();
+        (lists.beyond_clean.len() + lists.beyond.len()) as u64
+    }
+
+    /// Segments from this one on are beyond the configured size.
     #[must_use]
     pub fn limit(&self) -> u32 {
         self.limit
@@ -237,9 +272,28 @@ impl Segments {
     }
 
     /// Every closed segment that may be written again, with its live bytes.
-    pub fn closed(&self) -> impl Iterator<Item = (SegmentIndex, u64)> {
+    pub fn closed_within(&self) -> impl Iterator<Item = (SegmentIndex, u64)> {
         let within = self.indices().take_while(|index| index.0 < self.limit);
         within.filter_map(|index| Some((index, self.closed_live_bytes(index)?)))
+    }
+
+    /// Every other closed segment, the last one first, with its live bytes.
+    pub fn closed_beyond(&self) -> impl Iterator<Item = (SegmentIndex, u64)> {
+        let beyond = self.indices().rev().take_while(|index| index.0 >= self.limit);
+        beyond.filter_map(|index| Some((index, self.closed_live_bytes(index)?)))
+    }
+
+    /// Gives up the segments beyond the limit, if nothing lives there and nobody reads: none is opened any more. False
+    /// when some are in use. For the writing thread, which opens them.
+    #[must_use]
+    pub fn give_up_beyond(&self) -> bool {
+        let mut beyond = self.words.iter().skip(SegmentIndex(self.limit).index());
+        if !beyond.all(|word| word.load(Ordering::Acquire) == 0) {
+            return false;
+        }
+        let mut lists = self.lists.lock();
+        (lists.beyond_clean, lists.beyond) = (Vec::new(), Vec::new());
+        true
     }
 
     /// Recounts from the places that entries name and compares. Nothing may be written or freed meanwhile.
@@ -254,7 +308,8 @@ impl Segments {
         }
         let lists = self.lists.lock();
         let mut listed: HashMap<SegmentIndex, u32> = HashMap::new();
-        for index in lists.clean.iter().chain(&lists.dead).chain(&lists.beyond) {
+        let beyond = lists.beyond_clean.iter().chain(&lists.beyond);
+        for index in lists.clean.iter().chain(&lists.dead).chain(beyond) {
             *listed.entry(*index).or_default() += 1;
         }
         for index in self.indices() {
@@ -266,10 +321,13 @@ impl Segments {
                 CLOSED,
                 "{index:?} is idle, yet not free"
             );
-            // A clean file has no list for what is beyond the limit; nothing is ever written there.
+            // What is beyond the limit is on none once the file ends there.
             let on_lists = listed.get(&index).copied().unwrap_or_default();
             let expected = u32::from(word == 0);
-            assert!(on_lists == expected || index.0 >= self.limit, "{index:?} is on {on_lists} lists");
+            assert!(
+                on_lists == expected || (index.0 >= self.limit && on_lists == 0),
+                "{index:?} is on {on_lists} lists"
+            );
         }
     }
 }

@@ -40,6 +40,7 @@ pub(super) struct Report {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     Full,
+    NoSpace,
     Budget,
 }
 
@@ -48,8 +49,10 @@ pub(super) enum Refusal {
 pub enum WritebackState {
     /// They are.
     On,
-    /// The last batch found no room.
+    /// The last batch found no room in the file.
     Full,
+    /// The last batch found no room in the file system.
+    NoSpace,
     /// The last batch would have exceeded the day's bytes.
     Budget,
     /// Writing failed; there will be none until the next start.
@@ -113,6 +116,7 @@ impl Writeback {
         let state = match (self.off.get(), refusal) {
             (Some(reason), _) => WritebackState::Off { reason: reason.clone() },
             (None, Some(Refusal::Full)) => WritebackState::Full,
+            (None, Some(Refusal::NoSpace)) => WritebackState::NoSpace,
             (None, Some(Refusal::Budget)) => WritebackState::Budget,
             (None, None) => WritebackState::On,
         };

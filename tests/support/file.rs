@@ -60,7 +60,7 @@ fn open_with(
     dir: &Path,
     vms: &[(&str, u32, Limits)],
     pool_bytes: u64,
-    open_file: impl FnOnce() -> Result<Option<Writeback>, OpenError>,
+    open_file: impl FnMut() -> Result<Option<Writeback>, OpenError>,
 ) -> Store {
     let specs = vms
         .iter()

@@ -35,7 +35,8 @@ struct Open {
 pub struct World {
     pub dir: tempfile::TempDir,
     pool_bytes: u64,
-    file_bytes: u64,
+    /// For the next restart.
+    pub file_bytes: u64,
     open: Option<Open>,
     /// Kind and seed of every page that is stored.
     pub truth: HashMap<(usize, u32), (u8, u64)>,

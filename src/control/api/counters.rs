@@ -38,6 +38,8 @@ pub struct Counters {
     pub compacted_pages: u64,
     /// Pages compressed anew for another pool.
     pub recompressed_pages: u64,
+    /// Pages given up because what was stored of them is damaged: their slots are lost until they are written again.
+    pub given_up_pages: u64,
 }
 
 impl Sum for Counters {
@@ -58,6 +60,7 @@ impl Sum for Counters {
             delayed_stores: sum.delayed_stores + one.delayed_stores,
             compacted_pages: sum.compacted_pages + one.compacted_pages,
             recompressed_pages: sum.recompressed_pages + one.recompressed_pages,
+            given_up_pages: sum.given_up_pages + one.given_up_pages,
         })
     }
 }

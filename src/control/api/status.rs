@@ -16,7 +16,7 @@ pub struct Status {
     pub pool: PoolStatus,
     /// What takes pages out of the pool.
     pub shrinker: ShrinkerStatus,
-    /// The file that they move to, when there is one.
+    /// The file that they move to, when there is one or should be.
     pub writeback: Option<WritebackStatus>,
     /// The VMs of the configuration in its order, then those that only the state directory knows.
     pub vms: Vec<VmStatus>,
@@ -184,17 +184,21 @@ pub struct WritebackStatus {
 
 /// Whether pages can move to the writeback file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum WritebackState {
     /// They can.
     #[default]
     Ready,
-    /// Not yet: the writes of the daemon before this one are still landing.
-    Waiting,
+    /// Not now: what is in it fills it.
+    Full,
+    /// Not now: the file system that it is in has no room for it.
+    NoSpace,
     /// Not today: the daily limit is used up.
-    Limited,
-    /// Not any more: it couldn't be written or read.
+    Waiting,
+    /// Not any more: it couldn't be written.
     Failed,
+    /// Not before another start: it was not to be had, or is not the one that pages are in.
+    Missing,
 }
 
 impl WritebackState {
@@ -203,9 +207,11 @@ impl WritebackState {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",
+            Self::Full => "full",
+            Self::NoSpace => "no_space",
             Self::Waiting => "waiting",
-            Self::Limited => "limited",
             Self::Failed => "failed",
+            Self::Missing => "missing",
         }
     }
 }
@@ -318,8 +324,8 @@ mod tests {
         for state in [CompressorPoolState::Current, CompressorPoolState::Draining] {
             assert_eq!(json(serde_json::to_string(&state)), state.as_str());
         }
-        use WritebackState::{Failed, Limited, Ready, Waiting};
-        for state in [Ready, Waiting, Limited, Failed] {
+        use WritebackState::{Failed, Full, Missing, NoSpace, Ready, Waiting};
+        for state in [Ready, Full, NoSpace, Waiting, Failed, Missing] {
             assert_eq!(json(serde_json::to_string(&state)), state.as_str());
         }
     }

@@ -48,6 +48,10 @@ impl Fetched {
     pub fn slot(&self) -> Slot {
         self.slot
     }
+
+    pub(super) fn into_parts(self) -> (Slot, Generation, Result<RecordBytes, ReadError>) {
+        (self.slot, self.generation, self.record)
+    }
 }
 
 /// Why a page was not loaded.
@@ -71,6 +75,9 @@ pub enum LoadError {
     /// The entry names a place in the writeback file where nothing is.
     #[error("the page is not in the writeback file")]
     NotInFile,
+    /// The page is in a file that was not to be had when the daemon started.
+    #[error("the page is in a writeback file that is missing: see `ballast status`")]
+    FileMissing,
     /// The page could not be kept.
     #[error("the page was lost")]
     Lost,
@@ -153,8 +160,8 @@ impl VmStore {
         result.inspect_err(|err| {
             self.count(|events| match err {
                 // The page may be as good as ever: whoever sees this looks at the file, not at memory.
-                LoadError::Read(_) | LoadError::Record(_) | LoadError::NotInFile => {
-                    events.file_load_fail += 1;
+                LoadError::Read(_) | LoadError::Record(_) | LoadError::NotInFile | LoadError::FileMissing => {
+                    events.file_load_fail += 1
                 }
                 LoadError::Entry(_) | LoadError::Object(_) | LoadError::Decompress(_) | LoadError::Lost => {
                     events.decompress_fail += 1;
@@ -201,8 +208,9 @@ impl VmStore {
         let generation = generation(tag.load(Ordering::Relaxed));
         let entry = match Entry::unpack(entry.load(Ordering::Relaxed), slot) {
             Ok(Entry::File(place)) => {
-                let pin = self.shared.file.as_ref().and_then(|file| file.begin_read(place));
-                return (pin.map(Found::InFile).ok_or(LoadError::NotInFile), generation);
+                let file = self.shared.file.as_ref().ok_or(LoadError::FileMissing);
+                let pin = file.and_then(|file| file.begin_read(place).ok_or(LoadError::NotInFile));
+                return (pin.map(Found::InFile), generation);
             }
             Ok(entry) => entry,
             Err(err) => return (Err(err.into()), generation),

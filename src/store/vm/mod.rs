@@ -8,6 +8,7 @@
 
 mod limits;
 mod load;
+mod lost;
 mod moves;
 
 pub use limits::Limits;
@@ -110,6 +111,8 @@ enum Cause {
     Clean,
     /// Its object was compressed anew.
     Recompress,
+    /// It is damaged.
+    GiveUp,
 }
 
 /// What became of an entry that was to be published.
@@ -468,7 +471,7 @@ impl Cause {
             Self::Store(now) => now,
             // It comes back because it is loaded.
             Self::Promote(now) => now.loaded(),
-            Self::Invalidate => Age::from_bits(0),
+            Self::Invalidate | Self::GiveUp => Age::from_bits(0),
             // From here on the mark tells whether it was loaded from the file.
             Self::WriteBack => before.not_loaded(),
             Self::Compact | Self::Clean | Self::Recompress => before,
@@ -488,6 +491,7 @@ impl Cause {
             Self::Promote(_) => events.promoted_pages += 1,
             Self::Compact => events.compacted_pages += 1,
             Self::Recompress => events.recompressed_pages += 1,
+            Self::GiveUp => events.given_up_pages += 1,
             Self::Clean => {}
         }
     }

@@ -38,10 +38,11 @@ impl VmStore {
     }
 
     /// Appends a copy of the object in `slot` to `buffer`: its generation and length. `None` when the slot has no object
-    /// in the arena, or was used since it was `found` cold with this age: then its turn has not come.
+    /// in the arena, or was used since it was `found` cold with this age: then its turn has not come. One that is damaged
+    /// is given up.
     pub fn isolate(&self, slot: Slot, found: Age, buffer: &mut Vec<u8>) -> Option<(Generation, usize)> {
         let record = self.table.record(slot)?;
-        let _numbers = self.numbers.lock();
+        let numbers = self.numbers.lock();
         if Age::from_bits(record.age.load(Ordering::Relaxed)) != found {
             return None;
         }
@@ -51,7 +52,13 @@ impl VmStore {
         let (start, length) = (buffer.len(), object_bytes(location));
         buffer.resize(start + length, 0);
         self.shared.arena.read(location.offset, &mut buffer[start..]);
-        Some((generation(record.tag.load(Ordering::Relaxed)), length))
+        let generation = generation(record.tag.load(Ordering::Relaxed));
+        drop(numbers);
+        if self.is_damaged(slot, generation, &buffer[start..]) {
+            buffer.truncate(start);
+            return None;
+        }
+        Some((generation, length))
     }
 
     /// Publishes that the page in `slot` is at `place` in the writeback file. False when the slot has changed since
@@ -95,6 +102,9 @@ impl VmStore {
         let object = scratch.object(object_bytes(location));
         self.shared.arena.read(*from, object);
         drop(numbers);
+        if self.is_damaged(*slot, generation(tag), object) {
+            return false;
+        }
         self.shared.arena.write(to, object);
         let entry = Entry::Arena(Location { offset: to.offset, ..location });
         let change = Change { entry, pool: pool(tag), cause: Cause::Compact };
@@ -119,7 +129,7 @@ impl VmStore {
             return Recompressed::NotIdle;
         }
         let Ok((codec, _)) = object::open(scratch.object(object_bytes(location)), self.owner(slot)) else {
-            // Damaged: for the load that finds it to say so.
+            self.is_damaged(slot, generation(tag), scratch.object(object_bytes(location)));
             return Recompressed::Kept;
         };
         // lz4 has no levels: what an earlier daemon wrote with it is what this one would write.

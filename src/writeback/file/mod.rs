@@ -34,17 +34,17 @@ pub struct Target {
 }
 
 impl Target {
-    /// Opens `path`, creating a file if there is nothing, and locks it. Waits up to `wait` for another holder of the
-    /// lock, who may be a killed daemon's last writes. `None` when the lock was not to be had.
+    /// Opens `path`, creating a file if there is nothing and it `may_create` one, and locks it. Waits up to `wait` for
+    /// another holder of the lock, who may be a killed daemon's last writes. `None` when the lock was not to be had.
     ///
     /// # Errors
     /// Those of opening, locking and reading.
-    pub fn open(path: &Path, wait: Duration) -> io::Result<Option<Self>> {
+    pub fn open(path: &Path, may_create: bool, wait: Duration) -> io::Result<Option<Self>> {
         let device = fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
         let deadline = Instant::now() + wait;
         let mut told = false;
         let file = loop {
-            if let Some(file) = open_locked(path, device)? {
+            if let Some(file) = open_locked(path, device, may_create)? {
                 break file;
             }
             if Instant::now() >= deadline {
@@ -155,6 +155,14 @@ impl Target {
         Ok(())
     }
 
+    /// Ends a file here.
+    ///
+    /// # Errors
+    /// Those of ftruncate.
+    pub fn shorten(&self, bytes: u64) -> io::Result<()> {
+        if self.device { Ok(()) } else { self.file.set_len(bytes) }
+    }
+
     /// Writes the header.
     ///
     /// # Errors
@@ -184,14 +192,14 @@ impl Target {
     }
 }
 
-fn open_locked(path: &Path, device: bool) -> io::Result<Option<File>> {
+fn open_locked(path: &Path, device: bool, may_create: bool) -> io::Result<Option<File>> {
     let mut options = OpenOptions::new();
     options.read(true).write(true);
     if device {
         // Without O_CREAT this refuses a device that is mounted or otherwise claimed.
         options.custom_flags(OFlags::EXCL.bits().cast_signed());
     } else {
-        options.create(true).truncate(false).mode(0o600);
+        options.create(may_create).truncate(false).mode(0o600);
     }
     let file = match crash_point::after(options.open(path)) {
         Ok(file) => file,

@@ -46,6 +46,8 @@ struct State {
     writes: u64,
     read_faults: HashMap<u64, Fault>,
     write_faults: HashMap<u64, Fault>,
+    /// How the next ranges that are given back fail.
+    discard_faults: Vec<Errno>,
     /// Bytes of the file that can't be read.
     bad: Option<Range<u64>>,
     held: Vec<Request>,
@@ -73,6 +75,11 @@ impl Faulty {
         let mut state = self.state.lock();
         let number = state.writes + later;
         state.write_faults.insert(number, fault);
+    }
+
+    /// Ranges that are given back fail, once for each of these.
+    pub fn fail_discards(&self, errors: &[Errno]) {
+        self.state.lock().discard_faults.extend(errors.iter().rev());
     }
 
     /// From now on no read that touches this range of the file succeeds.
@@ -171,7 +178,14 @@ impl BackingFile for Faulty {
     }
 
     fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        self.inner.discard(offset, bytes)
+        match self.state.lock().discard_faults.pop() {
+            Some(errno) => Err(errno.into()),
+            None => self.inner.discard(offset, bytes),
+        }
+    }
+
+    fn shorten(&self, bytes: u64) -> io::Result<()> {
+        self.inner.shorten(bytes)
     }
 
     fn kind(&self) -> IoKind {

@@ -92,6 +92,12 @@ pub trait BackingFile: Send + Sync + fmt::Debug {
     /// Those of fallocate and BLKDISCARD.
     fn discard(&self, offset: u64, bytes: u64) -> io::Result<()>;
 
+    /// Ends the file here, unless it is a device. Blocks; nothing behind may be in use.
+    ///
+    /// # Errors
+    /// Those of ftruncate.
+    fn shorten(&self, bytes: u64) -> io::Result<()>;
+
     /// The mechanism.
     fn kind(&self) -> IoKind;
 }

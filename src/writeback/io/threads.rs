@@ -111,6 +111,10 @@ impl BackingFile for Threads {
         self.shared.target.discard(offset, bytes)
     }
 
+    fn shorten(&self, bytes: u64) -> io::Result<()> {
+        self.shared.target.shorten(bytes)
+    }
+
     fn kind(&self) -> IoKind {
         IoKind::Threads
     }

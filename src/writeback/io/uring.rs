@@ -98,6 +98,10 @@ impl BackingFile for Uring {
         self.target.discard(offset, bytes)
     }
 
+    fn shorten(&self, bytes: u64) -> io::Result<()> {
+        self.target.shorten(bytes)
+    }
+
     fn kind(&self) -> IoKind {
         IoKind::IoUring
     }

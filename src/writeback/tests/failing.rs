@@ -38,8 +38,8 @@ fn no_room_in_the_file_system_passes() {
     let (writeback, faulty) = open_empty(dir.path(), 4);
     // Records in two segments, the second of which can't be written.
     faulty.fail_write(1, Fault::Error(Errno::NOSPC));
-    assert_eq!(append(&writeback, 0..300, 4110), Err(WriteError::Full));
-    assert_eq!(writeback.status().state, WritebackState::Full);
+    assert_eq!(append(&writeback, 0..300, 4110), Err(WriteError::NoSpace));
+    assert_eq!(writeback.status().state, WritebackState::NoSpace);
     writeback.validate([]);
     let places = append(&writeback, 0..300, 4110).unwrap();
     assert_reads(&writeback, 0..300, &places);

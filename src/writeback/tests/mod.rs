@@ -4,6 +4,7 @@ mod failing;
 mod model;
 mod opening;
 mod racing;
+mod shape;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -138,6 +139,10 @@ impl BackingFile for Spy {
 
     fn discard(&self, offset: u64, bytes: u64) -> std::io::Result<()> {
         self.inner.discard(offset, bytes)
+    }
+
+    fn shorten(&self, bytes: u64) -> std::io::Result<()> {
+        self.inner.shorten(bytes)
     }
 
     fn kind(&self) -> IoKind {

@@ -2,11 +2,12 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 use rustix::fs::FlockOperation;
 
 use super::*;
-use crate::writeback::file::header::Found;
+use crate::writeback::file::header::{FileId, Found};
 
 fn open(options: &Options) -> Result<Writeback, OpenError> {
     Writeback::open(options).inspect(Writeback::finish_adoption)
@@ -78,15 +79,36 @@ fn a_state_accepts_no_other_file_than_its_own() {
 
     fs::remove_file(&path).unwrap();
     let err = open(&options(dir.path(), 2)).unwrap_err();
-    assert!(matches!(err, OpenError::WrongFile { found: Found::Nothing, .. }), "{err}");
+    assert!(matches!(err, OpenError::Unreadable { .. }) && !path.exists(), "{err}");
 
-    fs::write(&path, b"somebody's letters").unwrap();
-    let err = open(&options(dir.path(), 2)).unwrap_err();
-    assert!(matches!(err, OpenError::WrongFile { found: Found::Data, .. }), "{err}");
-    assert_eq!(fs::read(&path).unwrap(), b"somebody's letters");
+    for (held, found) in [(&b""[..], Found::Nothing), (b"somebody's letters", Found::Data)] {
+        fs::write(&path, held).unwrap();
+        let err = open(&options(dir.path(), 2)).unwrap_err();
+        assert!(matches!(&err, OpenError::WrongFile { found: other, .. } if *other == found), "{err}");
+        assert!(err.is_about_known_file() && !err.refuses_start());
+        assert_eq!(fs::read(&path).unwrap(), held);
+    }
 
     fs::write(&path, good).unwrap();
     open(&options(dir.path(), 2)).unwrap();
+}
+
+#[test]
+fn a_failing_file_is_no_reason_not_to_start_and_a_wrong_path_is() {
+    use std::io::ErrorKind::{IsADirectory, NotFound, PermissionDenied};
+    let path = || PathBuf::from("file");
+    let unknown = |source: std::io::Error| OpenError::Io { done: "opened", path: path(), source };
+    let expected = FileId([1; 16]);
+    let known =
+        |source: std::io::Error| OpenError::Unreadable { done: "opened", path: path(), expected, source };
+    let eio = || rustix::io::Errno::IO.into();
+    assert!(!unknown(eio()).refuses_start() && !known(eio()).refuses_start());
+    for kind in [NotFound, PermissionDenied] {
+        assert!(unknown(kind.into()).refuses_start() && !known(kind.into()).refuses_start());
+    }
+    assert!(unknown(IsADirectory.into()).refuses_start() && known(IsADirectory.into()).refuses_start());
+    assert!(OpenError::InUse { path: path() }.refuses_start());
+    assert!(OpenError::NotOurs { path: path(), found: Found::Data }.refuses_start());
 }
 
 #[test]
