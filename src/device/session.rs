@@ -23,7 +23,7 @@ use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryR
 use super::HOW_TO_SHARE;
 use super::blk::config_space;
 use super::guest_memory::{Memory, Region};
-use super::inflight::InflightRegion;
+use super::inflight::{self, InflightRegion};
 use super::ring::{Ending, GuestMemory, Owner, Ring, Vring};
 use super::vm::DeviceVm;
 use super::worker::{Seat, Worker};
@@ -109,6 +109,10 @@ impl Session {
         usize::try_from(index).ok().and_then(|index| self.queues.get_mut(index)).ok_or_else(|| {
             refused(format!("queue {index} of {offered}: raise `queues` of this VM, or lower num-queues"))
         })
+    }
+
+    fn stamp(&self) -> StateId {
+        inflight::stamp(&self.state_id, self.vm.store().id())
     }
 
     fn has_protocol_features(&self) -> bool {
@@ -403,14 +407,14 @@ impl VhostUserBackendReqHandlerMut for Session {
             return Err(refused(format!("an in-flight region for {queues} queues of {size}")));
         }
         let (region, file, length) =
-            InflightRegion::create(queues, size, &self.state_id).map_err(|err| refused(err.to_string()))?;
+            InflightRegion::create(queues, size, &self.stamp()).map_err(|err| refused(err.to_string()))?;
         self.inflight = Some(Arc::new(region));
         Ok((VhostUserInflight::new(length, 0, queues, size), file))
     }
 
     fn set_inflight_fd(&mut self, given: &VhostUserInflight, file: File) -> VhostResult<()> {
         let shape = (given.num_queues, given.queue_size);
-        let region = InflightRegion::open(&file, given.mmap_offset, given.mmap_size, shape, &self.state_id)
+        let region = InflightRegion::open(&file, given.mmap_offset, given.mmap_size, shape, &self.stamp())
             .map_err(|err| refused(err.to_string()))?;
         self.inflight = Some(Arc::new(region));
         Ok(())

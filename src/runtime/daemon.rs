@@ -6,7 +6,10 @@ use parking_lot::Mutex;
 
 use super::ServeError;
 use crate::config::{Config, VmConfig};
-use crate::control::api::{ClearError, Host, PoolChange, PoolStatus, SetError, Status, VmChange, VmStatus};
+use crate::control::api::{
+    CHECK_RATE_BYTES_MIN, CheckOrder, CheckStatus, ClearError, Host, PoolChange, PoolStatus, SetError,
+    Status, VmChange, VmStatus,
+};
 use crate::control::socket;
 use crate::device::Device;
 use crate::device::blk::swap_header;
@@ -15,6 +18,7 @@ use crate::ids::Slot;
 use crate::reclaim::policy::Policy;
 use crate::reclaim::pressure::{Files, Monitor};
 use crate::reclaim::shrinker::{self, Shrinker};
+use crate::scrub::{self, Scrubber};
 use crate::store::codec::Scratch;
 use crate::store::lru::Age;
 use crate::store::state::StateDir;
@@ -29,6 +33,7 @@ pub struct Daemon {
     device: Arc<Device>,
     pub(super) shrinker: Arc<shrinker::Handle>,
     pub(super) pressure: Option<Monitor>,
+    scrubber: scrub::Handle,
     /// The configured VMs, in the configuration's order.
     pub(super) vms: Vec<(VmConfig, Arc<DeviceVm>)>,
     /// Held while limits are checked and changed.
@@ -71,7 +76,8 @@ impl Daemon {
         let device = Arc::new(device);
         let shrinker = Arc::new(start_shrinker(&config, &store, &device)?);
         let pressure = config.pool.pressure.then(|| watch_pressure(&shrinker)).transpose()?;
-        Ok(Self { config, store, device, shrinker, pressure, vms, changing: Mutex::default() })
+        let scrubber = Scrubber::new(Arc::clone(&store), config.scrub).start().map_err(ServeError::Thread)?;
+        Ok(Self { config, store, device, shrinker, pressure, scrubber, vms, changing: Mutex::default() })
     }
 
     /// Opens every VM's socket.
@@ -140,6 +146,27 @@ impl Host for Daemon {
             self.shrinker.recompress();
         }
         Ok(self.status().pool)
+    }
+
+    fn begin_check(&self, order: CheckOrder) -> Result<CheckStatus, SetError> {
+        let CheckOrder { vm, rate_bytes } = order;
+        if rate_bytes < CHECK_RATE_BYTES_MIN {
+            let message = format!("rate_bytes = {rate_bytes}: must be at least {CHECK_RATE_BYTES_MIN}");
+            return Err(SetError::Invalid { message });
+        }
+        let known = self.known();
+        match self.scrubber.check(scrub::Order { vm, rate_bytes }) {
+            Ok(progress) => Ok(super::status::check(progress)),
+            Err(scrub::UnknownVm { name }) if known.contains(&name) => {
+                let message = format!("the VM {name:?} is out of service: see `ballast status`");
+                Err(SetError::Failed { message })
+            }
+            Err(scrub::UnknownVm { name }) => Err(SetError::Unknown { name, known }),
+        }
+    }
+
+    fn check(&self) -> Option<CheckStatus> {
+        self.scrubber.progress().map(super::status::check)
     }
 }
 

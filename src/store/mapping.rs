@@ -53,10 +53,13 @@ impl Mapping {
 
     /// Backs a range with memory, zeroed where it was a hole. After this it may be touched.
     ///
+    /// The file's length stays as it is. Were somebody to cut it short, it would otherwise grow again, and what was in it
+    /// read as zeros; so whoever looks ends by a signal, and the next start finds the file too short.
+    ///
     /// # Errors
     /// Those of fallocate: `StorageFull` when the file system has no room left.
     pub fn back(&self, offset: u64, length: u64) -> io::Result<()> {
-        rustix::fs::fallocate(&self.file, FallocateFlags::empty(), offset, length)?;
+        rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, length)?;
         self.map_in(offset, length);
         Ok(())
     }

@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
@@ -127,6 +128,7 @@ impl Store {
         let file = open_file()?;
         let path = dir.arena_path();
         let arena = private::open_or_create(&path).map_err(StateError::io("open", &path))?;
+        dir.check_arena(&arena)?;
         let arena = Arena::new(arena, dir.region_bytes(), config.pool_max_bytes)
             .map_err(StateError::io("map", &path))?;
         let shared = Arc::new(Shared::new(
@@ -298,7 +300,9 @@ impl Store {
     /// # Panics
     /// When they differ.
     pub fn validate(&self) {
-        let (mut objects, mut pool_bytes) = (0, 0);
+        let written_off = self.shared.written_off();
+        let mut objects = written_off.objects.load(Ordering::Relaxed);
+        let mut pool_bytes = written_off.charged_bytes.load(Ordering::Relaxed);
         let mut places = Vec::new();
         self.for_each(|_, vm| match vm {
             VmState::Ready(vm) | VmState::Unconfigured(vm) => {
@@ -317,7 +321,10 @@ impl Store {
         let count = self.arena().validate();
         assert_eq!((count.objects, count.charged_bytes), (objects, pool_bytes), "every object has one entry");
         if let Some(file) = &self.shared.file {
-            file.validate(places);
+            match written_off.records.load(Ordering::Relaxed) {
+                0 => file.validate(places),
+                _ => file.validate_damaged(places),
+            }
         }
     }
 }
