@@ -17,6 +17,10 @@ use parking_lot::Mutex;
 /// Mappings that can be watched at once. A VM has a handful, more with pluggable memory.
 const WATCHED_MAX: usize = 16384;
 
+/// What is said before a SIGBUS ends the daemon, where nothing can be formatted any more.
+const LAST_WORDS: &str = "ballast: a file in the state directory was cut short or can't be backed with memory, and the daemon \
+                          ends; start it again, and it says which VMs that took out of service\n";
+
 struct Watched {
     /// Where the mapping starts; 0 for none.
     start: AtomicUsize,
@@ -100,8 +104,11 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
     });
     if !found.is_some_and(put_zeros) {
         // Not a VMM's doing. With the default back in place the instruction faults again, and that ends the process.
-        // SAFETY: `signal` is async-signal-safe, and SIG_DFL is a valid disposition.
-        unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+        // SAFETY: both are async-signal-safe; the message is as long as it says, and SIG_DFL is a valid disposition.
+        unsafe {
+            libc::write(libc::STDERR_FILENO, LAST_WORDS.as_ptr().cast(), LAST_WORDS.len());
+            libc::signal(libc::SIGBUS, libc::SIG_DFL);
+        }
     }
 }
 

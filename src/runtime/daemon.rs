@@ -13,6 +13,7 @@ use crate::control::api::{
 use crate::control::socket;
 use crate::device::Device;
 use crate::device::blk::swap_header;
+use crate::device::complaints::Chain;
 use crate::device::vm::DeviceVm;
 use crate::ids::Slot;
 use crate::reclaim::policy::Policy;
@@ -102,14 +103,15 @@ impl Host for Daemon {
         };
         let limits = self.store.ready(name).map(|pages| pages.limits());
         let replaced = vm.replace_store(|| {
-            clear()?;
-            let pages = self.store.ready(name);
-            if let Some(pages) = &pages {
-                // What was changed while it ran holds for its new pages too.
-                limits.into_iter().for_each(|limits| pages.set_limits(limits));
-                initialise(pages, config).map_err(|err| ClearError::Failed { message: err.to_string() })?;
+            let cleared = clear();
+            // Its old pages, if nothing could be dropped.
+            let Some(pages) = self.store.ready(name) else { return (None, cleared) };
+            // What was changed while it ran holds for its new pages too.
+            limits.into_iter().for_each(|limits| pages.set_limits(limits));
+            match initialise(&pages, config) {
+                Ok(()) => (Some(pages), cleared),
+                Err(err) => (None, Err(ClearError::Failed { message: err.to_string() })),
             }
-            Ok(pages)
         });
         replaced.unwrap_or_else(|| Err(ClearError::Connected { name: name.to_owned() }))
     }
@@ -181,7 +183,7 @@ impl Daemon {
     fn clear_error(&self, err: store::ClearError) -> ClearError {
         match err {
             store::ClearError::Unknown(name) => ClearError::Unknown { name, known: self.known() },
-            err => ClearError::Failed { message: err.to_string() },
+            err => ClearError::Failed { message: Chain(&err).to_string() },
         }
     }
 }

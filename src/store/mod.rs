@@ -94,8 +94,8 @@ pub enum ClearError {
     /// No VM of that name.
     #[error("there is no VM {0:?}")]
     Unknown(String),
-    /// A new page table can't be made.
-    #[error("the VM's page table can't be made anew")]
+    /// The state can't be changed.
+    #[error(transparent)]
     State(#[from] StateError),
     /// A new page table can't be made.
     #[error("the VM's page table can't be made anew")]

@@ -4,6 +4,7 @@
 
 pub mod daemon;
 pub mod file;
+pub mod mount;
 pub mod world;
 
 use std::os::unix::net::UnixListener;
