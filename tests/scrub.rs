@@ -151,6 +151,32 @@ fn what_is_bad_is_found_wherever_it_is_and_counted_once() {
 }
 
 #[test]
+fn checks_and_rounds_find_nothing_bad_in_pages_that_come_go_and_move() {
+    let mut world = world();
+    let handle = scrubber(&world, Some(Duration::from_millis(100)));
+    let mut checks = 0;
+    for step in 0..60u8 {
+        world.use_pages(100);
+        if step % 3 == 0 {
+            let _ = world.shrinker().turn();
+        }
+        if handle.progress().is_none_or(|progress| progress.state == State::Done) {
+            assert_eq!(handle.progress().map_or(0, |progress| progress.bad_pages), 0);
+            handle.check(order(None, FAST)).unwrap();
+            checks += 1;
+        }
+        if step == 30 {
+            world.clear(1);
+        }
+    }
+    assert!(checks > 1 && events(&world, |events| events.checked_pages) > 1000);
+    assert_eq!(events(&world, |events| events.bad_pages), 0);
+    drop(handle);
+    world.store().validate();
+    world.check();
+}
+
+#[test]
 fn a_check_takes_the_place_of_one_that_nobody_waits_for() {
     let world = world();
     let handle = scrubber(&world, None);

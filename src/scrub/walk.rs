@@ -62,8 +62,7 @@ impl Walk {
     ) -> Option<Seen> {
         let mut seen = Seen::default();
         if let Some(name) = self.names.front() {
-            let vm = store.in_use().into_iter().find_map(|(other, vm)| (&other == name).then_some(vm));
-            let next = match vm {
+            let next = match store.usable(name) {
                 Some(vm) => {
                     let mut look = Look { name, vm: &vm, scratch, seen, in_file: Vec::new() };
                     let next = look.at_slots(self.next, pages_max);

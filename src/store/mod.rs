@@ -223,6 +223,15 @@ impl Store {
         }
     }
 
+    /// The VM called `name`, if its pages can be used, configured or not.
+    #[must_use]
+    pub fn usable(&self, name: &str) -> Option<Arc<VmStore>> {
+        match self.vms.lock().get(name) {
+            Some(VmState::Ready(vm) | VmState::Unconfigured(vm)) => Some(Arc::clone(vm)),
+            _ => None,
+        }
+    }
+
     /// Calls `visit` with every VM, in the order of their names.
     pub fn for_each(&self, mut visit: impl FnMut(&str, &VmState)) {
         for (name, vm) in self.vms.lock().iter() {

@@ -42,6 +42,8 @@ pub(super) struct WrittenOff {
     pub charged_bytes: AtomicU64,
     /// Records in the writeback file.
     pub records: AtomicU64,
+    /// Whether nobody was told of the last of them.
+    untold: AtomicBool,
 }
 
 /// Whether a store that finds no room may hope for some, as the shrinker last found it.
@@ -115,6 +117,21 @@ impl Shared {
         self.written_off.objects.fetch_add(missing(Held::objects), Ordering::Relaxed);
         self.written_off.charged_bytes.fetch_add(missing(|held| held.pool_bytes), Ordering::Relaxed);
         self.written_off.records.fetch_add(missing(|held| held.file_pages), Ordering::Relaxed);
+        self.written_off.untold.store(true, Ordering::Relaxed);
+        self.bell.ring();
+    }
+
+    /// Says once that something was written off. Not where it happens, under a VM's lock.
+    pub fn tell_written_off(&self) {
+        if self.written_off.untold.swap(false, Ordering::Relaxed) {
+            let objects = self.written_off.objects.load(Ordering::Relaxed);
+            let records = self.written_off.records.load(Ordering::Relaxed);
+            tracing::error!(
+                objects,
+                records,
+                "entries of a page table were damaged: their pages are lost, and what they named stays taken until the next start"
+            );
+        }
     }
 
     /// What was written off so far.
