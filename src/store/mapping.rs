@@ -201,6 +201,15 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_was_cut_short_does_not_grow_again() {
+        let mapping = mapping(1 << 16);
+        mapping.back(0, 4096).unwrap();
+        mapping.file().set_len(4096).unwrap();
+        mapping.back(8192, 4096).unwrap();
+        assert_eq!(mapping.file().metadata().unwrap().len(), 4096);
+    }
+
+    #[test]
     fn several_words_are_those_that_are_asked_for() {
         let mapping = mapping(1 << 16);
         mapping.back(0, 4096).unwrap();
