@@ -15,6 +15,7 @@
 //! | [`frontend`] | what a VMM is to the device, for bench and tests |
 //! | [`device`] | virtio and vhost-user, which no other room knows |
 //! | [`reclaim`] | what leaves the pool, when and why |
+//! | [`scrub`] | looks at stored pages before their guests do |
 //! | [`store`] | pages by VM and slot, compressed in the arena |
 //! | [`writeback`] | the file of cold pages |
 //! | [`threads`] | how threads are started and confined |
@@ -45,6 +46,7 @@ pub mod page;
 pub mod private;
 pub mod reclaim;
 pub mod runtime;
+pub mod scrub;
 pub mod store;
 pub mod threads;
 pub mod writeback;

@@ -10,7 +10,8 @@ use ballast::bench::BenchArgs;
 use ballast::config::{
     CONFIG_PATH_DEFAULT, CONTROL_SOCKET_NAME, Config, ConfigError, LIMIT_BYTES, RUNTIME_DIR_DEFAULT, WEIGHT,
 };
-use ballast::control::api::{PoolChange, VmChange};
+use ballast::control::api::{CHECK_RATE_BYTES_MIN, CheckOrder, PoolChange, VmChange};
+use ballast::control::check;
 use ballast::control::client::Client;
 use ballast::control::table;
 use ballast::control::vm_args::{self, Guest, MEMORY_DEFAULT, Vmm};
@@ -18,6 +19,7 @@ use ballast::demo::DemoArgs;
 use ballast::ids::{Bytes, ParseBytesError};
 use ballast::store::codec::Compressor;
 use clap::{Args, Parser, Subcommand};
+use indicatif::ProgressBar;
 use tracing_subscriber::EnvFilter;
 
 /// Keeps the swapped-out pages of this host's VMs, compressed, in host memory.
@@ -57,6 +59,14 @@ enum Command {
     /// What concerns the memory that all VMs share.
     #[command(subcommand)]
     Pool(PoolCommand),
+    /// Look at every stored page of a running daemon, and say which are bad.
+    Check {
+        /// The only VM to look at.
+        name: Option<String>,
+        /// Pages to look at in a second, in bytes; at least 1MiB.
+        #[arg(long, value_name = "SIZE", default_value_t = check::RATE_DEFAULT, value_parser = parse_rate)]
+        rate: Bytes,
+    },
     /// Write to a vhost-user disk, read back, compare, and say how fast it was.
     Bench(BenchArgs),
     /// Boot two guests that swap into one daemon, and watch.
@@ -141,6 +151,12 @@ fn parse_limit(text: &str) -> Result<Bytes, String> {
     if LIMIT_BYTES.contains(&limit.0) { Ok(limit) } else { Err(format!("must be from {least} to {most}")) }
 }
 
+fn parse_rate(text: &str) -> Result<Bytes, String> {
+    let rate: Bytes = text.parse().map_err(|error: ParseBytesError| error.to_string())?;
+    let least = Bytes(CHECK_RATE_BYTES_MIN);
+    if rate >= least { Ok(rate) } else { Err(format!("must be at least {least}")) }
+}
+
 fn parse_weight(text: &str) -> Result<u32, String> {
     let weight = text.parse().ok().filter(|weight| WEIGHT.contains(weight));
     weight.ok_or_else(|| format!("must be a whole number from {} to {}", WEIGHT.start(), WEIGHT.end()))
@@ -178,6 +194,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Pool(PoolCommand::Set { compressor, recompress }) => {
             set_pool(global, PoolChange { compressor, recompress })
         }
+        Command::Check { name, rate } => check_pages(global, name, rate),
         Command::Bench(args) => Ok(ballast::bench::run(&args, global.named_socket()?.as_deref())?),
         Command::Demo(args) => Ok(ballast::demo::run(args)?),
     }
@@ -239,6 +256,22 @@ fn clear_vm(global: &Global, name: &str) -> anyhow::Result<()> {
 fn release_vm(global: &Global, name: &str) -> anyhow::Result<()> {
     let vm = global.client()?.release_vm(name)?;
     if global.json { print_json(&vm) } else { print(&format!("{name}: its VMM may attach\n")) }
+}
+
+fn check_pages(global: &Global, vm: Option<String>, Bytes(rate_bytes): Bytes) -> anyhow::Result<()> {
+    // Shows nothing where stderr is no terminal.
+    let bar = ProgressBar::new(0);
+    let status = check::run(&global.client()?, &CheckOrder { vm, rate_bytes }, |status| {
+        bar.set_length(status.expected_pages.max(status.checked_pages()));
+        bar.set_position(status.checked_pages());
+    })?;
+    bar.finish_and_clear();
+    if global.json {
+        print_json(&status)?
+    } else {
+        print(&check::summary(&status))?
+    }
+    check::verdict(&status).map_or(Ok(()), |verdict| Err(anyhow::anyhow!(verdict)))
 }
 
 fn print_vm_args(global: &Global, args: &VmArgsArgs) -> anyhow::Result<()> {

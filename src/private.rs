@@ -11,6 +11,17 @@ use crate::crash_point;
 const FILE_MODE: u32 = 0o600;
 const DIR_MODE: u32 = 0o700;
 
+/// What to do about an error of the system with such a file, where it says little of that by itself.
+#[must_use]
+pub fn advice(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => ": a state directory must be writable, so mount it read-write",
+        io::ErrorKind::StorageFull => ": its file system needs room, so make that larger or free some of it",
+        io::ErrorKind::PermissionDenied => ": it must belong to the user that runs the daemon",
+        _ => "",
+    }
+}
+
 /// Makes a directory, and those above it that are missing. One that exists stays as it is: it may be somebody else's.
 ///
 /// # Errors

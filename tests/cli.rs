@@ -8,8 +8,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use ballast::control::api::{
-    ClearError, CompressorPool, CompressorPoolState, Host, PoolChange, PoolStatus, SetError, Status,
-    VmChange, VmStatus,
+    BadPage, CheckOrder, CheckState, CheckStatus, ClearError, CompressorPool, CompressorPoolState, Host,
+    PoolChange, PoolStatus, SetError, Status, VmChange, VmStatus,
 };
 use ballast::control::server::Server;
 use ballast::control::socket::bind;
@@ -172,6 +172,41 @@ impl Host for FakeHost {
         };
         Ok(PoolStatus { compressor, pools: vec![old], ..PoolStatus::default() })
     }
+
+    fn begin_check(&self, order: CheckOrder) -> Result<CheckStatus, SetError> {
+        // The rate says what is to be found.
+        let bad = vec![BadPage { vm: "web1".to_owned(), slot: 7, reason: "it is bad".to_owned() }];
+        let bad = if order.rate_bytes == 1 << 20 { bad } else { Vec::new() };
+        let state = CheckState::Done;
+        let (rate_bytes, bad_pages) = (order.rate_bytes, bad.len() as u64);
+        Ok(CheckStatus { state, rate_bytes, memory_pages: 9, bad_pages, bad, ..CheckStatus::default() })
+    }
+
+    fn check(&self) -> Option<CheckStatus> {
+        None
+    }
+}
+
+#[test]
+fn a_check_that_finds_something_is_exit_1() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("control.sock");
+    let _server = Server::start(bind(&socket).unwrap(), Arc::new(FakeHost)).unwrap();
+    let ask = |args: &[&str]| outcome(&[args, &["--socket", socket.to_str().unwrap()]].concat());
+    let (code, stdout, stderr) = ask(&["check"]);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    assert!(stdout.contains("9 in memory") && stdout.ends_with("0 bad\n"), "{stdout}");
+    let (code, stdout, stderr) = ask(&["check", "web1", "--rate", "1MiB"]);
+    assert_eq!(code, Some(1));
+    assert!(
+        stdout.ends_with("bad: web1 slot 7: it is bad\n") && stderr.contains("1 stored page"),
+        "{stdout}"
+    );
+    let (_, json, _) = ask(&["check", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["rate_bytes"], &json["state"]), (&(256 << 20).into(), &"done".into()));
+    let (code, _, stderr) = ask(&["check", "--rate", "1KiB"]);
+    assert!(code == Some(2) && stderr.contains("at least 1MiB"), "{stderr}");
 }
 
 #[test]

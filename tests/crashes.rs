@@ -26,7 +26,8 @@ const CHECK_EVERY: u64 = 10;
 const POINTS_LOG_MAX: u32 = 18;
 /// How long a daemon may take to pass its last point before it is killed from outside after all.
 const POINT_WAIT: Duration = Duration::from_secs(1);
-const RECOMPRESSION_HEAD_START: Duration = Duration::from_millis(200);
+/// For what the daemon does at leisure, on a machine that is busy.
+const LEISURE: Duration = Duration::from_secs(60);
 
 /// Requests at once, where the daemon dies at each point.
 const REQUESTS: usize = 4;
@@ -152,7 +153,13 @@ fn nothing_is_lost_however_often_the_daemon_dies() {
             check(&daemon, &mut loads);
             // So that it has begun to compress pages anew when the load does: that it does at leisure.
             daemon.ask(&["pool", "set", "--compressor", "zstd:5", "--recompress"]);
-            std::thread::sleep(RECOMPRESSION_HEAD_START);
+            let (start, before) = (Instant::now(), tally.recompressed_objects);
+            while tally.recompressed_objects == before {
+                assert!(start.elapsed() < LEISURE, "nothing is compressed anew: {}", daemon.log());
+                std::thread::sleep(Duration::from_millis(20));
+                tally.recompressed_objects +=
+                    daemon.status()["shrinker"]["recompressed_objects"].as_u64().unwrap();
+            }
         }
     }
     daemon.restart();

@@ -1,6 +1,7 @@
 //! The file as it is written: which keys exist, what each may be, and what holds when one is left out. Keys that
 //! don't exist are refused by serde, which lists those that do.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ use crate::page::PAGE_SIZE_U64;
 use crate::store::codec::Compressor;
 
 const MIB: u64 = 1 << 20;
+/// Faster than a round an hour, it would keep a core busy; slower than one a year, it would find nothing.
+const SCRUB: RangeInclusive<Duration> = Duration::from_secs(3600)..=Duration::from_secs(365 * 24 * 3600);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,6 +27,7 @@ struct File {
     workers: Option<Value>,
     poll_us: Option<Value>,
     sandbox: Option<Value>,
+    scrub: Option<Value>,
     #[serde(default)]
     pool: Pool,
     writeback: Option<Writeback>,
@@ -54,6 +58,7 @@ pub(super) fn parse(text: &str, host_bytes: u64) -> Result<Config, ConfigError> 
         sandbox: Key::new("sandbox", file.sandbox.as_ref()).boolean(true)?,
         pool,
         writeback: file.writeback.as_ref().map(writeback::parse).transpose()?,
+        scrub: Key::new("scrub", file.scrub.as_ref()).optional_duration(SCRUB)?,
         host_bytes,
         vms: vm::parse(&file.vm, pool.max_bytes)?,
     };

@@ -45,6 +45,8 @@ pub struct Config {
     pub pool: PoolConfig,
     /// Where cold pages move to; without it they stay.
     pub writeback: Option<WritebackConfig>,
+    /// The time in which every stored page is looked at once; `None` for never.
+    pub scrub: Option<Duration>,
     /// The host's memory when the file was read; what a percentage is a percentage of.
     pub host_bytes: u64,
     /// The VMs, in the file's order; their names are unique.

@@ -14,7 +14,7 @@ fn an_empty_file_is_the_defaults() {
     assert_eq!(config.state_dir, Path::new("/dev/shm/ballast"));
     assert_eq!(config.control_socket(), Path::new("/run/ballast/control.sock"));
     assert!((1..=4).contains(&config.workers));
-    assert_eq!((config.poll, config.sandbox), (Duration::from_micros(50), true));
+    assert_eq!((config.poll, config.sandbox, config.scrub), (Duration::from_micros(50), true, None));
     assert_eq!(config.pool.max_bytes, (HOST_BYTES / 100 * 25) / 4096 * 4096);
     assert_eq!((config.pool.compressor, config.pool.accept_threshold_percent), (Compressor::Lz4, 90));
     assert_eq!((config.pool.store_deadline, config.pool.pressure), (Duration::from_secs(5), true));
@@ -31,6 +31,7 @@ fn every_key_is_read() {
         workers = 3
         poll_us = 0
         sandbox = false
+        scrub = "7d"
         [pool]
         max = "8GiB"
         compressor = "zstd:3"
@@ -60,6 +61,7 @@ fn every_key_is_read() {
     .unwrap();
     assert_eq!((config.workers, config.poll, config.host_bytes), (3, Duration::ZERO, HOST_BYTES));
     assert!(!config.sandbox);
+    assert_eq!(config.scrub, Some(Duration::from_secs(7 * 24 * 3600)));
     let pool = PoolConfig {
         max_bytes: 8 << 30,
         compressor: Compressor::Zstd(3),
@@ -101,6 +103,7 @@ const REFUSED: &[(&str, [&str; 3])] = &[
     ("workers = 1.5", ["workers", "1.5", "whole number"]),
     ("poll_us = 1001", ["poll_us", "1001", "0 to 1000"]),
     ("sandbox = 1", ["sandbox", "1", "true or false"]),
+    ("scrub = \"1m\"", ["scrub", "1m", "from 1h to 365d"]),
     ("state_dir = \"ballast\"", ["state_dir", "\"ballast\"", "absolute path"]),
     ("state_dir = 7", ["state_dir", "7", "absolute path"]),
     ("runtime_dir = \"/run/a,b\"", ["runtime_dir", "/run/a,b", "commas"]),

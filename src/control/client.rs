@@ -14,7 +14,10 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
-use super::api::{ErrorBody, POOL_PATH, PoolChange, PoolStatus, STATUS_PATH, Status, VmChange, VmStatus};
+use super::api::{
+    CHECK_PATH, CheckOrder, CheckStatus, ErrorBody, POOL_PATH, PoolChange, PoolStatus, STATUS_PATH, Status,
+    VmChange, VmStatus,
+};
 
 /// A clear of a VM with millions of pages takes seconds; a daemon that says nothing for this long is stuck.
 const ANSWER_WAIT: Duration = Duration::from_secs(60);
@@ -128,6 +131,23 @@ impl Client {
     pub fn release_vm(&self, name: &str) -> Result<VmStatus, ClientError> {
         let path = format!("/api/v1/vms/{}/release", escape(name));
         let body = self.expect_success("POST", &path, Bytes::new())?;
+        self.parse(&body)
+    }
+
+    /// Begins to look at stored pages.
+    ///
+    /// # Errors
+    /// When there is no daemon, no such VM, or the rate isn't allowed.
+    pub fn begin_check(&self, order: &CheckOrder) -> Result<CheckStatus, ClientError> {
+        self.set(CHECK_PATH, order)
+    }
+
+    /// How far the check is that was begun last.
+    ///
+    /// # Errors
+    /// When there is no daemon, or none was begun.
+    pub fn check(&self) -> Result<CheckStatus, ClientError> {
+        let body = self.expect_success("GET", CHECK_PATH, Bytes::new())?;
         self.parse(&body)
     }
 

@@ -108,6 +108,10 @@ pub fn pool(pool: &PoolStatus) -> String {
     if pool.waiting_stores > 0 {
         text.push_str(&format!("writes that wait for room: {}\n", pool.waiting_stores));
     }
+    if pool.counters.bad_pages > 0 {
+        let pages = pool.counters.bad_pages;
+        text.push_str(&format!("bad pages found: {pages}; `ballast check` says which are still there\n"));
+    }
     for old in pool.pools.iter().filter(|pool| pool.state == CompressorPoolState::Draining) {
         text.push_str(&format!("draining: {}, objects left: {}\n", old.compressor, old.objects));
     }
@@ -154,7 +158,7 @@ fn ratio(pool: &PoolStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::api::{CompressorPool, ShrinkerStatus, VmState};
+    use super::super::api::{CompressorPool, Counters, ShrinkerStatus, VmState, WritebackState};
     use super::*;
 
     #[test]
@@ -214,6 +218,7 @@ a-long-name: its page table is damaged
             full: true,
             accept_threshold_percent: 90,
             waiting_stores: 3,
+            counters: Counters { bad_pages: 2, ..Counters::default() },
             pools: vec![CompressorPool::default(), draining],
             pressure_source: Some("psi+cgroup".to_owned()),
             ..PoolStatus::default()
@@ -235,6 +240,7 @@ a-long-name: its page table is damaged
 pool: 0B of 0B used, payload 0B, metadata 0B; 0B stored (zstd:3), ratio -, saved 0B
 full: pages leave until less than 90 % is used
 writes that wait for room: 3
+bad pages found: 2; `ballast check` says which are still there
 draining: lz4, objects left: 7
 recompression: found no room, and tries again less and less often
 writeback: failed (no space); 1GiB of 64GiB in use, 2GiB of 3GiB written today

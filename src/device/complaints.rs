@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// What may be complained of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Complaint {
-    /// A page could not be loaded.
+    /// The writeback file did not give a page.
     Load,
     /// A page could not be stored.
     Store,

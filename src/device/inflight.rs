@@ -7,7 +7,7 @@
 //! per queue, a multiple of 64 bytes:
 //!   0 features u64   8 version u16   10 descriptors u16   12 last batch head u16   14 used index u16
 //!   16 + 16 n: 0 in flight u8   1 crashes u8 (of ours, padding elsewhere)   6 next u16   8 counter u64
-//! behind all queues: the state id, 16 bytes
+//! behind all queues: the state id, 16 bytes, the VM number xored into the first four
 //! ```
 
 use std::fs::File;
@@ -19,6 +19,7 @@ use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 use super::signals::blame::{self, Executing};
 use super::signals::watch::Watch;
 use crate::crash_point;
+use crate::ids::VmId;
 use crate::store::state::StateId;
 
 const HEADER_BYTES: usize = 16;
@@ -65,12 +66,23 @@ pub enum InflightError {
         /// Descriptors per queue.
         queue_size: u16,
     },
-    /// Its pages are in another state.
+    /// Its pages are not these.
     #[error(
-        "the VM was attached to another state directory, whose pages this one does not have: \
-         power the VM off and on again, so that its swap starts afresh"
+        "the VM was attached to pages that are not here any more: the state directory is another, or the VM's page table \
+         was removed or cleared; bring that back, or power the VM off and on again, so that its swap starts afresh"
     )]
     OtherState,
+}
+
+/// What the region of a VM in this state ends in: a table that was removed is made anew with another VM number, and its
+/// old guest must not find zeros in it.
+#[must_use]
+pub fn stamp(state_id: &StateId, vm: VmId) -> StateId {
+    let mut stamp = *state_id;
+    for (byte, number) in stamp.iter_mut().zip(vm.0.to_le_bytes()) {
+        *byte ^= number;
+    }
+    stamp
 }
 
 fn queue_bytes(queue_size: u16) -> usize {
@@ -358,6 +370,8 @@ mod tests {
         let (_, file, length) = InflightRegion::create(2, 128, &ID).unwrap();
         let open = |shape, id: &StateId| InflightRegion::open(&file, 0, length, shape, id);
         assert!(matches!(open((2, 128), &[1; 16]), Err(InflightError::OtherState)));
+        assert!(matches!(open((2, 128), &stamp(&ID, VmId(1))), Err(InflightError::OtherState)));
+        assert_ne!(stamp(&ID, VmId(1)), stamp(&ID, VmId(1 << 24)));
         assert!(matches!(open((3, 128), &ID), Err(InflightError::Size { .. })));
         assert!(matches!(open((0, 0), &ID), Err(InflightError::Size { .. })));
     }

@@ -21,7 +21,7 @@ use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::blk::config_space;
 use super::dirty_log::DirtyLog;
-use super::inflight::InflightRegion;
+use super::inflight::{self, InflightRegion};
 use super::memory_table::MemoryTable;
 use super::ring::{Ending, Owner, Ring, Vring};
 use super::vm::DeviceVm;
@@ -97,6 +97,10 @@ impl Session {
         usize::try_from(index).ok().and_then(|index| self.queues.get_mut(index)).ok_or_else(|| {
             refused(format!("queue {index} of {offered}: raise `queues` of this VM, or lower num-queues"))
         })
+    }
+
+    fn stamp(&self) -> StateId {
+        inflight::stamp(&self.state_id, self.vm.store().id())
     }
 
     fn has_protocol_features(&self) -> bool {
@@ -364,14 +368,14 @@ impl VhostUserBackendReqHandlerMut for Session {
             return Err(refused(format!("an in-flight region for {queues} queues of {size}")));
         }
         let (region, file, length) =
-            InflightRegion::create(queues, size, &self.state_id).map_err(|err| refused(err.to_string()))?;
+            InflightRegion::create(queues, size, &self.stamp()).map_err(|err| refused(err.to_string()))?;
         self.inflight = Some(Arc::new(region));
         Ok((VhostUserInflight::new(length, 0, queues, size), file))
     }
 
     fn set_inflight_fd(&mut self, given: &VhostUserInflight, file: File) -> VhostResult<()> {
         let shape = (given.num_queues, given.queue_size);
-        let region = InflightRegion::open(&file, given.mmap_offset, given.mmap_size, shape, &self.state_id)
+        let region = InflightRegion::open(&file, given.mmap_offset, given.mmap_size, shape, &self.stamp())
             .map_err(|err| refused(err.to_string()))?;
         self.inflight = Some(Arc::new(region));
         Ok(())

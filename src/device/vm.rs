@@ -185,19 +185,14 @@ impl DeviceVm {
         *sessions = sessions.saturating_sub(1);
     }
 
-    /// Replaces the VM's pages with those that `replace` makes, while no VMM is connected and none can be.
-    /// `None` when one is. When `replace` fails the VM is out of service: its old pages are no longer in any file.
-    pub fn replace_store<E>(
-        &self,
-        replace: impl FnOnce() -> Result<Option<Arc<VmStore>>, E>,
-    ) -> Option<Result<(), E>> {
+    /// Replaces the VM's pages with those that `replace` leaves, while no VMM is connected and none can be; without any
+    /// the VM is out of service. `None` when a VMM is connected, or else what `replace` says of it.
+    pub fn replace_store<R>(&self, replace: impl FnOnce() -> (Option<Arc<VmStore>>, R)) -> Option<R> {
         let sessions = self.sessions.lock();
         (*sessions == 0).then(|| {
-            let replaced = replace();
-            let mut store = self.store.write();
-            *store = None;
-            *store = replaced?;
-            Ok(())
+            let (pages, result) = replace();
+            *self.store.write() = pages;
+            result
         })
     }
 

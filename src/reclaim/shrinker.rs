@@ -262,6 +262,7 @@ impl Shrinker {
     /// Looks at all VMs, and forgets those that are gone.
     fn look(&mut self) {
         let shared = Arc::clone(self.store.shared());
+        shared.tell_written_off();
         let mut known = std::mem::take(&mut self.vms);
         for vm in self.store.in_use() {
             let id = vm.id();

@@ -6,7 +6,10 @@ use parking_lot::Mutex;
 
 use super::{ServeError, status};
 use crate::config::{Config, Migration, VmConfig};
-use crate::control::api::{ClearError, Host, PoolChange, PoolStatus, SetError, Status, VmChange, VmStatus};
+use crate::control::api::{
+    CHECK_RATE_BYTES_MIN, CheckOrder, CheckStatus, ClearError, Host, PoolChange, PoolStatus, SetError,
+    Status, VmChange, VmStatus,
+};
 use crate::control::socket;
 use crate::device::Device;
 use crate::device::blk::swap_header;
@@ -16,6 +19,7 @@ use crate::ids::Slot;
 use crate::reclaim::policy::Policy;
 use crate::reclaim::pressure::{Files, Monitor};
 use crate::reclaim::shrinker::{self, Shrinker};
+use crate::scrub::{self, Scrubber};
 use crate::store::accounting::Held;
 use crate::store::codec::Scratch;
 use crate::store::lru::Age;
@@ -31,6 +35,7 @@ pub struct Daemon {
     device: Arc<Device>,
     pub(super) shrinker: Arc<shrinker::Handle>,
     pub(super) pressure: Option<Monitor>,
+    scrubber: scrub::Handle,
     /// The configured VMs, in the configuration's order.
     pub(super) vms: Vec<(VmConfig, Arc<DeviceVm>)>,
     /// Held while limits are checked and changed.
@@ -66,7 +71,8 @@ impl Daemon {
         let device = Arc::new(device);
         let shrinker = Arc::new(start_shrinker(&config, &store, &device)?);
         let pressure = config.pool.pressure.then(|| watch_pressure(&shrinker)).transpose()?;
-        Ok(Self { config, store, device, shrinker, pressure, vms, changing: Mutex::default() })
+        let scrubber = Scrubber::new(Arc::clone(&store), config.scrub).start().map_err(ServeError::Thread)?;
+        Ok(Self { config, store, device, shrinker, pressure, scrubber, vms, changing: Mutex::default() })
     }
 
     /// Opens every VM's socket.
@@ -91,14 +97,15 @@ impl Host for Daemon {
         };
         let limits = self.store.ready(name).map(|pages| pages.limits());
         let replaced = vm.replace_store(|| {
-            clear()?;
-            let pages = self.store.ready(name);
-            if let Some(pages) = &pages {
-                // What was changed while it ran holds for its new pages too.
-                limits.into_iter().for_each(|limits| pages.set_limits(limits));
-                initialise(pages, config).map_err(|err| ClearError::Failed { message: err.to_string() })?;
+            let cleared = clear();
+            // Its old pages, if nothing could be dropped.
+            let Some(pages) = self.store.ready(name) else { return (None, cleared) };
+            // What was changed while it ran holds for its new pages too.
+            limits.into_iter().for_each(|limits| pages.set_limits(limits));
+            match initialise(&pages, config) {
+                Ok(()) => (Some(pages), cleared),
+                Err(err) => (None, Err(ClearError::Failed { message: err.to_string() })),
             }
-            Ok(pages)
         });
         replaced.unwrap_or_else(|| Err(ClearError::Connected { name: name.to_owned() }))
     }
@@ -136,6 +143,27 @@ impl Host for Daemon {
         }
         Ok(self.status().pool)
     }
+
+    fn begin_check(&self, order: CheckOrder) -> Result<CheckStatus, SetError> {
+        let CheckOrder { vm, rate_bytes } = order;
+        if rate_bytes < CHECK_RATE_BYTES_MIN {
+            let message = format!("rate_bytes = {rate_bytes}: must be at least {CHECK_RATE_BYTES_MIN}");
+            return Err(SetError::Invalid { message });
+        }
+        let known = self.known();
+        match self.scrubber.check(scrub::Order { vm, rate_bytes }) {
+            Ok(progress) => Ok(super::status::check(progress)),
+            Err(scrub::UnknownVm { name }) if known.contains(&name) => {
+                let message = format!("the VM {name:?} is out of service: see `ballast status`");
+                Err(SetError::Failed { message })
+            }
+            Err(scrub::UnknownVm { name }) => Err(SetError::Unknown { name, known }),
+        }
+    }
+
+    fn check(&self) -> Option<CheckStatus> {
+        self.scrubber.progress().map(super::status::check)
+    }
 }
 
 impl Daemon {
@@ -170,7 +198,7 @@ impl Daemon {
     fn clear_error(&self, err: store::ClearError) -> ClearError {
         match err {
             store::ClearError::Unknown(name) => ClearError::Unknown { name, known: self.known() },
-            err => ClearError::Failed { message: err.to_string() },
+            err => ClearError::Failed { message: Chain(&err).to_string() },
         }
     }
 }

@@ -2,11 +2,13 @@
 
 use super::daemon::Daemon;
 use crate::control::api::{
-    CompressorPool, CompressorPoolState, Counters, PoolStatus, RunsByReason, ShrinkerStatus, Status,
-    VmState as ApiVmState, VmStatus, WritebackState as ApiWritebackState, WritebackStatus, buckets,
+    BadPage, CheckState, CheckStatus, CompressorPool, CompressorPoolState, Counters, PoolStatus,
+    RunsByReason, ShrinkerStatus, Status, VmState as ApiVmState, VmStatus,
+    WritebackState as ApiWritebackState, WritebackStatus, buckets,
 };
 use crate::device::complaints::Chain;
 use crate::page::PAGE_SIZE_U64;
+use crate::scrub;
 use crate::store::VmState;
 use crate::store::accounting::{Accounting, Events, Held, PowersOfTwo};
 use crate::store::crashes::CRASHES_MAX;
@@ -194,6 +196,27 @@ fn file_status(file: &Writeback, path: String) -> WritebackStatus {
     }
 }
 
+/// How far a check is.
+pub(super) fn check(progress: scrub::Progress) -> CheckStatus {
+    let bad = progress.bad.into_iter();
+    CheckStatus {
+        number: progress.number,
+        state: match progress.state {
+            scrub::State::Running => CheckState::Running,
+            scrub::State::Done => CheckState::Done,
+        },
+        vm: progress.order.vm,
+        rate_bytes: progress.order.rate_bytes,
+        expected_pages: progress.expected_pages,
+        same_filled_pages: progress.same_filled_pages,
+        memory_pages: progress.arena_pages,
+        file_pages: progress.file_pages,
+        bad_pages: progress.bad_pages,
+        bad: bad.map(|page| BadPage { vm: page.vm, slot: page.slot.0, reason: page.reason }).collect(),
+        not_checked: progress.not_checked,
+    }
+}
+
 fn vm_status(daemon: &Daemon, name: &str, vm: &VmState) -> VmStatus {
     let device_vm = daemon.vms.iter().find(|(config, _)| config.name == name).map(|(_, vm)| vm);
     let mut status = VmStatus {
@@ -267,6 +290,8 @@ fn counters(held: &Held, events: &Events) -> Counters {
         reject_fatal: events.reject_fatal,
         decompress_fail: events.decompress_fail,
         file_load_fail: events.file_load_fail,
+        checked_pages: events.checked_pages,
+        bad_pages: events.bad_pages,
         written_back_pages: events.written_back_pages,
         loaded_from_file: events.loaded_from_file,
         promoted_pages: events.promoted_pages,

@@ -67,6 +67,10 @@ pub struct Events {
     pub decompress_fail: u64,
     /// Loads failed because the writeback file did not give the page, or gave a damaged or foreign record.
     pub file_load_fail: u64,
+    /// Pages looked at by a check or a round of scrubbing.
+    pub checked_pages: u64,
+    /// Pages found bad, by a load or a check; each counts once until it is overwritten.
+    pub bad_pages: u64,
     /// Pages written to the writeback file.
     pub written_back_pages: u64,
     /// Pages loaded from the writeback file.
@@ -133,6 +137,12 @@ pub struct Share {
     pub pool: PoolId,
     /// For an object in the arena: whether it was loaded since it was stored.
     pub loaded: bool,
+}
+
+impl Share {
+    /// That of an empty slot.
+    pub const NONE: Self =
+        Self { entry: Entry::Empty, charged_bytes: 0, pool: PoolId::EARLIER, loaded: false };
 }
 
 impl Held {

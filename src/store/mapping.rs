@@ -93,10 +93,13 @@ impl Mapping {
 
     /// Backs a range with memory, zeroed where it was a hole. After this it may be touched.
     ///
+    /// The file's length stays as it is. Were somebody to cut it short, it would otherwise grow again, and what was in it
+    /// read as zeros; so whoever looks ends by a signal, and the next start finds the file too short.
+    ///
     /// # Errors
     /// Those of fallocate: `StorageFull` when the file system has no room left.
     pub fn back(&self, offset: u64, length: u64) -> io::Result<()> {
-        crash_point::after(rustix::fs::fallocate(&self.file, FallocateFlags::empty(), offset, length))?;
+        crash_point::after(rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, length))?;
         self.map_in(offset, length);
         Ok(())
     }
@@ -236,6 +239,15 @@ mod tests {
         mapping.punch(0, 4096).unwrap();
         mapping.back(0, 4096).unwrap();
         assert_eq!(mapping.half_word(12).load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_file_that_was_cut_short_does_not_grow_again() {
+        let mapping = mapping(1 << 16);
+        mapping.back(0, 4096).unwrap();
+        mapping.file().set_len(4096).unwrap();
+        mapping.back(8192, 4096).unwrap();
+        assert_eq!(mapping.file().metadata().unwrap().len(), 4096);
     }
 
     #[test]

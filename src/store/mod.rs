@@ -27,6 +27,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
@@ -96,8 +97,8 @@ pub enum ClearError {
     /// No VM of that name.
     #[error("there is no VM {0:?}")]
     Unknown(String),
-    /// A new page table can't be made.
-    #[error("the VM's page table can't be made anew")]
+    /// The state can't be changed.
+    #[error(transparent)]
     State(#[from] StateError),
     /// A new page table can't be made.
     #[error("the VM's page table can't be made anew")]
@@ -131,6 +132,7 @@ impl Store {
         let file = file::open(&dir, open_file)?;
         let path = dir.arena_path();
         let arena = private::open_or_create(&path).map_err(StateError::io("open", &path))?;
+        dir.check_arena(&arena)?;
         let arena = Arena::new(arena, dir.region_bytes(), config.pool_max_bytes)
             .map_err(StateError::io("map", &path))?;
         let pools = Pools::new(config.compressor);
@@ -221,6 +223,15 @@ impl Store {
         }
     }
 
+    /// The VM called `name`, if its pages can be used, configured or not.
+    #[must_use]
+    pub fn usable(&self, name: &str) -> Option<Arc<VmStore>> {
+        match self.vms.lock().get(name) {
+            Some(VmState::Ready(vm) | VmState::Unconfigured(vm)) => Some(Arc::clone(vm)),
+            _ => None,
+        }
+    }
+
     /// Calls `visit` with every VM, in the order of their names.
     pub fn for_each(&self, mut visit: impl FnMut(&str, &VmState)) {
         for (name, vm) in self.vms.lock().iter() {
@@ -302,7 +313,9 @@ impl Store {
     /// # Panics
     /// When they differ.
     pub fn validate(&self) {
-        let (mut objects, mut pool_bytes) = (0, 0);
+        let written_off = self.shared.written_off();
+        let mut objects = written_off.objects.load(Ordering::Relaxed);
+        let mut pool_bytes = written_off.charged_bytes.load(Ordering::Relaxed);
         let mut places = Vec::new();
         self.for_each(|_, vm| match vm {
             VmState::Ready(vm) | VmState::Unconfigured(vm) => {
@@ -321,7 +334,10 @@ impl Store {
         let count = self.arena().validate();
         assert_eq!((count.objects, count.charged_bytes), (objects, pool_bytes), "every object has one entry");
         if let Some(file) = &self.shared.file {
-            file.validate(places);
+            match written_off.records.load(Ordering::Relaxed) {
+                0 => file.validate(places),
+                _ => file.validate_damaged(places),
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Recovery: what the entries of a page table say, told to the arena. The entries are the only authority; the objects
-//! themselves are not read here, each is verified when it is loaded. A table with anything wrong in it takes its VM
-//! out of service and is left as it is, and what its sound entries name stays untouched too.
+//! themselves are not read here, each is verified when it is loaded. A few entries that fail their check are lost pages:
+//! bits flip one at a time. A table with anything else wrong in it takes its VM out of service and is left as it is, and
+//! what its sound entries name stays untouched too.
 
 use std::io;
 use std::path::Path;
@@ -8,13 +9,18 @@ use std::sync::atomic::Ordering;
 
 use super::VmSpec;
 use super::accounting::{Held, Share, object_bytes};
-use super::entry::{Entry, Location};
+use super::arena;
+use super::entry::{BadEntry, Entry, Location};
 use super::lru::Age;
 use super::pool::PoolId;
 use super::room::Shared;
 use super::table::{Table, TableError};
+use super::vm::Tag;
 use crate::ids::Slot;
-use crate::writeback::Place;
+use crate::writeback::{self, Place};
+
+/// More entries than this that fail their check are not a few flipped bits: somebody wrote over the table.
+const LOST_ENTRIES_MAX: usize = 16;
 
 /// What became of a page table.
 #[derive(Debug)]
@@ -67,11 +73,11 @@ pub fn recover(path: &Path, name: &str, spec: Option<&VmSpec>, shared: &Shared) 
     };
     let mut held = Held::default();
     let mut named = Named::default();
-    let mut first_damage = None;
+    let (mut first_damage, mut lost) = (None, Vec::new());
     for slot in table.backed_slots() {
-        let adopted = adopt(&table, slot, shared, &mut named);
-        match adopted {
+        match adopt(&table, slot, shared, &mut named) {
             Ok(share) => held.add(share),
+            Err(Damage::Entry(bad)) if lost.len() < LOST_ENTRIES_MAX => lost.push((slot, bad)),
             Err(damage) => {
                 first_damage.get_or_insert(damage);
             }
@@ -85,8 +91,22 @@ pub fn recover(path: &Path, name: &str, spec: Option<&VmSpec>, shared: &Shared) 
             let err = TableError::Size { found: table.slots(), wanted: spec.slots };
             Recovered::Damaged { reason: format!("{err}: configure the size it has, or {advice}"), named }
         }
-        _ => Recovered::Whole { table: Box::new(table), held },
+        _ => {
+            for (slot, bad) in lost {
+                tracing::error!(vm = name, "{bad}: its page is lost");
+                held.add(give_up(&table, slot));
+            }
+            Recovered::Whole { table: Box::new(table), held }
+        }
     })
+}
+
+/// Makes the page of a damaged entry a lost one. What it named is free from here on, as nothing else names it.
+fn give_up(table: &Table, slot: Slot) -> Share {
+    if let Some(record) = table.record(slot) {
+        record.entry.store(Entry::Lost.pack(slot), Ordering::Release);
+    }
+    Share { entry: Entry::Lost, ..Share::NONE }
 }
 
 /// Finds what the sound entries of a table without a sound header name, so that it stays untouched until somebody mends
@@ -104,22 +124,40 @@ pub fn salvage(path: &Path, shared: &Shared) -> io::Result<Named> {
     Ok(named)
 }
 
-/// Tells arena and writeback file what the entry of `slot` names. What is wrong with it, if anything is.
-fn adopt(table: &Table, slot: Slot, shared: &Shared, named: &mut Named) -> Result<Share, String> {
-    let record = table.record(slot).ok_or_else(|| format!("slot {slot} is beyond the table"))?;
-    let entry = Entry::unpack(record.entry.load(Ordering::Acquire), slot).map_err(|err| err.to_string())?;
+/// What is wrong with an entry.
+#[derive(Debug, thiserror::Error)]
+enum Damage {
+    /// It fails its check.
+    #[error(transparent)]
+    Entry(#[from] BadEntry),
+    /// It names a place that can't be, or is another's.
+    #[error("slot {slot}: {source}")]
+    Object { slot: Slot, source: arena::AdoptError },
+    /// The same, in the writeback file.
+    #[error("slot {slot}: {source}")]
+    Record { slot: Slot, source: writeback::AdoptError },
+}
+
+/// Tells arena and writeback file what the entry of `slot` names, which is in a backed chunk.
+fn adopt(table: &Table, slot: Slot, shared: &Shared, named: &mut Named) -> Result<Share, Damage> {
+    let Some(record) = table.record(slot) else { return Ok(Share::NONE) };
+    let entry = Entry::unpack(record.entry.load(Ordering::Acquire), slot)?;
     let age = Age::from_bits(record.age.load(Ordering::Relaxed));
     let mut share = Share { entry, charged_bytes: 0, pool: PoolId::EARLIER, loaded: age.is_loaded() };
     match entry {
         Entry::Arena(location) => {
             let bytes = object_bytes(location);
-            shared.arena.adopt(location.offset, bytes).map_err(|err| format!("slot {slot}: {err}"))?;
+            let adopted = shared.arena.adopt(location.offset, bytes);
+            adopted.map_err(|source| Damage::Object { slot, source })?;
+            if share.loaded {
+                Tag::of(record.tag).loaded().keep_in(record.tag);
+            }
             named.objects.push(location);
             share.charged_bytes = shared.arena.charged_bytes(bytes) as u64;
         }
         Entry::File(place) => {
             if let Some(file) = &shared.file {
-                file.adopt(place).map_err(|err| format!("slot {slot}: {err}"))?;
+                file.adopt(place).map_err(|source| Damage::Record { slot, source })?;
             }
             named.places.push(place);
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::accounting::Held;
 use super::arena::Arena;
 use super::file::Opened;
 use super::pool::Pools;
@@ -32,6 +33,20 @@ pub struct Shared {
     outlook: AtomicU8,
     /// Whether the state directory had no memory left for a store.
     shortage: AtomicBool,
+    written_off: WrittenOff,
+}
+
+/// What damaged entries stood for: places that stay taken, and that no entry names, until the next start.
+#[derive(Debug, Default)]
+pub(super) struct WrittenOff {
+    /// Objects in the arena.
+    pub objects: AtomicU64,
+    /// Bytes of their size classes.
+    pub charged_bytes: AtomicU64,
+    /// Records in the writeback file.
+    pub records: AtomicU64,
+    /// Whether nobody was told of the last of them.
+    untold: AtomicBool,
 }
 
 /// Whether a store that finds no room may hope for some, as the shrinker last found it.
@@ -60,6 +75,7 @@ impl Shared {
             accept_percent: AtomicU32::new(accept_percent),
             outlook: AtomicU8::new(Outlook::Open as u8),
             shortage: AtomicBool::new(false),
+            written_off: WrittenOff::default(),
         }
     }
 
@@ -97,6 +113,34 @@ impl Shared {
             Outlook::NobodyGives => at_limit,
         };
         open && self.file.as_ref().is_some_and(|file| file.is_on())
+    }
+
+    /// Takes note that a VM `held` what it does no longer, because its damaged entries are gone.
+    pub(super) fn write_off(&self, before: &Held, held: &Held) {
+        let missing = |of: fn(&Held) -> u64| of(before).saturating_sub(of(held));
+        self.written_off.objects.fetch_add(missing(Held::objects), Ordering::Relaxed);
+        self.written_off.charged_bytes.fetch_add(missing(|held| held.pool_bytes), Ordering::Relaxed);
+        self.written_off.records.fetch_add(missing(|held| held.file_pages), Ordering::Relaxed);
+        self.written_off.untold.store(true, Ordering::Relaxed);
+        self.bell.ring();
+    }
+
+    /// Says once that something was written off. Not where it happens, under a VM's lock.
+    pub fn tell_written_off(&self) {
+        if self.written_off.untold.swap(false, Ordering::Relaxed) {
+            let objects = self.written_off.objects.load(Ordering::Relaxed);
+            let records = self.written_off.records.load(Ordering::Relaxed);
+            tracing::error!(
+                objects,
+                records,
+                "entries of a page table were damaged: their pages are lost, and what they named stays taken until the next start"
+            );
+        }
+    }
+
+    /// What was written off so far.
+    pub(super) fn written_off(&self) -> &WrittenOff {
+        &self.written_off
     }
 
     /// The state directory had no memory left for a store.

@@ -27,7 +27,7 @@ use crate::private;
 
 const MAGIC: &[u8; 8] = b"BALLAST\0";
 /// The version of all state files. A state of another version is refused, never misread.
-pub const STATE_VERSION: u32 = 2;
+pub const STATE_VERSION: u32 = 3;
 const STATE_BYTES: usize = 64;
 
 /// Even a small host's state must be usable with a larger pool after the next change of its configuration.
@@ -81,8 +81,21 @@ pub enum StateError {
         /// The state file.
         path: PathBuf,
     },
+    /// The arena is not as long as this state made it.
+    #[error(
+        "{} has {found} bytes and must have {wanted}: it was cut short or removed, and the pages in it are gone; power \
+         the VMs off and remove the directory", path.display()
+    )]
+    CutShort {
+        /// The arena.
+        path: PathBuf,
+        /// Bytes that it has.
+        found: u64,
+        /// Bytes that it was made with.
+        wanted: u64,
+    },
     /// A file in it can't be created, read or mapped.
-    #[error("can't {action} {}", path.display())]
+    #[error("can't {action} {}{}", path.display(), private::advice(source))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -184,6 +197,21 @@ impl StateDir {
         self.path.join("arena")
     }
 
+    /// Looks whether the arena is as long as it was made. A new one has no length yet; then there are no page tables that
+    /// could name anything in it.
+    ///
+    /// # Errors
+    /// When it was cut short or removed.
+    pub fn check_arena(&self, arena: &File) -> Result<(), StateError> {
+        let path = self.arena_path();
+        let found = arena.metadata().map_err(StateError::io("measure", &path))?.len();
+        let wanted = self.header.region_bytes.saturating_mul(SPAN_PAGES_MAX as u64);
+        if found == wanted || self.vm_names()?.is_empty() {
+            return Ok(());
+        }
+        Err(StateError::CutShort { path, found, wanted })
+    }
+
     /// The page table of the VM called `name`.
     #[must_use]
     pub fn table_path(&self, name: &str) -> PathBuf {
@@ -277,11 +305,11 @@ mod tests {
         let good = fs::read(&path).unwrap();
 
         let mut newer = good.clone();
-        newer[8] = 3;
+        newer[8] = 4;
         let checksum = crc32c::crc32c(&newer[..60]);
         newer[60..].copy_from_slice(&checksum.to_le_bytes());
         fs::write(&path, newer).unwrap();
-        assert!(matches!(StateDir::open(dir.path(), 1 << 30), Err(StateError::Version { found: 3, .. })));
+        assert!(matches!(StateDir::open(dir.path(), 1 << 30), Err(StateError::Version { found: 4, .. })));
 
         for damaged in [&good[..63], &[0; 64][..]] {
             fs::write(&path, damaged).unwrap();

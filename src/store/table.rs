@@ -4,11 +4,12 @@
 //! apart what one process sees.
 //!
 //! ```text
-//! 0      header page, little-endian: 0 magic "BALLTBL\0"  8 version u32  12 VM number u32
+//! 0      header, little-endian: 0 magic "BALLTBL\0"  8 version u32  12 VM number u32
 //!          16 slots u32  20 length of the name u32  24 name  88 crc32c of all before u32
-//!          96 u32: 1 once the VM's first pages (its swap header) are in place
+//!          96 u32: all bits set once the VM's first pages (its swap header) are in place
 //!          128 the key of the VM's records in the writeback file  160 crc32c of the key u32
 //!          164 crashes in a row while working for the VM u32  168 the last one's second of the boot-time clock u32
+//! 2048   the same again but for the words at 96, 164 and 168, in case the first one is damaged
 //! 4096   chunk 0: 4096 entries of 8 bytes, then 4096 ages of 4 bytes
 //! 53248  chunk 1, and so on
 //! ```
@@ -40,6 +41,7 @@ const KEY_BYTES: usize = 32;
 const KEY_CHECKSUM_AT: usize = KEY_AT + KEY_BYTES;
 const CRASHES_AT: u64 = 164;
 const LAST_CRASH_AT: u64 = 168;
+const COPY_AT: usize = PAGE_SIZE / 2;
 /// The longest name of a VM, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
 
@@ -72,6 +74,14 @@ pub enum TableError {
     /// The header is not one that this version wrote for this VM.
     #[error("the page table's header is damaged")]
     Header,
+    /// Somebody cut the file short.
+    #[error("the page table has {found} bytes and must have {wanted}: it was cut short")]
+    CutShort {
+        /// Bytes that it has.
+        found: u64,
+        /// Bytes that it was made with.
+        wanted: u64,
+    },
     /// It is for a device of another size.
     #[error("the VM was created with {} of swap and is configured with {}", crate::ids::Bytes(u64::from(*found) * PAGE_SIZE_U64), crate::ids::Bytes(u64::from(*wanted) * PAGE_SIZE_U64))]
     Size {
@@ -91,25 +101,15 @@ impl Table {
     /// # Errors
     /// Those of creating, writing and renaming the file.
     pub fn create(path: &Path, vm: VmId, name: &str, slots: u32) -> Result<Self, TableError> {
-        let mut header = [0; PAGE_SIZE];
-        header[..8].copy_from_slice(MAGIC);
-        header[8..12].copy_from_slice(&STATE_VERSION.to_le_bytes());
-        header[12..16].copy_from_slice(&vm.0.to_le_bytes());
-        header[16..20].copy_from_slice(&slots.to_le_bytes());
-        let length = u32::try_from(name.len()).map_err(|_| TableError::Header)?;
-        header[20..24].copy_from_slice(&length.to_le_bytes());
-        header[24..24 + NAME_BYTES_MAX]
-            .get_mut(..name.len())
-            .ok_or(TableError::Header)?
-            .copy_from_slice(name.as_bytes());
-        let checksum = crc32c::crc32c(&header[..CHECKSUM_AT]);
-        header[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
         let mut key = [0; KEY_BYTES];
         rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty()).map_err(io::Error::from)?;
-        header[KEY_AT..KEY_CHECKSUM_AT].copy_from_slice(&key);
-        header[KEY_CHECKSUM_AT..KEY_CHECKSUM_AT + 4].copy_from_slice(&crc32c::crc32c(&key).to_le_bytes());
+        let mut page = [0; PAGE_SIZE];
+        let header = Header { vm, slots, key };
+        page.chunks_exact_mut(COPY_AT).try_for_each(|copy| header.encode(name, copy))?;
         let new = path.with_extension("new");
-        private::write(&new, &header)?;
+        private::write(&new, &page)?;
+        // Before the table has its name: one that is shorter was cut short.
+        crash_point::after(fs::OpenOptions::new().write(true).open(&new)?.set_len(file_bytes(slots)))?;
         crash_point::after(fs::rename(&new, path))?;
         Self::open(path, name)
     }
@@ -120,24 +120,25 @@ impl Table {
     /// When the header is damaged or another VM's, or the file can't be mapped.
     pub fn open(path: &Path, name: &str) -> Result<Self, TableError> {
         let file = private::open(path)?;
-        let mut header = [0; PAGE_SIZE];
-        file.read_exact_at(&mut header, 0).map_err(|err| match err.kind() {
+        let mut page = [0; PAGE_SIZE];
+        file.read_exact_at(&mut page, 0).map_err(|err| match err.kind() {
             io::ErrorKind::UnexpectedEof => TableError::Header,
             _ => TableError::Io(err),
         })?;
-        let half_word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
-        let named = &header[24..24 + NAME_BYTES_MAX];
-        let key: [u8; KEY_BYTES] = std::array::from_fn(|i| header[KEY_AT + i]);
-        let sound = &header[..8] == MAGIC
-            && half_word(CHECKSUM_AT) == crc32c::crc32c(&header[..CHECKSUM_AT])
-            && half_word(8) == STATE_VERSION
-            && half_word(KEY_CHECKSUM_AT) == crc32c::crc32c(&key)
-            && usize::try_from(half_word(20)).ok().and_then(|length| named.get(..length))
-                == Some(name.as_bytes());
-        if !sound {
-            return Err(TableError::Header);
+        let mut copies = page.chunks_exact(COPY_AT).map(|copy| Header::parse(name, copy));
+        let header = match copies.next().flatten() {
+            Some(header) => header,
+            None => {
+                let second = copies.next().flatten().ok_or(TableError::Header)?;
+                tracing::error!(path = %path.display(), "the page table's header is damaged; its copy is sound");
+                second
+            }
+        };
+        let (found, wanted) = (file.metadata()?.len(), file_bytes(header.slots));
+        if found < wanted {
+            return Err(TableError::CutShort { found, wanted });
         }
-        Ok(Self::map(file, VmId(half_word(12)), name, half_word(16), key)?)
+        Ok(Self::map(file, header, name)?)
     }
 
     /// Opens what is left of the table at `path` when its header is damaged: the length of the file says how many slots
@@ -149,12 +150,11 @@ impl Table {
         let file = private::open(path)?;
         let chunks = file.metadata()?.len().saturating_sub(HEADER_BYTES) / CHUNK_BYTES;
         let slots = u32::try_from(chunks * CHUNK_SLOTS as u64).map_err(io::Error::other)?;
-        Self::map(file, VmId(0), "", slots, [0; KEY_BYTES])
+        Self::map(file, Header { vm: VmId(0), slots, key: [0; KEY_BYTES] }, "")
     }
 
-    fn map(file: File, vm: VmId, name: &str, slots: u32, key: [u8; KEY_BYTES]) -> io::Result<Self> {
-        let chunks = (slots as usize).div_ceil(CHUNK_SLOTS);
-        let length = HEADER_BYTES + chunks as u64 * CHUNK_BYTES;
+    fn map(file: File, Header { vm, slots, key }: Header, name: &str) -> io::Result<Self> {
+        let (chunks, length) = (chunks(slots), file_bytes(slots));
         let mapping = Mapping::new(file, length)?;
         let chunks = std::iter::repeat_with(OnceLock::new).take(chunks).collect();
         let table = Self { mapping, vm, name: name.to_owned(), slots, key, chunks };
@@ -215,12 +215,13 @@ impl Table {
     /// Whether the VM's first pages were put in place.
     #[must_use]
     pub fn initialised(&self) -> bool {
-        self.mapping.half_word(INITIALISED_AT).load(Ordering::Acquire) == 1
+        // One flipped bit does not make it another answer.
+        self.mapping.half_word(INITIALISED_AT).load(Ordering::Acquire).count_ones() > u32::BITS / 2
     }
 
     /// Notes that the VM's first pages are in place.
     pub fn set_initialised(&self) {
-        self.mapping.half_word(INITIALISED_AT).store(1, Ordering::Release);
+        self.mapping.half_word(INITIALISED_AT).store(u32::MAX, Ordering::Release);
     }
 
     /// How often the daemon has ended itself while it worked for the VM.
@@ -308,6 +309,55 @@ impl Table {
     }
 }
 
+/// What the header says but for the name.
+#[derive(Clone, Copy)]
+struct Header {
+    vm: VmId,
+    slots: u32,
+    key: [u8; KEY_BYTES],
+}
+
+impl Header {
+    fn encode(&self, name: &str, header: &mut [u8]) -> Result<(), TableError> {
+        header[..8].copy_from_slice(MAGIC);
+        header[8..12].copy_from_slice(&STATE_VERSION.to_le_bytes());
+        header[12..16].copy_from_slice(&self.vm.0.to_le_bytes());
+        header[16..20].copy_from_slice(&self.slots.to_le_bytes());
+        let length = u32::try_from(name.len()).map_err(|_| TableError::Header)?;
+        header[20..24].copy_from_slice(&length.to_le_bytes());
+        let room = header[24..24 + NAME_BYTES_MAX].get_mut(..name.len()).ok_or(TableError::Header)?;
+        room.copy_from_slice(name.as_bytes());
+        let checksum = crc32c::crc32c(&header[..CHECKSUM_AT]);
+        header[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
+        header[KEY_AT..KEY_CHECKSUM_AT].copy_from_slice(&self.key);
+        let checksum = crc32c::crc32c(&self.key);
+        header[KEY_CHECKSUM_AT..KEY_CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
+        Ok(())
+    }
+
+    /// `None` when this version did not write it for a VM of this name.
+    fn parse(name: &str, header: &[u8]) -> Option<Self> {
+        let half_word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
+        let named = &header[24..24 + NAME_BYTES_MAX];
+        let key: [u8; KEY_BYTES] = std::array::from_fn(|i| header[KEY_AT + i]);
+        let sound = &header[..8] == MAGIC
+            && half_word(CHECKSUM_AT) == crc32c::crc32c(&header[..CHECKSUM_AT])
+            && half_word(8) == STATE_VERSION
+            && half_word(KEY_CHECKSUM_AT) == crc32c::crc32c(&key)
+            && usize::try_from(half_word(20)).ok().and_then(|length| named.get(..length))
+                == Some(name.as_bytes());
+        sound.then(|| Self { vm: VmId(half_word(12)), slots: half_word(16), key })
+    }
+}
+
+fn chunks(slots: u32) -> usize {
+    (slots as usize).div_ceil(CHUNK_SLOTS)
+}
+
+fn file_bytes(slots: u32) -> u64 {
+    HEADER_BYTES + chunks(slots) as u64 * CHUNK_BYTES
+}
+
 fn chunk_offset(chunk: usize) -> u64 {
     HEADER_BYTES + chunk as u64 * CHUNK_BYTES
 }
@@ -377,9 +427,18 @@ mod tests {
         drop(Table::create(&path, VmId(5), "web1", 100).unwrap());
         assert!(matches!(Table::open(&path, "web2"), Err(TableError::Header)));
         let mut bytes = fs::read(&path).unwrap();
+        let key = *Table::open(&path, "web1").unwrap().key();
         bytes[16] ^= 1;
-        fs::write(&path, bytes).unwrap();
+        fs::write(&path, &bytes).unwrap();
+        let table = Table::open(&path, "web1").unwrap();
+        assert_eq!((table.vm(), table.slots(), table.key()), (VmId(5), 100, &key), "there is a copy");
+        bytes[COPY_AT + KEY_AT] ^= 1;
+        fs::write(&path, &bytes).unwrap();
         assert!(matches!(Table::open(&path, "web1"), Err(TableError::Header)));
+        bytes[16] ^= 1;
+        bytes.pop();
+        fs::write(&path, &bytes).unwrap();
+        assert!(matches!(Table::open(&path, "web1"), Err(TableError::CutShort { .. })));
         fs::write(&path, b"short").unwrap();
         assert!(matches!(Table::open(&path, "web1"), Err(TableError::Header)));
     }

@@ -18,6 +18,8 @@ pub enum Role {
     FileIo,
     /// Makes room.
     Shrinker,
+    /// Looks at stored pages. It holds the locks of those who serve them, for moments, and so has no less than others.
+    Scrubber,
     /// Answers VMMs, clients and the kernel.
     Listener,
 }
@@ -28,7 +30,7 @@ impl Role {
     fn niceness(self) -> i32 {
         match self {
             Self::Worker | Self::FileIo => -5,
-            Self::Shrinker | Self::Listener => 0,
+            Self::Shrinker | Self::Scrubber | Self::Listener => 0,
         }
     }
 }
@@ -123,7 +125,7 @@ mod tests {
 
     #[test]
     fn no_thread_has_a_capability_or_gets_one() {
-        for role in [Role::Worker, Role::FileIo, Role::Shrinker, Role::Listener] {
+        for role in [Role::Worker, Role::FileIo, Role::Shrinker, Role::Scrubber, Role::Listener] {
             let (status, _) = observed(role);
             let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim();
             for set in ["CapEff:", "CapPrm:", "CapInh:", "CapAmb:"] {

@@ -141,6 +141,14 @@ impl Writeback {
     /// # Panics
     /// When a segment's live bytes are not those of its records, or a free segment is not known as free.
     pub fn validate(&self, places: impl IntoIterator<Item = Place>) {
-        self.segments.validate(places);
+        self.segments.validate(places, true);
+    }
+
+    /// The same after entries were damaged: nobody knows where the records are that they named.
+    ///
+    /// # Panics
+    /// As [`Writeback::validate`], but for records that live unnamed.
+    pub fn validate_damaged(&self, places: impl IntoIterator<Item = Place>) {
+        self.segments.validate(places, false);
     }
 }

@@ -82,7 +82,7 @@ pub enum StateError {
         path: PathBuf,
     },
     /// It can't be created, read or written.
-    #[error("can't {action} {}", path.display())]
+    #[error("can't {action} {}{}", path.display(), private::advice(source))]
     Io {
         /// What was tried.
         action: &'static str,

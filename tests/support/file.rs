@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ballast::ids::Slot;
+use ballast::ids::{Owner, Slot};
 use ballast::page::Page;
 use ballast::reclaim::policy::Policy;
 use ballast::reclaim::shrinker::{Options, Shrinker, Step};
@@ -16,7 +16,7 @@ use ballast::store::state::StateDir;
 use ballast::store::vm::{Fetched, InFile, Limits, LoadError, Loaded, StoreError, VmStore};
 use ballast::store::{Store, VmSpec};
 use ballast::writeback::io::faulty::Faulty;
-use ballast::writeback::{self, OpenError, Place, Writeback};
+use ballast::writeback::{self, OpenError, Outgoing, Place, Writeback};
 
 use super::store_config;
 
@@ -77,6 +77,31 @@ pub fn place_of(vm: &VmStore, slot: u32) -> Option<Place> {
         Ok(Entry::File(place)) => Some(place),
         _ => None,
     }
+}
+
+/// Moves pages of a VM to the writeback file, as the shrinker would. Returns how many were in the pool and have moved.
+pub fn write_back(store: &Store, vm: &VmStore, slots: impl IntoIterator<Item = u32>) -> usize {
+    let mut objects = Vec::new();
+    for slot in slots.into_iter().map(Slot) {
+        let mut object = Vec::new();
+        let Some(record) = vm.table().record(slot) else { continue };
+        let age = Age::from_bits(record.age.load(Ordering::Relaxed));
+        if let Some((generation, _)) = vm.isolate(slot, age, &mut object) {
+            objects.push((slot, generation, object));
+        }
+    }
+    let records: Vec<Outgoing<'_>> = objects
+        .iter()
+        .map(|(slot, _, object)| Outgoing {
+            owner: Owner { vm: vm.id(), slot: *slot },
+            cipher: vm.cipher(),
+            object,
+        })
+        .collect();
+    let file = store.shared().file.as_ref().expect("there is a file");
+    let places = file.append(&records).expect("the file takes them");
+    let moved = objects.iter().zip(places);
+    moved.filter(|((slot, generation, _), place)| vm.write_back(*slot, *generation, *place)).count()
 }
 
 /// A shrinker that decides by plain age.

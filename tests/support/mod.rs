@@ -6,26 +6,24 @@ pub mod daemon;
 pub mod file;
 pub mod guests;
 pub mod load;
+pub mod mount;
 pub mod world;
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ballast::device::Device;
 use ballast::device::vm::DeviceVm;
-use ballast::ids::{Owner, Slot};
 use ballast::page::{PAGE_SIZE, Page, ZERO_PAGE};
 use ballast::store::codec::Compressor;
-use ballast::store::lru::Age;
 use ballast::store::state::StateDir;
 use ballast::store::vm::{Limits, VmStore};
 use ballast::store::{Store, StoreConfig, VmSpec};
 use ballast::writeback::io::faulty::Faulty;
-use ballast::writeback::{self, OpenError, Options, Outgoing, Writeback};
+use ballast::writeback::{self, OpenError, Options, Writeback};
 
 /// Slots on every test VM's disk.
 pub const SLOTS: u32 = 10_000;
@@ -195,28 +193,7 @@ impl Host {
     /// Moves pages of a VM to the writeback file, as the shrinker would. Returns how many were in the pool and have
     /// moved.
     pub fn write_back(&self, name: &str, slots: impl IntoIterator<Item = u32>) -> usize {
-        let vm = self.pages(name);
-        let mut objects = Vec::new();
-        for slot in slots.into_iter().map(Slot) {
-            let mut object = Vec::new();
-            let Some(record) = vm.table().record(slot) else { continue };
-            let age = Age::from_bits(record.age.load(Ordering::Relaxed));
-            if let Some((generation, _)) = vm.isolate(slot, age, &mut object) {
-                objects.push((slot, generation, object));
-            }
-        }
-        let records: Vec<Outgoing<'_>> = objects
-            .iter()
-            .map(|(slot, _, object)| Outgoing {
-                owner: Owner { vm: vm.id(), slot: *slot },
-                cipher: vm.cipher(),
-                object,
-            })
-            .collect();
-        let file = self.store.shared().file.as_ref().expect("there is a file");
-        let places = file.append(&records).expect("the file takes them");
-        let moved = objects.iter().zip(places);
-        moved.filter(|((slot, generation, _), place)| vm.write_back(*slot, *generation, *place)).count()
+        file::write_back(&self.store, &self.pages(name), slots)
     }
 }
 

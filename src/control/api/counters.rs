@@ -24,6 +24,10 @@ pub struct Counters {
     pub decompress_fail: u64,
     /// Loads that failed because the writeback file could not be read, or what it gave was damaged or not authentic.
     pub file_load_fail: u64,
+    /// Pages that a check or a round of scrubbing looked at.
+    pub checked_pages: u64,
+    /// Pages that were found bad, by a load or a check; each counts once until it is written again.
+    pub bad_pages: u64,
     /// Pages moved to the writeback file.
     pub written_back_pages: u64,
     /// Pages read from the writeback file for the guest.
@@ -53,6 +57,8 @@ impl Sum for Counters {
             reject_fatal: sum.reject_fatal + one.reject_fatal,
             decompress_fail: sum.decompress_fail + one.decompress_fail,
             file_load_fail: sum.file_load_fail + one.file_load_fail,
+            checked_pages: sum.checked_pages + one.checked_pages,
+            bad_pages: sum.bad_pages + one.bad_pages,
             written_back_pages: sum.written_back_pages + one.written_back_pages,
             loaded_from_file: sum.loaded_from_file + one.loaded_from_file,
             promoted_pages: sum.promoted_pages + one.promoted_pages,

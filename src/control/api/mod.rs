@@ -2,12 +2,14 @@
 //! names here, so they are only ever added to. Sizes are bytes, units stand last in the names.
 
 mod change;
+mod check;
 mod counters;
 mod status;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::change::{PoolChange, SetError, VmChange};
+pub use self::check::{BadPage, CHECK_RATE_BYTES_MIN, CheckOrder, CheckState, CheckStatus};
 pub use self::counters::{Bucket, Counters, buckets};
 pub use self::status::{
     CompressorPool, CompressorPoolState, PoolStatus, RunsByReason, ShrinkerStatus, Status, VmState, VmStatus,
@@ -20,6 +22,9 @@ pub const STATUS_PATH: &str = "/api/v1/status";
 
 /// `POST` of a [`PoolChange`]: the [`PoolStatus`] after it.
 pub const POOL_PATH: &str = "/api/v1/pool";
+
+/// `POST` of a [`CheckOrder`] begins a check; `GET` says how far the last one is. Both give a [`CheckStatus`].
+pub const CHECK_PATH: &str = "/api/v1/check";
 
 /// The body of every answer that isn't a success.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,4 +91,13 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// When it went wrong.
     fn set_pool(&self, change: PoolChange) -> Result<PoolStatus, SetError>;
+
+    /// Begins to look at stored pages, in place of a check that may be under way.
+    ///
+    /// # Errors
+    /// When there is no such VM, it is out of service, or the rate isn't allowed.
+    fn begin_check(&self, order: CheckOrder) -> Result<CheckStatus, SetError>;
+
+    /// How far the check is that was begun last; `None` when none was.
+    fn check(&self) -> Option<CheckStatus>;
 }

@@ -21,7 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use super::api::{ClearError, ErrorBody, Host, POOL_PATH, STATUS_PATH, SetError};
+use super::api::{CHECK_PATH, ClearError, ErrorBody, Host, POOL_PATH, STATUS_PATH, SetError};
 use crate::threads::{self, Role};
 
 /// How long a stop waits for answers that are under way.
@@ -89,6 +89,7 @@ fn router(host: Arc<dyn Host>) -> Router {
     Router::new()
         .route(STATUS_PATH, get(status))
         .route(POOL_PATH, post(set_pool))
+        .route(CHECK_PATH, post(begin_check).get(check))
         .route("/api/v1/vms/{name}", post(set_vm))
         .route("/api/v1/vms/{name}/clear", post(clear_vm))
         .route("/api/v1/vms/{name}/release", post(release_vm))
@@ -137,6 +138,18 @@ async fn set_pool(State(host): State<Arc<dyn Host>>, body: Result<Bytes, BytesRe
 
 async fn release_vm(State(host): State<Arc<dyn Host>>, Path(name): Path<String>) -> Response {
     change(move || host.release_vm(&name)).await
+}
+
+async fn begin_check(State(host): State<Arc<dyn Host>>, body: Result<Bytes, BytesRejection>) -> Response {
+    set(body, move |order| host.begin_check(order)).await
+}
+
+async fn check(State(host): State<Arc<dyn Host>>) -> Response {
+    match tokio::task::spawn_blocking(move || host.check()).await {
+        Ok(Some(status)) => Json(status).into_response(),
+        Ok(None) => failure(StatusCode::NOT_FOUND, "no check was begun since the daemon started"),
+        Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
 }
 
 /// Makes the change that the body describes, and answers with what it led to.

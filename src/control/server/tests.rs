@@ -3,7 +3,10 @@
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use super::super::api::{PoolChange, PoolStatus, Status, VmChange, VmStatus};
+use super::super::api::{
+    CheckOrder, CheckState, CheckStatus, PoolChange, PoolStatus, Status, VmChange, VmStatus,
+};
+use super::super::check;
 use super::super::client::{Client, ClientError};
 use super::super::socket;
 use super::*;
@@ -48,6 +51,18 @@ impl Host for FakeHost {
     fn set_pool(&self, change: PoolChange) -> Result<PoolStatus, SetError> {
         let compressor = format!("{} {}", change.compressor, change.recompress);
         Ok(PoolStatus { compressor, ..PoolStatus::default() })
+    }
+
+    fn begin_check(&self, order: CheckOrder) -> Result<CheckStatus, SetError> {
+        match order.vm.as_deref() {
+            None => Ok(CheckStatus { number: 1, rate_bytes: order.rate_bytes, ..CheckStatus::default() }),
+            Some("bad") => Err(SetError::Invalid { message: "too slow".to_owned() }),
+            Some(name) => Err(SetError::Unknown { name: name.to_owned(), known: known() }),
+        }
+    }
+
+    fn check(&self) -> Option<CheckStatus> {
+        Some(CheckStatus { number: 1, state: CheckState::Done, bad_pages: 2, ..CheckStatus::default() })
     }
 }
 
@@ -163,4 +178,20 @@ fn a_dropped_server_is_gone_with_its_socket_even_if_a_client_stays_silent() {
     let error = Client::new(path.clone()).unwrap().status().unwrap_err();
     assert!(matches!(error, ClientError::NotRunning { .. }), "{error}");
     assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+}
+
+#[test]
+fn a_check_is_begun_and_followed_to_its_end() {
+    let (_dir, path, _server) = started();
+    let client = Client::new(path).unwrap();
+    let mut shown = Vec::new();
+    let order = CheckOrder { vm: None, rate_bytes: 7 };
+    let status = check::run(&client, &order, |status| shown.push((status.state, status.rate_bytes))).unwrap();
+    assert_eq!((status.state, status.bad_pages), (CheckState::Done, 2));
+    assert_eq!(shown, [(CheckState::Running, 7), (CheckState::Done, 0)]);
+    for (vm, status) in [("web3", 404), ("bad", 400)] {
+        let order = CheckOrder { vm: Some(vm.to_owned()), rate_bytes: 7 };
+        let refused = client.begin_check(&order);
+        assert!(matches!(refused, Err(ClientError::Refused { status: found, .. }) if found == status));
+    }
 }

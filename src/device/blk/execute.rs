@@ -6,7 +6,6 @@
 //! meanwhile, ours it can't reach.
 
 use std::collections::VecDeque;
-use std::error::Error;
 use std::ops::Range as StdRange;
 
 use vm_memory::GuestAddress;
@@ -21,7 +20,7 @@ use crate::ids::Slot;
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64, Page};
 use crate::store::codec::Scratch;
 use crate::store::lru::Age;
-use crate::store::vm::{Fetched, InFile, Loaded, StoreError, UpdateError, Updated, VmStore};
+use crate::store::vm::{Fetched, InFile, LoadError, Loaded, StoreError, UpdateError, Updated, VmStore};
 
 /// Bytes of the serial number that GET_ID asks for.
 pub const SERIAL_BYTES: usize = 20;
@@ -89,8 +88,15 @@ impl Turn<'_> {
         Ok(())
     }
 
-    fn fail(&mut self, complaint: Complaint, what: &str, err: &dyn Error) -> Pause {
-        self.complain(complaint, || format!("{what} failed: {}", Chain(err)));
+    /// A page can't be loaded. One that is bad is told once, however often it is wanted.
+    fn fail_load(&mut self, slot: Slot, what: &str, err: &LoadError) -> Pause {
+        let is_news = match err.is_damage() {
+            true => self.vm.note_bad(slot),
+            false => self.complaints.is_news(Complaint::Load),
+        };
+        if is_news {
+            self.log.push(format!("{what} of slot {slot} failed: {}", Chain(err)));
+        }
         Pause::Failed(Status::IoErr)
     }
 
@@ -194,7 +200,7 @@ impl Execution {
         match turn.vm.load(slot, fetched, page, turn.now, scratch) {
             Ok(Loaded::Page) => {}
             Ok(Loaded::InFile(first)) => return Err(self.want(turn, slot, first)),
-            Err(err) => return Err(turn.fail(Complaint::Load, "a load", &err)),
+            Err(err) => return Err(turn.fail_load(slot, "a load", &err)),
         }
         let length = part.len();
         let loaded = page.get(part).ok_or(Pause::Failed(Status::IoErr))?;
@@ -248,9 +254,7 @@ impl Execution {
             }
             Ok(Updated::InFile(first)) => Err(self.want(turn, slot, first)),
             Err(UpdateError::Store(err)) => Err(self.no_room(turn, err)),
-            Err(UpdateError::Load(err)) => {
-                Err(turn.fail(Complaint::Load, "a load for a partial store", &err))
-            }
+            Err(UpdateError::Load(err)) => Err(turn.fail_load(slot, "a load for a partial store", &err)),
         }
     }
 

@@ -19,6 +19,10 @@ use libc::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, c_int, c_void, sigaction, s
 
 const FATAL: [c_int; 5] = [SIGSEGV, SIGILL, SIGFPE, SIGABRT, SIGBUS];
 
+/// What is said before a SIGBUS ends the daemon, where nothing can be formatted any more.
+const LAST_WORDS: &str = "ballast: a file in the state directory was cut short or can't be backed with memory, and the daemon \
+                          ends; start it again, and it says which VMs that took out of service\n";
+
 /// What was done about each of them before.
 static BEFORE: [OnceLock<sigaction>; FATAL.len()] = [const { OnceLock::new() }; FATAL.len()];
 
@@ -64,6 +68,8 @@ extern "C" fn on_fatal(signal: c_int, info: *mut siginfo_t, _: *mut c_void) {
         if watch::put_zeros_at(address) {
             return;
         }
+        // SAFETY: `write` is async-signal-safe, and the message is as long as it says.
+        unsafe { libc::write(libc::STDERR_FILENO, LAST_WORDS.as_ptr().cast(), LAST_WORDS.len()) };
     }
     // An abort is a signal that the process sends to its own thread.
     // SAFETY: for a signal that was sent the sender is a field of its siginfo; `getpid` can't fail.

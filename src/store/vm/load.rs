@@ -4,7 +4,9 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Cause, Change, Generation, Numbers, Published, StoreError, VmStore, generation};
+use super::change::{Cause, Change};
+use super::tag::{Generation, Tag};
+use super::{Numbers, Published, StoreError, VmStore};
 use crate::ids::Slot;
 use crate::page::{Page, ZERO_PAGE};
 use crate::store::accounting::object_bytes;
@@ -29,17 +31,17 @@ pub enum Loaded {
 /// A page in the writeback file, which stays readable while this lives.
 #[derive(Debug)]
 pub struct InFile {
-    slot: Slot,
-    generation: Generation,
-    pin: Pin,
+    pub(super) slot: Slot,
+    pub(super) generation: Generation,
+    pub(super) pin: Pin,
 }
 
 /// What the writeback file gave for a page.
 #[derive(Debug)]
 pub struct Fetched {
-    slot: Slot,
-    generation: Generation,
-    record: Result<RecordBytes, ReadError>,
+    pub(super) slot: Slot,
+    pub(super) generation: Generation,
+    pub(super) record: Result<RecordBytes, ReadError>,
 }
 
 impl Fetched {
@@ -81,6 +83,14 @@ pub enum LoadError {
     /// The page could not be kept.
     #[error("the page was lost")]
     Lost,
+}
+
+impl LoadError {
+    /// Whether the stored page itself is bad; else the file may give it another time.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        !matches!(self, Self::Read(_))
+    }
 }
 
 /// What became of a change.
@@ -203,9 +213,10 @@ impl VmStore {
         let events = &mut numbers.accounting.events;
         let Some(Record { entry, age, tag }) = record else {
             events.loads += 1;
-            return (Ok(Found::Entry(Entry::Empty)), Generation(0));
+            return (Ok(Found::Entry(Entry::Empty)), Generation::FIRST);
         };
-        let generation = generation(tag.load(Ordering::Relaxed));
+        let known = Tag::of(tag);
+        let generation = known.generation();
         let entry = match Entry::unpack(entry.load(Ordering::Relaxed), slot) {
             Ok(Entry::File(place)) => {
                 let file = self.shared.file.as_ref().ok_or(LoadError::FileMissing);
@@ -221,7 +232,10 @@ impl VmStore {
             let before = Age::from_bits(age.load(Ordering::Relaxed));
             events.refault(before.until(now));
             age.store(now.loaded().to_bits(), Ordering::Relaxed);
-            numbers.accounting.held.duplicate_pages += u64::from(!before.is_loaded());
+            if !known.is_loaded() {
+                known.loaded().keep_in(tag);
+                numbers.accounting.held.duplicate_pages += 1;
+            }
         }
         (Ok(Found::Entry(entry)), generation)
     }
@@ -249,17 +263,15 @@ impl VmStore {
         Ok(true)
     }
 
-    fn is_current(&self, slot: Slot, expected: Generation) -> bool {
-        self.table
-            .record(slot)
-            .is_some_and(|record| generation(record.tag.load(Ordering::Relaxed)) == expected)
+    pub(super) fn is_current(&self, slot: Slot, expected: Generation) -> bool {
+        self.table.record(slot).is_some_and(|record| Tag::of(record.tag).generation() == expected)
     }
 
     /// Counts a load from the file. Whether the page should come back into the pool; `None` when the slot has changed.
     fn note_load_from_file(&self, slot: Slot, expected: Generation, now: Age) -> Option<bool> {
         let record = self.table.record(slot)?;
         let mut numbers = self.numbers.lock();
-        if generation(record.tag.load(Ordering::Relaxed)) != expected {
+        if Tag::of(record.tag).generation() != expected {
             return None;
         }
         let before = Age::from_bits(record.age.load(Ordering::Relaxed));
@@ -306,8 +318,7 @@ impl VmStore {
             if let Ok(Entry::File(place)) = Entry::unpack(record.entry.load(Ordering::Relaxed), slot)
                 && let Some(pin) = file.begin_read(place)
             {
-                let generation = generation(record.tag.load(Ordering::Relaxed));
-                found.push(InFile { slot, generation, pin });
+                found.push(InFile { slot, generation: Tag::of(record.tag).generation(), pin });
             }
         }
         found

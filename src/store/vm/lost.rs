@@ -4,7 +4,9 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Cause, Change, Fetched, Generation, InFile, Published, VmStore, generation};
+use super::change::{Cause, Change};
+use super::tag::{Generation, Tag};
+use super::{Fetched, InFile, Published, VmStore};
 use crate::ids::Slot;
 use crate::store::accounting::object_bytes;
 use crate::store::entry::Entry;
@@ -59,7 +61,7 @@ impl VmStore {
     fn copy_again(&self, slot: Slot, expected: Generation) -> Option<Vec<u8>> {
         let record = self.table.record(slot)?;
         let _numbers = self.numbers.lock();
-        if generation(record.tag.load(Ordering::Relaxed)) != expected {
+        if Tag::of(record.tag).generation() != expected {
             return None;
         }
         let Ok(Entry::Arena(location)) = Entry::unpack(record.entry.load(Ordering::Relaxed), slot) else {

@@ -6,20 +6,30 @@
 //! An object is freed after its entry is gone, by the thread that replaced the entry; so whoever holds the lock and
 //! reads an entry may copy its object, or pin its record in the file.
 
+mod change;
+mod check;
+mod damage;
 mod limits;
 mod load;
 mod lost;
 mod moves;
+mod tag;
 
+pub use check::Checked;
 pub use limits::Limits;
 pub use load::{Fetched, InFile, LoadError, Loaded, UpdateError, Updated};
 pub use moves::Recompressed;
+pub use tag::Generation;
+pub(super) use tag::Tag;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+
+use change::{Cause, Change};
 
 use super::accounting::{Accounting, Events, Held, Share, object_bytes};
 use super::arena::AllocateError;
@@ -53,6 +63,8 @@ struct Numbers {
     limits: Limits,
     /// The age of the page that left for the file last. What is as cold as that does not stay.
     left: Option<Age>,
+    /// Pages that were found bad, each as it was then.
+    bad: BTreeMap<Slot, Generation>,
 }
 
 /// Why a page was not stored. The slot holds what it held before.
@@ -69,52 +81,6 @@ pub enum StoreError {
     NoMemory(#[source] std::io::Error),
 }
 
-/// Tells whether an entry is still the one that was read. The low 28 bits of a slot's tag; two hundred million
-/// stores to one slot would have to happen between a look and a move.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Generation(u32);
-
-const POOL_SHIFT: u32 = 28;
-const GENERATION_MASK: u32 = (1 << POOL_SHIFT) - 1;
-
-fn generation(tag: u32) -> Generation {
-    Generation(tag & GENERATION_MASK)
-}
-
-fn pool(tag: u32) -> PoolId {
-    PoolId::from_bits(tag >> POOL_SHIFT)
-}
-
-/// What an entry is changed to, and what for.
-#[derive(Clone, Copy, Debug)]
-struct Change {
-    entry: Entry,
-    /// The pool that made the entry's object.
-    pool: PoolId,
-    cause: Cause,
-}
-
-/// Why an entry changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cause {
-    /// The guest wrote the page.
-    Store(Age),
-    /// The guest gave it up.
-    Invalidate,
-    /// It goes to the writeback file.
-    WriteBack,
-    /// It comes back from there.
-    Promote(Age),
-    /// Its object goes elsewhere in the arena.
-    Compact,
-    /// Its record goes elsewhere in the file.
-    Clean,
-    /// Its object was compressed anew.
-    Recompress,
-    /// It is damaged.
-    GiveUp,
-}
-
 /// What became of an entry that was to be published.
 enum Published {
     Yes,
@@ -129,7 +95,7 @@ impl VmStore {
     pub fn new(table: Table, shared: Arc<Shared>, limits: Limits, held: Held) -> Self {
         let cipher = Cipher::new(table.key());
         let accounting = Accounting { held, ..Accounting::default() };
-        let numbers = Numbers { accounting, limits, left: None };
+        let numbers = Numbers { accounting, limits, left: None, bad: BTreeMap::new() };
         let vm =
             Self { table, shared, cipher, numbers: Mutex::new(numbers), unclaimed_bytes: AtomicU64::new(0) };
         vm.claim(&vm.numbers.lock());
@@ -216,8 +182,8 @@ impl VmStore {
         }
     }
 
-    fn share(&self, entry: Entry, pool: PoolId, age: Age) -> Share {
-        Share { entry, charged_bytes: self.charged_bytes(entry), pool, loaded: age.is_loaded() }
+    fn share(&self, entry: Entry, tag: Tag) -> Share {
+        Share { entry, charged_bytes: self.charged_bytes(entry), pool: tag.pool(), loaded: tag.is_loaded() }
     }
 
     /// Stores `page` in `slot`. When this returns, it outlives the process.
@@ -361,16 +327,17 @@ impl VmStore {
         let Change { entry, pool: made_by, cause } = change;
         let record = self.table.record(slot).expect("a slot is backed before an entry is made for it");
         let mut numbers = self.numbers.lock();
-        let tag = record.tag.load(Ordering::Relaxed);
-        if expected.is_some_and(|expected| expected != generation(tag)) {
+        let old_tag = Tag::of(record.tag);
+        if expected.is_some_and(|expected| expected != old_tag.generation()) {
             return Published::Stale;
         }
-        // An entry that fails its check names no object that could be freed; what it cost is found at the next start.
-        let old = Entry::unpack(record.entry.load(Ordering::Relaxed), slot).unwrap_or(Entry::Empty);
+        let old = match Entry::unpack(record.entry.load(Ordering::Relaxed), slot) {
+            Ok(old) => old,
+            Err(_) => self.write_damage_off(&mut numbers),
+        };
         let old_age = Age::from_bits(record.age.load(Ordering::Relaxed));
-        let age = cause.age(old_age);
-        let made_by = self.shared.pools.counted_under(made_by);
-        let (new_share, old_share) = (self.share(entry, made_by, age), self.share(old, pool(tag), old_age));
+        let tag = old_tag.next(self.shared.pools.counted_under(made_by), cause.is_loaded(old_tag));
+        let (new_share, old_share) = (self.share(entry, tag), self.share(old, old_tag));
         let pool_bytes =
             numbers.accounting.held.pool_bytes + new_share.charged_bytes - old_share.charged_bytes;
         let limit_bytes = numbers.limits.limit_bytes;
@@ -386,11 +353,10 @@ impl VmStore {
         if cause == Cause::WriteBack {
             numbers.left = Some(old_age);
         }
-        record.age.store(age.to_bits(), Ordering::Relaxed);
+        record.age.store(cause.age(old_age).to_bits(), Ordering::Relaxed);
         // Everything before this is invisible after a crash; with it, the object that it names is complete.
         record.entry.store(entry.pack(slot), Ordering::Release);
-        let next = tag.wrapping_add(1) & GENERATION_MASK;
-        record.tag.store(made_by.bits() << POOL_SHIFT | next, Ordering::Relaxed);
+        tag.keep_in(record.tag);
         drop(numbers);
         self.free(old);
         if limit_bytes != u64::MAX && pool_bytes > self.shared.marks(limit_bytes).start_bytes {
@@ -428,7 +394,7 @@ impl VmStore {
         let mut held = Held::default();
         let numbers = self.numbers.lock();
         for slot in self.table.backed_slots() {
-            let Record { entry, age, tag } = self.table.record(slot).expect("backed slots have records");
+            let Record { entry, tag, .. } = self.table.record(slot).expect("backed slots have records");
             let entry = Entry::unpack(entry.load(Ordering::Relaxed), slot).expect("entries are sound");
             match entry {
                 Entry::Arena(location) => {
@@ -440,8 +406,7 @@ impl VmStore {
                 Entry::File(place) => in_file(place),
                 Entry::Empty | Entry::SameFilled(_) | Entry::Lost => {}
             }
-            let age = Age::from_bits(age.load(Ordering::Relaxed));
-            held.add(self.share(entry, pool(tag.load(Ordering::Relaxed)), age));
+            held.add(self.share(entry, Tag::of(tag)));
         }
         assert_eq!(held, numbers.accounting.held, "the running numbers are those of the entries");
         let unclaimed = numbers.limits.reserve_bytes.saturating_sub(held.pool_bytes);
@@ -461,38 +426,5 @@ impl Drop for VmStore {
     fn drop(&mut self) {
         let own = self.unclaimed_bytes.load(Ordering::Relaxed);
         self.shared.unclaimed_bytes.fetch_sub(own, Ordering::Relaxed);
-    }
-}
-
-impl Cause {
-    /// The age of a page after this happened to it.
-    fn age(self, before: Age) -> Age {
-        match self {
-            Self::Store(now) => now,
-            // It comes back because it is loaded.
-            Self::Promote(now) => now.loaded(),
-            Self::Invalidate | Self::GiveUp => Age::from_bits(0),
-            // From here on the mark tells whether it was loaded from the file.
-            Self::WriteBack => before.not_loaded(),
-            Self::Compact | Self::Clean | Self::Recompress => before,
-        }
-    }
-
-    fn count(self, events: &mut Events, old: Entry, new: Entry) {
-        match self {
-            Self::Store(_) => {
-                events.stores += 1;
-                events.invalidates += u64::from(old != Entry::Empty);
-                let raw = matches!(new, Entry::Arena(at) if at.payload_bytes == object::PAYLOAD_MAX);
-                events.reject_compress_poor += u64::from(raw);
-            }
-            Self::Invalidate => events.invalidates += u64::from(old != Entry::Empty),
-            Self::WriteBack => events.written_back_pages += 1,
-            Self::Promote(_) => events.promoted_pages += 1,
-            Self::Compact => events.compacted_pages += 1,
-            Self::Recompress => events.recompressed_pages += 1,
-            Self::GiveUp => events.given_up_pages += 1,
-            Self::Clean => {}
-        }
     }
 }

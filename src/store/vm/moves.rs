@@ -5,7 +5,9 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Cause, Change, Generation, Published, StoreError, VmStore, generation, pool};
+use super::change::{Cause, Change};
+use super::tag::{Generation, Tag};
+use super::{Published, StoreError, VmStore};
 use crate::ids::{Owner, Slot};
 use crate::page::ZERO_PAGE;
 use crate::store::accounting::object_bytes;
@@ -52,7 +54,7 @@ impl VmStore {
         let (start, length) = (buffer.len(), object_bytes(location));
         buffer.resize(start + length, 0);
         self.shared.arena.read(location.offset, &mut buffer[start..]);
-        let generation = generation(record.tag.load(Ordering::Relaxed));
+        let generation = Tag::of(record.tag).generation();
         drop(numbers);
         if self.is_damaged(slot, generation, &buffer[start..]) {
             buffer.truncate(start);
@@ -76,7 +78,7 @@ impl VmStore {
         let record = self.table.record(slot)?;
         let _numbers = self.numbers.lock();
         let entry = Entry::unpack(record.entry.load(Ordering::Relaxed), slot);
-        (entry == Ok(Entry::File(place))).then(|| generation(record.tag.load(Ordering::Relaxed)))
+        (entry == Ok(Entry::File(place))).then(|| Tag::of(record.tag).generation())
     }
 
     /// Publishes that the record of `slot` was moved to `place`. False when the slot has changed since `expected`; the
@@ -94,7 +96,7 @@ impl VmStore {
         }
         let Some(record) = self.table.record(*slot) else { return false };
         let numbers = self.numbers.lock();
-        let tag = record.tag.load(Ordering::Relaxed);
+        let tag = Tag::of(record.tag);
         let location = match Entry::unpack(record.entry.load(Ordering::Relaxed), *slot) {
             Ok(Entry::Arena(location)) if location.offset == *from => location,
             _ => return false,
@@ -102,13 +104,13 @@ impl VmStore {
         let object = scratch.object(object_bytes(location));
         self.shared.arena.read(*from, object);
         drop(numbers);
-        if self.is_damaged(*slot, generation(tag), object) {
+        if self.is_damaged(*slot, tag.generation(), object) {
             return false;
         }
         self.shared.arena.write(to, object);
         let entry = Entry::Arena(Location { offset: to.offset, ..location });
-        let change = Change { entry, pool: pool(tag), cause: Cause::Compact };
-        matches!(self.publish(*slot, change, Some(generation(tag))), Published::Yes)
+        let change = Change { entry, pool: tag.pool(), cause: Cause::Compact };
+        matches!(self.publish(*slot, change, Some(tag.generation())), Published::Yes)
     }
 
     /// Moves the page in `slot` to the current pool, if it is in the arena, another pool made it, and it was last used
@@ -129,7 +131,7 @@ impl VmStore {
             return Recompressed::NotIdle;
         }
         let Ok((codec, _)) = object::open(scratch.object(object_bytes(location)), self.owner(slot)) else {
-            self.is_damaged(slot, generation(tag), scratch.object(object_bytes(location)));
+            self.is_damaged(slot, tag.generation(), scratch.object(object_bytes(location)));
             return Recompressed::Kept;
         };
         // lz4 has no levels: what an earlier daemon wrote with it is what this one would write.
@@ -137,23 +139,23 @@ impl VmStore {
         let anew =
             if same { Ok(None) } else { self.compress_anew(slot, location, codec, compressor, scratch) };
         match anew {
-            Ok(Some(entry)) if self.settle(slot, generation(tag), entry, current, Cause::Recompress) => {
+            Ok(Some(entry)) if self.settle(slot, tag.generation(), entry, current, Cause::Recompress) => {
                 Recompressed::Moved
             }
             Ok(Some(_)) | Err(_) => Recompressed::NoRoom,
             Ok(None) => {
-                self.adopt_into(slot, generation(tag), current);
+                self.adopt_into(slot, tag.generation(), current);
                 Recompressed::Kept
             }
         }
     }
 
-    fn of_other_pool(&self, slot: Slot, current: PoolId, scratch: &mut Scratch) -> Option<(Location, u32)> {
+    fn of_other_pool(&self, slot: Slot, current: PoolId, scratch: &mut Scratch) -> Option<(Location, Tag)> {
         let record = self.table.record(slot)?;
         let _numbers = self.numbers.lock();
-        let tag = record.tag.load(Ordering::Relaxed);
+        let tag = Tag::of(record.tag);
         match Entry::unpack(record.entry.load(Ordering::Relaxed), slot) {
-            Ok(Entry::Arena(location)) if pool(tag) != current => {
+            Ok(Entry::Arena(location)) if tag.pool() != current => {
                 self.shared.arena.read(location.offset, scratch.object(object_bytes(location)));
                 Some((location, tag))
             }
@@ -188,16 +190,16 @@ impl VmStore {
     fn adopt_into(&self, slot: Slot, expected: Generation, current: PoolId) {
         let Some(record) = self.table.record(slot) else { return };
         let mut numbers = self.numbers.lock();
-        let tag = record.tag.load(Ordering::Relaxed);
+        let tag = Tag::of(record.tag);
         let entry = Entry::unpack(record.entry.load(Ordering::Relaxed), slot);
-        if generation(tag) != expected || !matches!(entry, Ok(Entry::Arena(_))) {
+        if tag.generation() != expected || !matches!(entry, Ok(Entry::Arena(_))) {
             return;
         }
         let current = self.shared.pools.counted_under(current);
         let objects = &mut numbers.accounting.held.objects_by_pool;
-        objects[pool(tag).index()] -= 1;
+        objects[tag.pool().index()] -= 1;
         objects[current.index()] += 1;
-        record.tag.store(current.bits() << super::POOL_SHIFT | expected.0, Ordering::Relaxed);
+        tag.made_by(current).keep_in(record.tag);
     }
 
     fn settle(&self, slot: Slot, expected: Generation, entry: Entry, made_by: PoolId, cause: Cause) -> bool {

@@ -45,5 +45,5 @@ fn a_pinned_segment_is_never_opened_anew() {
         }
         over.store(true, Ordering::Relaxed);
     });
-    segments.validate(slots.iter().filter_map(|slot| slot.lock().map(|(place, _)| place)));
+    segments.validate(slots.iter().filter_map(|slot| slot.lock().map(|(place, _)| place)), true);
 }

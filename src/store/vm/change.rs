@@ -1,0 +1,81 @@
+//! What an entry is changed to, and what follows from why: for the page's age, its tag and the counters.
+
+use super::tag::Tag;
+use crate::store::accounting::Events;
+use crate::store::entry::Entry;
+use crate::store::lru::Age;
+use crate::store::object;
+use crate::store::pool::PoolId;
+
+/// What an entry is changed to, and what for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Change {
+    pub entry: Entry,
+    /// The pool that made the entry's object.
+    pub pool: PoolId,
+    pub cause: Cause,
+}
+
+/// Why an entry changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// The guest wrote the page.
+    Store(Age),
+    /// The guest gave it up.
+    Invalidate,
+    /// It goes to the writeback file.
+    WriteBack,
+    /// It comes back from there.
+    Promote(Age),
+    /// Its object goes elsewhere in the arena.
+    Compact,
+    /// Its record goes elsewhere in the file.
+    Clean,
+    /// Its object was compressed anew.
+    Recompress,
+    /// It is damaged.
+    GiveUp,
+}
+
+impl Cause {
+    /// The age of a page after this happened to it.
+    pub fn age(self, before: Age) -> Age {
+        match self {
+            Self::Store(now) => now,
+            // It comes back because it is loaded.
+            Self::Promote(now) => now.loaded(),
+            Self::Invalidate | Self::GiveUp => Age::from_bits(0),
+            // From here on the mark tells whether it was loaded from the file.
+            Self::WriteBack => before.not_loaded(),
+            Self::Compact | Self::Clean | Self::Recompress => before,
+        }
+    }
+
+    /// Whether the page counts as one that its guest has a copy of after this.
+    pub fn is_loaded(self, before: Tag) -> bool {
+        match self {
+            Self::Promote(_) => true,
+            Self::Store(_) | Self::Invalidate | Self::WriteBack | Self::GiveUp => false,
+            Self::Compact | Self::Clean | Self::Recompress => before.is_loaded(),
+        }
+    }
+
+    /// Counts it.
+    pub fn count(self, events: &mut Events, old: Entry, new: Entry) {
+        match self {
+            Self::Store(_) => {
+                events.stores += 1;
+                events.invalidates += u64::from(old != Entry::Empty);
+                let raw = matches!(new, Entry::Arena(at) if at.payload_bytes == object::PAYLOAD_MAX);
+                events.reject_compress_poor += u64::from(raw);
+            }
+            Self::Invalidate => events.invalidates += u64::from(old != Entry::Empty),
+            Self::WriteBack => events.written_back_pages += 1,
+            Self::Promote(_) => events.promoted_pages += 1,
+            Self::Compact => events.compacted_pages += 1,
+            Self::Recompress => events.recompressed_pages += 1,
+            Self::GiveUp => events.given_up_pages += 1,
+            Self::Clean => {}
+        }
+    }
+}
