@@ -42,3 +42,38 @@ fn no_thread_of_a_serving_daemon_has_a_capability_or_may_start_a_program() {
         assert!(names.iter().any(|name| name == expected), "{expected} is not among {names:?}");
     }
 }
+
+/// Kilobytes of a process's mappings of a file that are locked.
+fn locked_kb(pid: u32, file: &str) -> u64 {
+    let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let (mut ours, mut found, mut sum) = (false, false, 0);
+    for line in maps.lines() {
+        // A mapping begins with its addresses.
+        if line.split(' ').next().is_some_and(|word| word.contains('-') && !word.ends_with(':')) {
+            ours = line.contains(file);
+            found |= ours;
+        } else if let Some(kb) = line.strip_prefix("Locked:").filter(|_| ours) {
+            sum += kb.trim().trim_end_matches(" kB").parse::<u64>().unwrap();
+        }
+    }
+    assert!(found, "{file} is not mapped");
+    sum
+}
+
+#[test]
+fn what_the_daemon_holds_is_locked_in_memory_when_asked_for_and_guest_memory_is_not() {
+    for (config, least_kb, most_kb) in [("", 0, 0), ("lock_memory = true\n", 400, u64::MAX)] {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let daemon = Daemon::start(dir.path(), &format!("{config}{ONE_VM}"));
+        let memory = Memory::with_bytes(16 << 20).unwrap();
+        let mut device = Device::connect(daemon.socket("web1"), memory, Options::default()).unwrap();
+        let mut queue = device.start().unwrap().remove(0);
+        let pages: Vec<_> = (0..100).map(|n| page_of(4, n)).collect();
+        queue.write_pages(10, &pages).unwrap();
+        assert!(queue.read_pages(10, 100).unwrap() == pages);
+        let pid = daemon.pid().unwrap();
+        let arena_kb = locked_kb(pid, "state/arena");
+        assert!((least_kb..=most_kb).contains(&arena_kb), "{config}: {arena_kb} kB of the arena are locked");
+        assert_eq!(locked_kb(pid, "/memfd:guest-memory"), 0, "{config}: of guest memory");
+    }
+}

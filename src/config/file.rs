@@ -28,6 +28,7 @@ struct File {
     poll_us: Option<Value>,
     socket_group: Option<Value>,
     sandbox: Option<Value>,
+    lock_memory: Option<Value>,
     scrub: Option<Value>,
     #[serde(default)]
     pool: Pool,
@@ -62,6 +63,7 @@ pub(super) fn parse(text: &str, host_bytes: u64) -> Result<Config, ConfigError> 
             |value| value.as_str().filter(|name| !name.is_empty()).map(|name| Some(name.to_owned())),
         )?,
         sandbox: Key::new("sandbox", file.sandbox.as_ref()).boolean(true)?,
+        lock_memory: Key::new("lock_memory", file.lock_memory.as_ref()).boolean(false)?,
         pool,
         writeback: file.writeback.as_ref().map(writeback::parse).transpose()?,
         scrub: Key::new("scrub", file.scrub.as_ref()).optional_duration(SCRUB)?,

@@ -43,6 +43,8 @@ pub struct Config {
     pub socket_group: Option<String>,
     /// Whether the daemon gives up what it does not need: other files, programs, networks, capabilities.
     pub sandbox: bool,
+    /// Whether the host may not swap out the pages that it holds in memory.
+    pub lock_memory: bool,
     /// The memory that all VMs share.
     pub pool: PoolConfig,
     /// Where cold pages move to; without it they stay.

@@ -56,6 +56,9 @@ impl Daemon {
         let store = Store::open(store_config, config.vms.iter().map(spec).collect(), || open_file(&config))?;
         let store = Arc::new(store);
         tell_what_is_wrong(&store);
+        if config.lock_memory {
+            store.lock_memory().map_err(ServeError::LockMemory)?;
+        }
         let device = Device::start(config.workers, config.poll, config.pool.store_deadline, store.state_id())
             .map_err(ServeError::Thread)?;
         let mut vms = Vec::new();

@@ -31,6 +31,12 @@ pub enum ServeError {
     /// A socket can't be made.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// Memory can't be locked.
+    #[error(
+        "stored pages can't be locked in memory: that needs CAP_IPC_LOCK or an unlimited RLIMIT_MEMLOCK \
+         (LimitMEMLOCK=infinity in a unit); or configure lock_memory = false"
+    )]
+    LockMemory(#[source] io::Error),
     /// The sockets can't have the group that was configured.
     #[error(transparent)]
     Group(#[from] GroupError),

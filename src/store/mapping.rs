@@ -91,6 +91,17 @@ impl Mapping {
         Ok(Self { base, length, file })
     }
 
+    /// Keeps the host from swapping out what is backed, now or later.
+    ///
+    /// # Errors
+    /// Those of mlock: `PermissionDenied` or `OutOfMemory` when the process may not lock as much address space.
+    pub fn lock(&self) -> io::Result<()> {
+        use rustix::mm::{MlockFlags, mlock_with};
+        // SAFETY: the range is this mapping, all of it; to be locked changes nothing of what is in it.
+        unsafe { mlock_with(self.base.as_ptr().cast(), self.length, MlockFlags::ONFAULT)? };
+        Ok(())
+    }
+
     /// Backs a range with memory, zeroed where it was a hole. After this it may be touched.
     ///
     /// The file's length stays as it is. Were somebody to cut it short, it would otherwise grow again, and what was in it

@@ -239,6 +239,16 @@ impl Store {
         }
     }
 
+    /// Keeps the host from swapping out stored pages and page tables: a guest's fault would wait for two disks. A VM that
+    /// is cleared later has a table that is not locked, as the process has given up the right to.
+    ///
+    /// # Errors
+    /// When the process may not lock as much address space.
+    pub fn lock_memory(&self) -> std::io::Result<()> {
+        self.arena().lock()?;
+        self.in_use().iter().try_for_each(|vm| vm.table().lock())
+    }
+
     /// Drops all pages of a VM that nobody is attached to. A damaged VM comes back into service, empty; one that
     /// the configuration doesn't name is gone.
     ///

@@ -219,6 +219,14 @@ impl Table {
         self.mapping.half_word(INITIALISED_AT).load(Ordering::Acquire).count_ones() > u32::BITS / 2
     }
 
+    /// Keeps the host from swapping it out.
+    ///
+    /// # Errors
+    /// Those of [`Mapping::lock`].
+    pub fn lock(&self) -> io::Result<()> {
+        self.mapping.lock()
+    }
+
     /// Notes that the VM's first pages are in place.
     pub fn set_initialised(&self) {
         self.mapping.half_word(INITIALISED_AT).store(u32::MAX, Ordering::Release);

@@ -106,6 +106,14 @@ impl Arena {
         })
     }
 
+    /// Keeps the host from swapping it out.
+    ///
+    /// # Errors
+    /// Those of [`Mapping::lock`].
+    pub fn lock(&self) -> io::Result<()> {
+        self.mapping.lock()
+    }
+
     /// Finds room for an object of `object_bytes`, header included. `max_bytes` is the most that spans may use once
     /// this object needs a new one: [`Arena::max_bytes`], or less for who leaves something to others.
     ///
