@@ -5,8 +5,12 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 const WORDS: usize = 512;
+
+/// A page that takes this long to come is told of: whoever serves it was away.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// One page of guest memory. Aligned, so that it is exactly what the guest's kernel swaps.
 #[derive(Clone, PartialEq)]
@@ -240,6 +244,12 @@ impl Workload {
         let generation = self.generations[number];
         let kind = fill(&mut self.expected, self.plan.seed, number, generation);
         self.checked += 1;
+        let asked = Instant::now();
+        std::hint::black_box(self.pages[number].0[0]);
+        let waited = asked.elapsed();
+        if waited >= PAUSE {
+            println!("BALLAST-GUEST PAUSE {}", waited.as_millis());
+        }
         if self.pages[number] != self.expected {
             self.bad += 1;
             if self.bad <= 10 {

@@ -3,16 +3,23 @@
 // clippy.toml excuses #[test] functions only, and not what they call.
 #![allow(clippy::unwrap_used)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
+use ballast::control::access::Access;
 use ballast::control::api::{
     BadPage, CheckOrder, CheckState, CheckStatus, ClearError, CompressorPool, CompressorPoolState, Host,
     PoolChange, PoolStatus, SetError, Status, VmChange, VmStatus,
 };
 use ballast::control::server::Server;
-use ballast::control::socket::bind;
+use ballast::control::socket::Sockets;
+
+fn fake_server(socket: &Path) -> Server {
+    let access = Access::of_group(None).unwrap();
+    let listener = Sockets::of_group(access.gid()).listen(socket).unwrap();
+    Server::start(listener, access, Arc::new(FakeHost)).unwrap()
+}
 
 fn ballast(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ballast")).args(args).stdin(Stdio::null()).output().unwrap()
@@ -191,7 +198,7 @@ impl Host for FakeHost {
 fn a_check_that_finds_something_is_exit_1() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("control.sock");
-    let _server = Server::start(bind(&socket).unwrap(), Arc::new(FakeHost)).unwrap();
+    let _server = fake_server(&socket);
     let ask = |args: &[&str]| outcome(&[args, &["--socket", socket.to_str().unwrap()]].concat());
     let (code, stdout, stderr) = ask(&["check"]);
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
@@ -213,7 +220,7 @@ fn a_check_that_finds_something_is_exit_1() {
 fn a_change_prints_the_new_state() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("control.sock");
-    let _server = Server::start(bind(&socket).unwrap(), Arc::new(FakeHost)).unwrap();
+    let _server = fake_server(&socket);
     let ask = |args: &[&str]| outcome(&[args, &["--socket", socket.to_str().unwrap()]].concat());
     let set =
         ["vm", "set", "web1", "--limit", "1.5GiB", "--reserve=512MiB", "--weight=7", "--writeback=false"];

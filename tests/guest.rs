@@ -4,7 +4,7 @@
 
 mod support;
 
-use support::guests::{Guests, PAGES, VM};
+use support::guests::{Guests, MIB, VM};
 
 #[test]
 fn a_guest_that_swaps_gets_every_page_back() {
@@ -13,7 +13,7 @@ fn a_guest_that_swaps_gets_every_page_back() {
     host.reach(12);
     let status = host.daemon.status().unwrap_or_else(|error| panic!("{error}"));
     let vm = status.vm(VM).expect("the VM has a status").clone();
-    assert!(vm.stored_pages > PAGES / 4, "{vm:?}");
+    assert!(vm.stored_pages > MIB * 256 / 4, "{vm:?}");
     assert!(vm.same_filled_pages > 0 && vm.pool_bytes > 0, "{vm:?}");
     assert!(vm.pool_bytes < vm.uncompressed_bytes() * 3 / 4, "hardly compressed: {vm:?}");
     host.finish();
@@ -30,10 +30,32 @@ fn a_guest_whose_daemon_is_killed_three_times_gets_every_page_back() {
     host.finish();
 }
 
+/// How long a guest waits for a page while the daemon is killed and another started. In the long form, for which
+/// `BALLAST_PAUSES` says how many, with more than a gibibyte stored.
+#[test]
+fn a_guest_waits_a_moment_while_the_daemon_is_restarted() {
+    let kills = std::env::var("BALLAST_PAUSES").map(|text| text.parse::<usize>().expect("a number"));
+    let mib = if kills.is_ok() { 1300 } else { MIB };
+    let mut host = Guests::boot_several(&[VM], 1, 1, mib, |_, _| {});
+    // It checks what it has, a page after the other.
+    host.reach(21);
+    let mut pauses_ms: Vec<u64> = Vec::new();
+    for _ in 0..kills.unwrap_or(2) {
+        let before = host.guests[0].report().pauses_ms.len();
+        host.daemon.kill_and_restart().unwrap_or_else(|error| panic!("{error}"));
+        host.wait_for(|report| report.pauses_ms.len() > before);
+        pauses_ms.extend(host.guests[0].report().pauses_ms[before..].iter().max());
+    }
+    pauses_ms.sort_unstable();
+    let stored = host.daemon.status().unwrap_or_else(|error| panic!("{error}")).vm(VM).unwrap().stored_pages;
+    println!("{stored} pages stored; pauses in ms: {pauses_ms:?}");
+    host.finish();
+}
+
 #[test]
 fn two_guests_that_overflow_the_pool_get_every_page_back() {
     let files = tempfile::tempdir().expect("a directory on a disk");
-    let mut host = Guests::boot_several(&["web1", "web2"], 1, 1, |spec, _| {
+    let mut host = Guests::boot_several(&["web1", "web2"], 1, 1, MIB, |spec, _| {
         // They store some 400 MiB of compressed pages.
         spec.pool_max = Some("64MiB".to_owned());
         spec.file = Some(files.path().join("writeback"));

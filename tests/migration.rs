@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use ballast::frontend::{Device, Error, Memory, Op, Options, Queue, Status};
 use ballast::page::{PAGE_SIZE, Page};
 use serde_json::{Value, json};
-use support::guests::{Guests, VM};
+use support::guests::{Guests, MIB, VM};
 use support::{Host, page_of};
 use vm_memory::GuestAddress;
 
@@ -237,7 +237,7 @@ fn move_on(guests: &mut Guests, mut from: Qmp, n: u32) -> Qmp {
 
 #[test]
 fn a_guest_that_swaps_moves_to_another_qemu_twice_with_every_page() {
-    let mut guests = Guests::boot_several(&[VM], 1, 2, |daemon, guest| {
+    let mut guests = Guests::boot_several(&[VM], 1, 2, MIB, |daemon, guest| {
         daemon.vm_keys = "migration = \"same-host\"".to_owned();
         guest.arguments = monitor(&guest.directory, 0);
         // Who zeroes memory before it is loaded into has logged it already.

@@ -26,6 +26,7 @@ struct File {
     runtime_dir: Option<Value>,
     workers: Option<Value>,
     poll_us: Option<Value>,
+    socket_group: Option<Value>,
     sandbox: Option<Value>,
     scrub: Option<Value>,
     #[serde(default)]
@@ -55,6 +56,11 @@ pub(super) fn parse(text: &str, host_bytes: u64) -> Result<Config, ConfigError> 
         runtime_dir: Key::new("runtime_dir", file.runtime_dir.as_ref()).directory(RUNTIME_DIR_DEFAULT)?,
         workers: workers as usize,
         poll: Duration::from_micros(u64::from(poll_us)),
+        socket_group: Key::new("socket_group", file.socket_group.as_ref()).or(
+            None,
+            "must be the name of a group, such as \"kvm\"",
+            |value| value.as_str().filter(|name| !name.is_empty()).map(|name| Some(name.to_owned())),
+        )?,
         sandbox: Key::new("sandbox", file.sandbox.as_ref()).boolean(true)?,
         pool,
         writeback: file.writeback.as_ref().map(writeback::parse).transpose()?,

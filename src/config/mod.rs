@@ -39,6 +39,8 @@ pub struct Config {
     pub workers: usize,
     /// How long an idle worker keeps looking for work before it sleeps.
     pub poll: Duration,
+    /// The group that may connect to the sockets; without one it is that of the daemon's process.
+    pub socket_group: Option<String>,
     /// Whether the daemon gives up what it does not need: other files, programs, networks, capabilities.
     pub sandbox: bool,
     /// The memory that all VMs share.

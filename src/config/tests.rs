@@ -144,6 +144,7 @@ const REFUSED: &[(&str, [&str; 3])] = &[
     ("[[vm]]\nname = \"a\"\nsize = true", ["\"a\": size", "true", "size from"]),
     ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nlimit = \"1KiB\"", ["\"a\": limit", "\"1KiB\"", "1MiB"]),
     ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nqueues = 0", ["\"a\": queues", "= 0", "1 to 64"]),
+    ("socket_group = 36", ["socket_group", "36", "\"kvm\""]),
     (
         "[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nmigration = true",
         ["\"a\": migration", "true", "\"same-host\""],

@@ -1,13 +1,15 @@
-//! How a listening Unix socket comes to be: the control socket and those of the VMs. One that a killed daemon left
-//! behind is replaced; one that a live daemon listens on is not, and nothing but a socket is ever removed. When the
-//! daemon is killed, its sockets end before the connections that were made to them.
+//! How a listening Unix socket comes to be: the control socket and those of the VMs. One that systemd listens on for
+//! the daemon is taken as it is; one that a killed daemon left behind is replaced; one that a live daemon listens on is
+//! not, and nothing but a socket is ever removed. When the daemon is killed, the sockets that it made end before the
+//! connections that were made to them.
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use listenfd::ListenFd;
 use rustix::fd::OwnedFd;
 use rustix::fs::Mode;
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
@@ -50,11 +52,60 @@ pub enum BindError {
     },
 }
 
-/// Listens on `path`, as owner and group only; the directory must exist.
-///
-/// # Errors
-/// When another process listens there, when something else has this name, or when the system refuses.
-pub fn bind(path: &Path) -> Result<UnixListener, BindError> {
+/// Where listening sockets come from.
+#[derive(Debug)]
+pub struct Sockets {
+    /// The group of those that are made.
+    gid: u32,
+    /// Those that systemd made, and listens on while no daemon runs: they are told apart by their paths.
+    offered: Vec<(PathBuf, UnixListener)>,
+}
+
+impl Sockets {
+    /// Sockets of this group; none are offered.
+    #[must_use]
+    pub fn of_group(gid: u32) -> Self {
+        Self { gid, offered: Vec::new() }
+    }
+
+    /// The same with those that this process was started with (see `sd_listen_fds(3)`). What can't be used is left
+    /// alone and told of.
+    #[must_use]
+    pub fn with_offered(mut self) -> Self {
+        let mut offered = ListenFd::from_env();
+        for index in 0..offered.len() {
+            let path_of = |socket: &UnixListener| socket.local_addr().ok()?.as_pathname().map(Path::to_owned);
+            match offered.take_unix_listener(index) {
+                Ok(Some(socket)) if path_of(&socket).is_some() => {
+                    self.offered.extend(path_of(&socket).zip(Some(socket)))
+                }
+                Ok(_) => tracing::warn!(index, "systemd offers a socket without a path, which is not used"),
+                Err(err) => {
+                    tracing::warn!(index, %err, "systemd offers something that is no Unix stream socket")
+                }
+            }
+        }
+        self
+    }
+
+    /// Listens on `path`, as owner and group only; the directory must exist.
+    ///
+    /// # Errors
+    /// When another process listens there, when something else has this name, or when the system refuses.
+    pub fn listen(&mut self, path: &Path) -> Result<UnixListener, BindError> {
+        match self.offered.iter().position(|(offered, _)| offered == path) {
+            Some(index) => Ok(self.offered.swap_remove(index).1),
+            None => bind(path, self.gid),
+        }
+    }
+
+    /// The paths of those that were offered and that nobody has asked for.
+    pub fn unused(&self) -> impl Iterator<Item = &Path> {
+        self.offered.iter().map(|(path, _)| path.as_path())
+    }
+}
+
+fn bind(path: &Path, gid: u32) -> Result<UnixListener, BindError> {
     let io = |source: io::Error| BindError::Io { path: path.to_owned(), source };
     let address = SocketAddrUnix::new(path).map_err(|errno| io(errno.into()))?;
     remove_stale(path, &address)?;
@@ -64,7 +115,7 @@ pub fn bind(path: &Path) -> Result<UnixListener, BindError> {
             Errno::ADDRINUSE => BindError::InUse { path: path.to_owned() },
             errno => io(errno.into()),
         })?
-        .into_listener(path)
+        .into_listener(path, gid)
         .map_err(io)
 }
 
@@ -72,7 +123,10 @@ pub fn bind(path: &Path) -> Result<UnixListener, BindError> {
 struct Listening(OwnedFd);
 
 impl Listening {
-    fn into_listener(self, path: &Path) -> io::Result<UnixListener> {
+    fn into_listener(self, path: &Path, gid: u32) -> io::Result<UnixListener> {
+        if fs::metadata(path)?.gid() != gid {
+            chown(path, None, Some(gid))?;
+        }
         fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE))?;
         Ok(UnixListener::from(above_all_connections(self.0)))
     }
@@ -128,22 +182,37 @@ mod tests {
 
     use super::*;
 
+    fn listen_at(path: &Path) -> Result<UnixListener, BindError> {
+        Sockets::of_group(rustix::process::getegid().as_raw()).listen(path)
+    }
+
     #[test]
     fn a_new_socket_is_for_owner_and_group() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.sock");
-        let _listener = bind(&path).unwrap();
+        let _listener = listen_at(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_socket_has_the_group_that_is_wanted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        // Only root may give a file any group.
+        let gid = if rustix::process::geteuid().is_root() { 12 } else { rustix::process::getegid().as_raw() };
+        let _listener = Sockets::of_group(gid).listen(&path).unwrap();
+        let metadata = fs::metadata(&path).unwrap();
+        assert_eq!((metadata.gid(), metadata.permissions().mode() & 0o777), (gid, 0o660));
     }
 
     #[test]
     fn a_stale_socket_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.sock");
-        drop(bind(&path).unwrap());
+        drop(listen_at(&path).unwrap());
         assert!(path.exists());
-        let _listener = bind(&path).unwrap();
+        let _listener = listen_at(&path).unwrap();
         UnixStream::connect(&path).unwrap();
     }
 
@@ -151,10 +220,10 @@ mod tests {
     fn a_live_socket_is_refused_and_stays_live_even_with_a_full_backlog() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.sock");
-        let _listener = bind(&path).unwrap();
+        let _listener = listen_at(&path).unwrap();
         let mut refused = 0;
         for _ in 0..BACKLOG + 3 {
-            let error = bind(&path).unwrap_err();
+            let error = listen_at(&path).unwrap_err();
             assert!(matches!(error, BindError::InUse { .. }), "{error}");
             refused += 1;
         }
@@ -166,7 +235,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.sock");
         fs::write(&path, "precious").unwrap();
-        let error = bind(&path).unwrap_err();
+        let error = listen_at(&path).unwrap_err();
         assert!(matches!(error, BindError::NotASocket { .. }), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
@@ -174,7 +243,7 @@ mod tests {
     #[test]
     fn a_missing_directory_or_a_long_path_is_an_error_with_the_path() {
         for path in ["/nonexistent/a.sock".to_owned(), format!("/tmp/{}", "x".repeat(120))] {
-            let error = bind(Path::new(&path)).unwrap_err();
+            let error = listen_at(Path::new(&path)).unwrap_err();
             assert!(error.to_string().contains(&path), "{error}");
         }
     }

@@ -23,6 +23,8 @@ pub struct Report {
     pub progress: Option<String>,
     /// Lines about single wrong pages.
     pub bad: Vec<String>,
+    /// How long single pages took that took long, in milliseconds.
+    pub pauses_ms: Vec<u64>,
     /// The verdict; one that failed beats one that passed.
     pub verdict: Option<Verdict>,
 }
@@ -49,6 +51,7 @@ impl Report {
                 self.steps += 1;
                 self.progress = Some(rest.to_owned());
             }
+            "PAUSE" => self.pauses_ms.extend(rest.parse::<u64>()),
             "BAD" => self.bad.push(rest.to_owned()),
             "FAIL" => self.verdict = Some(Verdict::Fail(rest.to_owned())),
             "PASS" if self.verdict.is_none() => self.verdict = Some(Verdict::Pass(rest.to_owned())),

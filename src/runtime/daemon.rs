@@ -10,7 +10,7 @@ use crate::control::api::{
     CHECK_RATE_BYTES_MIN, CheckOrder, CheckStatus, ClearError, Host, PoolChange, PoolStatus, SetError,
     Status, VmChange, VmStatus,
 };
-use crate::control::socket;
+use crate::control::socket::Sockets;
 use crate::device::Device;
 use crate::device::blk::swap_header;
 use crate::device::complaints::Chain;
@@ -76,9 +76,9 @@ impl Daemon {
     }
 
     /// Opens every VM's socket.
-    pub fn listen(&self) -> Result<(), ServeError> {
+    pub fn listen(&self, sockets: &mut Sockets) -> Result<(), ServeError> {
         for (vm, device_vm) in &self.vms {
-            let listener = socket::bind(&self.config.socket_path(&vm.name))?;
+            let listener = sockets.listen(&self.config.socket_path(&vm.name))?;
             self.device.listen(listener, Arc::clone(device_vm)).map_err(ServeError::Thread)?;
         }
         Ok(())

@@ -8,15 +8,19 @@ mod status;
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::Config;
+use crate::control::access::{Access, GroupError};
 use crate::control::server::Server;
-use crate::control::socket::{self, BindError};
+use crate::control::socket::{BindError, Sockets};
 use crate::private;
 use crate::store::state::StateError;
 use daemon::Daemon;
+
+const RUNTIME_DIR_MODE: u32 = 0o750;
 
 /// Why the daemon can't run.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +31,9 @@ pub enum ServeError {
     /// A socket can't be made.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The sockets can't have the group that was configured.
+    #[error(transparent)]
+    Group(#[from] GroupError),
     /// The runtime directory can't be made.
     #[error("can't create the runtime directory {}", path.display())]
     RuntimeDir {
@@ -57,9 +64,11 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     // Sockets are for owner and group from their first moment: a VMM that is refused by one that is not yet may give up.
     rustix::process::umask(rustix::fs::Mode::RWXO);
     warn_unless_tmpfs(&config.state_dir);
-    fs::create_dir_all(&config.runtime_dir)
-        .map_err(|source| ServeError::RuntimeDir { path: config.runtime_dir.clone(), source })?;
     let control_path = config.control_socket();
+    let access = Access::of_group(config.socket_group.as_deref())?;
+    make_runtime_dir(&config.runtime_dir, access.gid())
+        .map_err(|source| ServeError::RuntimeDir { path: config.runtime_dir.clone(), source })?;
+    let mut sockets = Sockets::of_group(access.gid()).with_offered();
     let sandboxed = config.sandbox;
     if sandboxed {
         // Landlock takes paths that exist. When the directory can't be made, opening the state says why.
@@ -68,9 +77,12 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     }
     // The state's lock comes first: whoever holds it is the daemon, and stale sockets are then nobody else's.
     let daemon = Arc::new(Daemon::open(config)?);
-    let control = socket::bind(&control_path)?;
-    daemon.listen()?;
-    let _server = Server::start(control, Arc::clone(&daemon) as _).map_err(ServeError::Thread)?;
+    let control = sockets.listen(&control_path)?;
+    daemon.listen(&mut sockets)?;
+    for path in sockets.unused() {
+        tracing::warn!(path = %path.display(), "systemd listens there for the daemon, and no VM has this socket");
+    }
+    let _server = Server::start(control, access, Arc::clone(&daemon) as _).map_err(ServeError::Thread)?;
     if sandboxed {
         sandbox::drop_capabilities();
     }
@@ -78,6 +90,16 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     loop {
         std::thread::park();
     }
+}
+
+/// Makes the directory of the sockets so that their group can pass. One that exists is somebody's decision.
+fn make_runtime_dir(path: &Path, gid: u32) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(path)?;
+    chown(path, None, Some(gid))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(RUNTIME_DIR_MODE))
 }
 
 /// A VM takes some descriptors and a VMM some more; the usual soft limit of 1024 is soon used up.

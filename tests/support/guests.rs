@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ballast::demo::console::Verdict;
+use ballast::demo::console::{Report, Verdict};
 use ballast::demo::daemon::{Daemon, DaemonSpec};
 use ballast::demo::guest::{Guest, GuestSpec};
 use ballast::demo::qemu::{Images, Qemu};
@@ -16,14 +16,16 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The only VM, when there is one.
 pub const VM: &str = "guest1";
-/// Pages that a guest works through.
-pub const PAGES: u64 = 300 * 256;
+/// Mebibytes that a guest works through, if nothing else is said.
+pub const MIB: u64 = 300;
 
 /// Fields end in order: the guests first, the directory last.
 pub struct Guests {
     pub guests: Vec<Guest>,
     pub daemon: Daemon,
     qemu: Qemu,
+    /// Mebibytes that each works through.
+    mib: u64,
     /// What the first of them was booted with.
     first: GuestSpec,
     scratch: Scratch,
@@ -32,7 +34,7 @@ pub struct Guests {
 impl Guests {
     /// Boots one.
     pub fn boot(cpus: u32, rounds: u32) -> Self {
-        Self::boot_several(&[VM], cpus, rounds, |_, _| {})
+        Self::boot_several(&[VM], cpus, rounds, MIB, |_, _| {})
     }
 
     /// Boots these guests on one daemon, after `adapt` has had a say about it.
@@ -40,6 +42,7 @@ impl Guests {
         vms: &[&str],
         cpus: u32,
         rounds: u32,
+        mib: u64,
         adapt: impl FnOnce(&mut DaemonSpec, &mut GuestSpec),
     ) -> Self {
         let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("images/build");
@@ -51,7 +54,7 @@ impl Guests {
             directory: scratch.path().to_owned(),
             vms: vms.iter().map(|vm| (*vm).to_owned()).collect(),
             vm_keys: String::new(),
-            vm_mib: 512,
+            vm_mib: u32::try_from(mib).expect("a small guest") + 212,
             compressor: "lz4".to_owned(),
             pool_max: None,
             file: None,
@@ -63,7 +66,7 @@ impl Guests {
             name: (*vm).to_owned(),
             socket: Some(spec.socket(vm)),
             parameters: vec![
-                ("mib", "300".to_owned()),
+                ("mib", mib.to_string()),
                 ("rounds", rounds.to_string()),
                 ("seed", (seed + 1).to_string()),
                 ("serial", format!("ballast-{vm}")),
@@ -73,7 +76,7 @@ impl Guests {
         let specs: Vec<_> = specs.collect();
         let boot = |guest| Guest::boot(qemu, guest).unwrap_or_else(|error| panic!("{error}"));
         let guests = specs.iter().map(boot).collect();
-        Self { guests, daemon, qemu, first: specs[0].clone(), scratch }
+        Self { guests, daemon, qemu, mib, first: specs[0].clone(), scratch }
     }
 
     /// Where the guests' files are.
@@ -89,10 +92,14 @@ impl Guests {
 
     /// Waits until the last guest's workload has printed that many progress lines; it must not end before.
     pub fn reach(&mut self, steps: usize) {
+        self.wait_for(|report| report.steps >= steps);
+    }
+
+    /// Waits for something that the last guest says; it must not end before.
+    pub fn wait_for(&mut self, said: impl Fn(&Report) -> bool) {
         let guest = self.guests.last_mut().expect("one was booted");
-        let waited = guest.wait(PATIENCE, |report| report.steps >= steps);
-        waited.unwrap_or_else(|error| panic!("{error}"));
-        assert!(!guest.ended(), "the guest ended before step {steps}: {:?}", guest.verdict());
+        guest.wait(PATIENCE, said).unwrap_or_else(|error| panic!("{error}"));
+        assert!(!guest.ended(), "the guest ended before: {:?}", guest.verdict());
     }
 
     /// Waits for the guests' ends and checks that they and the daemon are content.
@@ -111,7 +118,7 @@ impl Guests {
         match guest.verdict() {
             Verdict::Pass(counts) => {
                 assert!(
-                    counts.contains(&format!("pages={PAGES} ")) && counts.contains(" bad=0 "),
+                    counts.contains(&format!("pages={} ", self.mib * 256)) && counts.contains(" bad=0 "),
                     "{counts}"
                 );
                 println!("guest: PASS {counts}");

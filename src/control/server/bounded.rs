@@ -53,6 +53,11 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    /// The connection itself, for whoever asks who is at its other end.
+    pub(super) fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
     /// What came of reading or writing, unless that has been waited for too long.
     fn unless_quiet<T>(
         &mut self,

@@ -13,17 +13,21 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use axum::body::Bytes;
+use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::StatusCode;
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use self::bounded::Bounded;
+use super::access::Access;
 use super::api::{CHECK_PATH, ClearError, ErrorBody, Host, POOL_PATH, STATUS_PATH, SetError};
 use crate::threads::{self, Role};
 
@@ -47,11 +51,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `host` on `listener` (see [`super::socket::bind`]) until the handle is dropped.
+    /// Serves `host` on `listener` (see [`super::socket`]) until the handle is dropped, to whom `access` lets in.
     ///
     /// # Errors
     /// When the thread or its event loop can't be made.
-    pub fn start(listener: UnixListener, host: Arc<dyn Host>) -> io::Result<Self> {
+    pub fn start(listener: UnixListener, access: Access, host: Arc<dyn Host>) -> io::Result<Self> {
         let path = listener.local_addr()?.as_pathname().map(ToOwned::to_owned);
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -64,7 +68,7 @@ impl Server {
         };
         let (stop, stopped) = oneshot::channel();
         let thread = threads::spawn("control", Role::Listener, move || {
-            runtime.block_on(serve(listener, router(host), stopped));
+            runtime.block_on(serve(listener, router(host, access), stopped));
             // A clear that is still at work keeps its thread; the process ends without it, and recovery copes.
             runtime.shutdown_timeout(STOP_WAIT);
         })?;
@@ -88,7 +92,8 @@ impl Drop for Server {
 async fn serve(listener: tokio::net::UnixListener, router: Router, stopped: oneshot::Receiver<()>) {
     let (drain, drained) = oneshot::channel::<()>();
     let listener = Bounded::new(listener, CONNECTIONS_MAX, QUIET_MAX);
-    let serving = axum::serve(listener, router).with_graceful_shutdown(async move {
+    let service = router.into_make_service_with_connect_info::<Peer>();
+    let serving = axum::serve(listener, service).with_graceful_shutdown(async move {
         let _ = drained.await;
     });
     let serving = tokio::spawn(serving.into_future());
@@ -98,7 +103,32 @@ async fn serve(listener: tokio::net::UnixListener, router: Router, stopped: ones
     let _ = tokio::time::timeout(STOP_WAIT, serving).await;
 }
 
-fn router(host: Arc<dyn Host>) -> Router {
+/// Who is at the other end of a connection: user and group, where the kernel knows them.
+#[derive(Clone, Copy, Debug)]
+struct Peer(Option<(u32, u32)>);
+
+impl Connected<IncomingStream<'_, Bounded>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Bounded>) -> Self {
+        Self(stream.io().stream().peer_cred().ok().map(|peer| (peer.uid(), peer.gid())))
+    }
+}
+
+async fn let_in(
+    State(access): State<Access>,
+    ConnectInfo(Peer(peer)): ConnectInfo<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match peer {
+        Some((uid, gid)) if access.allows(uid, gid) => next.run(request).await,
+        _ => failure(
+            StatusCode::FORBIDDEN,
+            "the control socket is for root, the daemon's user and the group of the socket: see `socket_group`",
+        ),
+    }
+}
+
+fn router(host: Arc<dyn Host>, access: Access) -> Router {
     Router::new()
         .route(STATUS_PATH, get(status))
         .route(POOL_PATH, post(set_pool))
@@ -111,6 +141,7 @@ fn router(host: Arc<dyn Host>) -> Router {
             failure(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method")
         })
         .layer(DefaultBodyLimit::max(CHANGE_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(access, let_in))
         .with_state(host)
 }
 

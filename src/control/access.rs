@@ -1,0 +1,98 @@
+//! Who may talk to the daemon. A socket's mode lets its owner and its group in; the control socket asks in addition who
+//! is at the other end, because a socket's file can be made accessible by mistake, and a connection be handed on.
+
+use std::io;
+
+use nix::unistd::{Gid, Group, Uid, User};
+
+/// The group of all sockets, and who is in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// The user that runs the daemon.
+    own_uid: u32,
+    gid: u32,
+    /// Users who have the group as a further one.
+    members: Vec<u32>,
+}
+
+/// Why there is no such group.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
+    /// It doesn't exist.
+    #[error(
+        "there is no group {name:?}: make it with `groupadd --system {name}`, or configure another socket_group"
+    )]
+    Unknown {
+        /// The name that was configured.
+        name: String,
+    },
+    /// The system's list of groups can't be read.
+    #[error("the groups of this system can't be looked up")]
+    Lookup(#[from] io::Error),
+}
+
+impl Access {
+    /// For the sockets of this process, whose group is the configured one, or else the process's own. To be asked before
+    /// the daemon gives up other files.
+    ///
+    /// # Errors
+    /// When there is no group of that name.
+    pub fn of_group(name: Option<&str>) -> Result<Self, GroupError> {
+        let found = match name {
+            None => Group::from_gid(Gid::effective()).map_err(io::Error::from)?,
+            Some(name) => {
+                let found = Group::from_name(name).map_err(io::Error::from)?;
+                Some(found.ok_or_else(|| GroupError::Unknown { name: name.to_owned() })?)
+            }
+        };
+        let gid = found.as_ref().map_or(Gid::effective(), |group| group.gid);
+        let names = found.map(|group| group.mem).unwrap_or_default();
+        // A member without an account is nobody.
+        let members =
+            names.iter().filter_map(|name| User::from_name(name).ok()?.map(|user| user.uid.as_raw()));
+        Ok(Self { own_uid: Uid::effective().as_raw(), gid: gid.as_raw(), members: members.collect() })
+    }
+
+    /// The group of the sockets.
+    #[must_use]
+    pub fn gid(&self) -> u32 {
+        self.gid
+    }
+
+    /// Whether a process of this user and group may give orders: root, the daemon's own user, and the group.
+    #[must_use]
+    pub fn allows(&self, uid: u32, gid: u32) -> bool {
+        uid == 0 || uid == self.own_uid || gid == self.gid || self.members.contains(&uid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_the_own_user_and_the_group_are_let_in_and_nobody_else() {
+        let access = Access { own_uid: 900, gid: 36, members: vec![1000, 1001] };
+        let cases = [
+            (0, 0, true),
+            (900, 900, true),
+            (64055, 36, true),
+            (1001, 1001, true),
+            (1002, 1002, false),
+            (36, 900, false),
+            (u32::MAX, u32::MAX, false),
+        ];
+        for (uid, gid, allowed) in cases {
+            assert_eq!(access.allows(uid, gid), allowed, "{uid}:{gid}");
+        }
+    }
+
+    #[test]
+    fn a_group_is_found_by_its_name() {
+        assert_eq!(Access::of_group(Some("root")).unwrap().gid(), 0);
+        let own = Access::of_group(None).unwrap();
+        assert_eq!((own.gid(), own.own_uid), (Gid::effective().as_raw(), Uid::effective().as_raw()));
+        let err = Access::of_group(Some("no-such-group")).unwrap_err();
+        assert!(err.to_string().contains("groupadd --system no-such-group"), "{err}");
+    }
+}
