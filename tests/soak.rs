@@ -205,28 +205,27 @@ impl Soak {
     }
 }
 
-/// The medians of the second and the last quarter.
-fn medians(samples: &[Sample], of: fn(&Sample) -> u64) -> (u64, u64) {
-    // So few that there are no quarters: all of them, twice.
+/// The medians of the four quarters.
+fn medians(samples: &[Sample], of: fn(&Sample) -> u64) -> [u64; 4] {
+    // So few that there are no quarters: all of them, four times.
     if samples.len() < 4 {
         return medians(&samples.repeat(4), of);
     }
     let quarter = samples.len() / 4;
-    let median = |samples: &[Sample]| {
-        let mut values: Vec<u64> = samples.iter().map(of).collect();
+    [0, 1, 2, 3].map(|n| {
+        let mut values: Vec<u64> = samples[n * quarter..(n + 1) * quarter].iter().map(of).collect();
         values.sort_unstable();
         values[values.len() / 2]
-    };
-    (median(&samples[quarter..2 * quarter]), median(&samples[3 * quarter..]))
+    })
 }
 
 /// What has drifted, from the second quarter to the last, is within its bounds. In a short run it may be anything.
 fn drift(samples: &[Sample], is_long: bool) -> String {
     let mut text = String::new();
     let mut look = |what: &str, bound: u64, of: fn(&Sample) -> u64| {
-        let (second, last) = medians(samples, of);
-        text.push_str(&format!("; {what} {second} → {last}"));
-        assert!(!is_long || last <= second + bound, "{what}: {second} has become {last}");
+        let quarters = medians(samples, of);
+        text.push_str(&format!("; {what} {quarters:?}"));
+        assert!(!is_long || quarters[3] <= quarters[1] + bound, "{what}: {quarters:?}");
     };
     look("private KiB", PRIVATE_DRIFT_BYTES >> 10, |sample| sample.usage.private_bytes >> 10);
     look("descriptors", DESCRIPTORS_DRIFT, |sample| sample.usage.descriptors);
