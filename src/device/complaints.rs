@@ -1,9 +1,13 @@
 //! Complaints: what fails at a guest's or a VMM's doing is told, but a guest can do most of it as often as it likes.
-//! So each reason is counted per VM, and the log grows with the logarithm of that.
+//! So each reason is counted per VM, and the log grows with the logarithm of that. What is no failure but may be made to
+//! happen as often as a VMM likes, its coming and going, is told so many times a minute.
 
 use std::error::Error;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// What may be complained of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +44,25 @@ impl Complaints {
     }
 }
 
+/// Lines about VMMs that come and go, a minute and VM: an operator reads each, a VMM gone wild fills no disk.
+const COMINGS_PER_MINUTE: u32 = 60;
+
+/// How often VMMs came and went of late.
+#[derive(Debug, Default)]
+pub struct Comings(Mutex<Option<(Instant, u32)>>);
+
+impl Comings {
+    /// Whether one more is to be told.
+    pub fn is_told(&self) -> bool {
+        let mut minute = self.0.lock();
+        let (begun, told) = minute
+            .filter(|(begun, _)| begun.elapsed() < Duration::from_secs(60))
+            .unwrap_or((Instant::now(), 0));
+        *minute = Some((begun, told.saturating_add(1)));
+        told < COMINGS_PER_MINUTE
+    }
+}
+
 /// An error and what caused it, on one line.
 #[derive(Debug)]
 pub struct Chain<'a>(pub &'a dyn Error);
@@ -66,6 +89,14 @@ mod tests {
         let told = (1..=100).filter(|_| complaints.is_news(Complaint::Load)).count();
         assert_eq!(told, 7);
         assert!(complaints.is_news(Complaint::Connection));
+    }
+
+    #[test]
+    fn comings_are_told_until_there_are_too_many() {
+        let comings = Comings::default();
+        let told = (0..1000).filter(|_| comings.is_told()).count();
+        // And as many again if a minute ends meanwhile.
+        assert!([60, 120].contains(&told), "{told}");
     }
 
     #[test]

@@ -116,7 +116,7 @@ impl Device {
 /// Answers messages until the VMM hangs up or says something that can't be.
 fn serve(stream: UnixStream, session: Session, vm: &DeviceVm) {
     // One that can't go on comes back ten times a second.
-    if !vm.is_failing() {
+    if !vm.is_failing() && vm.comings().is_told() {
         tracing::info!(vm = vm.name(), "a VMM connected");
     }
     let session = Arc::new(Mutex::new(session));
@@ -134,7 +134,9 @@ fn serve(stream: UnixStream, session: Session, vm: &DeviceVm) {
     match end {
         VhostError::Disconnected | VhostError::PartialMessage | VhostError::SocketBroken(_) => {
             vm.set_failing(false);
-            tracing::info!(vm = vm.name(), "the VMM disconnected");
+            if vm.comings().is_told() {
+                tracing::info!(vm = vm.name(), "the VMM disconnected");
+            }
         }
         _ if !vm.complaints().is_news(Complaint::Connection) => {}
         VhostError::InvalidParam | VhostError::InvalidMessage => tracing::warn!(

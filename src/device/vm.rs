@@ -7,7 +7,7 @@ use event_manager::SubscriberId;
 use parking_lot::{Mutex, RwLock};
 
 use super::blk::execute::SERIAL_BYTES;
-use super::complaints::Complaints;
+use super::complaints::{Comings, Complaints};
 use super::fetches::Fetches;
 use super::roster::Roster;
 use crate::store::vm::VmStore;
@@ -28,6 +28,7 @@ pub struct DeviceVm {
     /// Stores of all rings that wait for room, each ring's part being its [`WaitingShare`].
     waiting_stores: AtomicU64,
     complaints: Complaints,
+    comings: Comings,
     /// The last session was ended by us: its VMM may come back at once, and again.
     failing: AtomicBool,
     fetches: Arc<Fetches>,
@@ -76,6 +77,7 @@ impl DeviceVm {
             errors: AtomicU64::new(0),
             waiting_stores: AtomicU64::new(0),
             complaints: Complaints::default(),
+            comings: Comings::default(),
             failing: AtomicBool::new(false),
             fetches: Arc::new(Fetches::new(queues)),
             sessions: Mutex::new(0),
@@ -137,6 +139,12 @@ impl DeviceVm {
     #[must_use]
     pub fn complaints(&self) -> &Complaints {
         &self.complaints
+    }
+
+    /// How often VMMs came and went of late.
+    #[must_use]
+    pub fn comings(&self) -> &Comings {
+        &self.comings
     }
 
     /// Whether the last session that ended was ended by us.

@@ -7,6 +7,7 @@ pub mod file;
 pub mod guests;
 pub mod load;
 pub mod mount;
+pub mod usage;
 pub mod world;
 
 use std::os::unix::net::UnixListener;

@@ -2,6 +2,8 @@
 //! threads that serve pages. Knows the daemon as [`Host`]. Stops when its handle is dropped, and takes the
 //! socket's file along.
 
+mod bounded;
+
 use std::fs;
 use std::io;
 use std::os::unix::net::UnixListener;
@@ -24,6 +26,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
+use self::bounded::Bounded;
 use super::access::Access;
 use super::api::{CHECK_PATH, ClearError, ErrorBody, Host, POOL_PATH, STATUS_PATH, SetError};
 use crate::threads::{self, Role};
@@ -32,6 +35,12 @@ use crate::threads::{self, Role};
 const STOP_WAIT: Duration = Duration::from_secs(1);
 /// The longest body that is read; a change has a hundred bytes.
 const CHANGE_BYTES_MAX: usize = 64 << 10;
+/// Connections at once. A client has one, for a moment.
+const CONNECTIONS_MAX: usize = 64;
+/// How long a connection may be quiet: as long as any answer takes.
+const QUIET_MAX: Duration = Duration::from_secs(60);
+/// Threads that ask the host; requests beyond them wait their turn.
+const ASKING_THREADS_MAX: usize = 8;
 
 /// The running server; dropping it stops the server and removes the socket.
 #[derive(Debug)]
@@ -49,7 +58,10 @@ impl Server {
     pub fn start(listener: UnixListener, access: Access, host: Arc<dyn Host>) -> io::Result<Self> {
         let path = listener.local_addr()?.as_pathname().map(ToOwned::to_owned);
         listener.set_nonblocking(true)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(ASKING_THREADS_MAX)
+            .enable_all()
+            .build()?;
         let listener = {
             let _inside = runtime.enter();
             tokio::net::UnixListener::from_std(listener)?
@@ -79,6 +91,7 @@ impl Drop for Server {
 
 async fn serve(listener: tokio::net::UnixListener, router: Router, stopped: oneshot::Receiver<()>) {
     let (drain, drained) = oneshot::channel::<()>();
+    let listener = Bounded::new(listener, CONNECTIONS_MAX, QUIET_MAX);
     let service = router.into_make_service_with_connect_info::<Peer>();
     let serving = axum::serve(listener, service).with_graceful_shutdown(async move {
         let _ = drained.await;
@@ -94,9 +107,9 @@ async fn serve(listener: tokio::net::UnixListener, router: Router, stopped: ones
 #[derive(Clone, Copy, Debug)]
 struct Peer(Option<(u32, u32)>);
 
-impl Connected<IncomingStream<'_, tokio::net::UnixListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, tokio::net::UnixListener>) -> Self {
-        Self(stream.io().peer_cred().ok().map(|peer| (peer.uid(), peer.gid())))
+impl Connected<IncomingStream<'_, Bounded>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Bounded>) -> Self {
+        Self(stream.io().stream().peer_cred().ok().map(|peer| (peer.uid(), peer.gid())))
     }
 }
 
