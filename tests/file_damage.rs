@@ -22,12 +22,19 @@ use support::file::{place_of, settle};
 use support::world::{NAMES, SLOTS, World};
 
 const POOL_BYTES: u64 = 1 << 20;
+/// Of a record in the file.
+const HEADER_BYTES: u64 = 24;
 
 fn flip(path: &Path, at: u64) {
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+/// Somewhere in the object of a record, which may be a short one.
+fn in_object(place: Place) -> u64 {
+    HEADER_BYTES + place.object_bytes as u64 / 2
 }
 
 fn location_of(vm: &VmStore, slot: u32) -> Option<Location> {
@@ -90,9 +97,11 @@ fn oversized() -> (World, usize, u32, Place) {
 #[test]
 fn a_damaged_record_is_given_up_when_its_segment_is_emptied() {
     // In the header, in the object, in the tag.
-    for at in [9, 100, 24 + 15] {
+    for part in
+        [|_| 9, in_object, |place| HEADER_BYTES + place.object_bytes as u64 + 15] as [fn(Place) -> u64; 3]
+    {
         let (mut world, vm, slot, place) = oversized();
-        flip(&world.dir.path().join("writeback-file"), place.offset + at);
+        flip(&world.dir.path().join("writeback-file"), place.offset + part(place));
         settle(world.shrinker());
         assert!(!world.file().is_oversized(), "nothing is in the way");
         check_lost(&mut world, vm, slot);
@@ -120,7 +129,7 @@ fn a_record_that_can_not_be_read_is_not_given_up() {
 fn a_read_that_fails_the_second_time_proves_nothing() {
     let (mut world, vm, slot, place) = oversized();
     let path = world.dir.path().join("writeback-file");
-    flip(&path, place.offset + 100);
+    flip(&path, place.offset + in_object(place));
     // Of the damaged record alone: once and once more. What comes before are whole segments.
     let mut segments = 0;
     while world.file().beyond_size().or_else(|| world.file().emptiest()).is_some() && segments < 100 {
@@ -134,7 +143,7 @@ fn a_read_that_fails_the_second_time_proves_nothing() {
     assert_eq!(place_of(&world.vm(vm), slot), Some(place));
     assert!(world.file().status().read_errors >= 2);
     world.faulty().heal();
-    flip(&path, place.offset + 100);
+    flip(&path, place.offset + in_object(place));
     world.check();
     world.store().validate();
 }
