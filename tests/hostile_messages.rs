@@ -5,6 +5,8 @@
 #![allow(clippy::cast_possible_truncation, reason = "patterns made of numbers may wrap")]
 
 mod support;
+#[path = "support/wire.rs"]
+mod wire;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -12,47 +14,17 @@ use std::time::{Duration, Instant};
 
 use ballast::frontend::{Device, Error, Inflight, Memory, Options, Queue};
 use support::{Host, page_of};
+use wire::{
+    FLAGS, GET_FEATURES, GET_INFLIGHT_FD, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM, GET_VRING_BASE,
+    PROTOCOL_FEATURES, SET_FEATURES, SET_INFLIGHT_FD, SET_OWNER, SET_PROTOCOL_FEATURES, SET_VRING_ADDR,
+    SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_NUM, half_words, message, words,
+};
 
-const GET_FEATURES: u32 = 1;
-const SET_FEATURES: u32 = 2;
-const SET_OWNER: u32 = 3;
-const SET_VRING_NUM: u32 = 8;
-const SET_VRING_ADDR: u32 = 9;
-const SET_VRING_BASE: u32 = 10;
-const GET_VRING_BASE: u32 = 11;
-const SET_VRING_CALL: u32 = 13;
-const GET_PROTOCOL_FEATURES: u32 = 15;
-const SET_PROTOCOL_FEATURES: u32 = 16;
-const GET_QUEUE_NUM: u32 = 17;
-const SET_VRING_ENABLE: u32 = 18;
-const GET_INFLIGHT_FD: u32 = 31;
-const SET_INFLIGHT_FD: u32 = 32;
-
-/// Version 1, and an answer wanted.
-const FLAGS: u32 = 1 | 8;
-const PROTOCOL_FEATURES: u64 = 1 << 30;
 /// Several queues, REPLY_ACK, INFLIGHT_SHMFD.
 const PROTOCOL: u64 = 1 | 1 << 3 | 1 << 12;
 
-fn message(request: u32, flags: u32, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for word in [request, flags, payload.len() as u32] {
-        bytes.extend(word.to_le_bytes());
-    }
-    bytes.extend(payload);
-    bytes
-}
-
-fn words(words: &[u64]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-fn half_words(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
 fn inflight(queues: u32, queue_size: u32) -> Vec<u8> {
-    [words(&[0, 0]), half_words(&[queues | queue_size << 16, 0])].concat()
+    wire::inflight(0, queues, queue_size)
 }
 
 /// What a VMM says before it hands over its first file descriptor. Nine of these messages are answered.

@@ -16,6 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::file::header::FileId;
+use super::place::{FILE_BYTES_MAX, SEGMENT_BYTES};
 use crate::crash_point;
 use crate::private;
 
@@ -127,6 +128,10 @@ impl State {
         }
         let id: [u8; 16] = std::array::from_fn(|i| records[0][16 + i]);
         let known = (id != [0; 16]).then(|| Known { id: FileId(id), segments: word(0, 12) });
+        // Memory is taken for each of them, and a file that long made.
+        if known.is_some_and(|known| !(2..=segments_max()).contains(&known.segments)) {
+            return Err(damaged());
+        }
         let counter = long(1, 0);
         let wear = Wear { day: word(2, 0), day_bytes: long(2, 8), total_bytes: long(2, 16) };
         let path = path.to_owned();
@@ -202,6 +207,11 @@ impl State {
     fn write(&self, at: u64, record: [u8; RECORD_BYTES]) -> Result<(), StateError> {
         crash_point::after(self.file.write_all_at(&record, at)).map_err(io_error("write", &self.path))
     }
+}
+
+/// Segments of a file that is as long as a place can tell.
+fn segments_max() -> u32 {
+    u32::try_from(FILE_BYTES_MAX / SEGMENT_BYTES as u64).unwrap_or(u32::MAX)
 }
 
 /// A new state. Its counters begin somewhere: should a state directory lose just this file, the records that were
@@ -295,5 +305,19 @@ mod tests {
         newer[60..64].copy_from_slice(&checksum.to_le_bytes());
         fs::write(path(&dir), newer).unwrap();
         assert!(matches!(State::open(&path(&dir)), Err(StateError::Version { found: 2, .. })));
+    }
+
+    #[test]
+    fn as_many_segments_as_no_file_can_have_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for (segments, is_right) in [(0, false), (1, false), (2, true), (segments_max(), true)] {
+            let mut state = State::open(&path(&dir)).unwrap();
+            state.set_known(Some(Known { id: FileId([3; 16]), segments })).unwrap();
+            assert_eq!(State::open(&path(&dir)).is_ok(), is_right, "{segments}");
+            fs::remove_file(path(&dir)).unwrap();
+        }
+        let mut state = State::open(&path(&dir)).unwrap();
+        state.set_known(Some(Known { id: FileId([3; 16]), segments: segments_max() + 1 })).unwrap();
+        assert!(matches!(State::open(&path(&dir)), Err(StateError::Damaged { .. })));
     }
 }
