@@ -228,7 +228,9 @@ fn check(store: &Store, scratch: &mut Scratch) {
         }
     };
     if let Some(vm) = store.ready("web1") {
-        (0..vm.slots()).for_each(|slot| drop(load(&vm, slot, scratch)));
+        for slot in 0..vm.slots() {
+            let _ = load(&vm, slot, scratch);
+        }
     }
     if let Some(vm) = store.ready("web2") {
         for slot in 0..SLOTS {
