@@ -139,7 +139,8 @@ impl Qmp {
 
     /// What QEMU returns; events and its greeting are passed over.
     fn ask(&mut self, command: &Value) -> Value {
-        writeln!(self.stream, "{command}").unwrap();
+        // In one piece: one that is told to quit does so at the last brace.
+        self.stream.write_all(format!("{command}\n").as_bytes()).unwrap();
         loop {
             let mut line = String::new();
             self.answers.read_line(&mut line).unwrap();

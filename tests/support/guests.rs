@@ -31,6 +31,15 @@ pub struct Guests {
     scratch: Scratch,
 }
 
+/// A test that fails shows what the guests said: where they said it is gone afterwards.
+impl Drop for Guests {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.guests.iter().for_each(|guest| eprintln!("{}", guest.last_words()));
+        }
+    }
+}
+
 impl Guests {
     /// Boots one.
     pub fn boot(cpus: u32, rounds: u32) -> Self {
