@@ -32,7 +32,8 @@ const MIB: u64 = 1 << 20;
 const PRIVATE_BYTES_MAX: u64 = 32 * MIB;
 const DESCRIPTORS_MAX: u64 = 80;
 const THREADS_MAX: u64 = 40;
-const POOL_BYTES_MAX: u64 = 6 * MIB;
+/// And the first page of a VM, which has its place whatever the maximum.
+const POOL_BYTES_MAX: u64 = 6 * MIB + 3 * 64 * 1024;
 
 /// What the median of the last quarter may be above that of the second one. The allocator's caches and the shrinker's
 /// tables vary by some hundred kilobytes; threads that answer clients end when nobody has asked for ten seconds.
