@@ -392,6 +392,14 @@ pub struct Record<'table> {
     pub tag: &'table AtomicU32,
 }
 
+impl Record<'_> {
+    /// Whether there is anything in the slot.
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        self.entry.load(Ordering::Relaxed) != 0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
