@@ -215,8 +215,11 @@ fn a_bad_file_changes_nothing_whoever_has_it_read() {
         assert_eq!(shape(&daemon), before, "{to}");
     }
     assert!(daemon.ended().is_none());
-    // A good one after all those is read.
-    daemon.configure(&CONFIG.replace("\"64MiB\"", "\"32MiB\""));
+    // A good one after all those is read, also when it is another file by that name, as editors make it.
+    let text = std::fs::read_to_string(daemon.config()).unwrap();
+    let new = dir.path().join("new.toml");
+    std::fs::write(&new, text.replace("\"64MiB\"", "\"32MiB\"")).unwrap();
+    std::fs::rename(&new, daemon.config()).unwrap();
     kill_process(Pid::from_raw(daemon.pid().unwrap().cast_signed()).unwrap(), Signal::HUP).unwrap();
     until(|| daemon.status()["pool"]["max_bytes"] == 32 << 20);
     assert!(daemon.log().contains("the configuration was read again"));

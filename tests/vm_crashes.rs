@@ -5,6 +5,8 @@
 
 mod support;
 
+use std::time::{Duration, Instant};
+
 use ballast::frontend::{Device, Memory, Options};
 use ballast::page::Page;
 use support::daemon::Daemon;
@@ -53,7 +55,7 @@ fn die_on_the_way(
             continue;
         }
         let done = daemon.ask(command).status.success();
-        let died = daemon.has_died();
+        let died = if done { daemon.has_died() } else { wait_for_death(&mut daemon) };
         assert!(done || died, "{}", daemon.log());
         daemon.restart();
         check(&mut daemon, done);
@@ -64,6 +66,15 @@ fn die_on_the_way(
         }
         (deaths, point) = (deaths + 1, point + 1);
     }
+}
+
+/// Its connections end a moment before the process does.
+fn wait_for_death(daemon: &mut Daemon) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !daemon.has_died() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    daemon.has_died()
 }
 
 #[test]

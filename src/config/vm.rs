@@ -67,7 +67,7 @@ pub(super) fn parse(vms: &[Vm], pool_max_bytes: u64) -> Result<Vec<VmConfig>, Co
 /// One VM whose keys came from several places.
 pub(super) fn parse_one(keys: &toml::Table) -> Result<VmConfig, ConfigError> {
     let name = keys.get("name").and_then(Value::as_str).unwrap_or_default();
-    let read = Vm::deserialize(keys.clone()).map_err(|error| ConfigError::syntax(error));
+    let read = Vm::deserialize(keys.clone()).map_err(ConfigError::syntax);
     let vm = read.map_err(|error| ConfigError::InVm { name: name.to_owned(), source: Box::new(error) })?;
     self::vm("name".to_owned(), |name| format!("the VM {name:?}: "), &vm, &mut HashSet::new())
 }

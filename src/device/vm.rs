@@ -14,6 +14,7 @@ pub use super::connections::SESSIONS_MAX;
 use super::connections::{Connections, Refused};
 use super::fetches::Fetches;
 use super::roster::Roster;
+use crate::store::table::seconds_since_boot;
 use crate::store::vm::VmStore;
 
 /// One VM of the device.
@@ -172,7 +173,11 @@ impl DeviceVm {
         self.check_service()?;
         self.connections.begin(number, stream)?;
         // Once more: while nobody was let in, its pages may have been replaced.
-        self.check_service().inspect_err(|_| self.connections.end(number))
+        self.check_service().inspect_err(|_| self.connections.end(number))?;
+        if let Some(pages) = &*self.store.read() {
+            pages.table().note_connected(seconds_since_boot());
+        }
+        Ok(())
     }
 
     fn check_service(&self) -> io::Result<()> {

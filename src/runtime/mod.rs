@@ -3,6 +3,7 @@
 //! and every start takes it.
 
 mod daemon;
+mod keeper;
 mod reload;
 mod sandbox;
 mod served;
@@ -108,6 +109,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         tracing::warn!(path = %path.display(), "systemd listens there for the daemon, and no VM has this socket");
     }
     let _server = Server::start(control, access, Arc::clone(&daemon) as _).map_err(ServeError::Thread)?;
+    keeper::start(Arc::clone(&daemon)).map_err(ServeError::Thread)?;
     if sandboxed {
         sandbox::drop_capabilities();
     }

@@ -15,6 +15,7 @@ use crate::control::api::{
 };
 use crate::device::complaints::Chain;
 use crate::device::connections::Busy;
+use crate::store::table::seconds_since_boot;
 use crate::store::vm::VmStore;
 use crate::store::{self, VmState};
 
@@ -98,9 +99,14 @@ impl Daemon {
         Ok(VmDetails {
             settings: settings.collect(),
             socket: served.map(|_| self.config.socket_path(name).display().to_string()),
-            disconnected_seconds: None,
+            disconnected_seconds: self.disconnected_seconds(name).filter(|_| !status.connected),
             status,
         })
+    }
+
+    fn disconnected_seconds(&self, name: &str) -> Option<u64> {
+        let last = self.store.usable(name)?.table().last_connected();
+        (last > 0).then(|| seconds_since_boot().saturating_sub(last).into())
     }
 
     pub(super) fn add(&self, name: &str, vm: &NewVm) -> Result<VmDetails, SetError> {

@@ -123,7 +123,8 @@ pub struct VmDetails {
     pub status: VmStatus,
     /// The socket that its VMM connects to; null when it is not served.
     pub socket: Option<String>,
-    /// Seconds since a VMM was connected last, or since the VM was made; null while one is, and for damaged VMs.
+    /// Seconds since a VMM was connected last, or since the daemon first looked for one, to a minute; null while one is
+    /// connected, and where it isn't known.
     pub disconnected_seconds: Option<u64>,
     /// Its keys in the configuration's order, whoever gave them; none when it is not served.
     pub settings: Vec<Setting>,

@@ -62,7 +62,7 @@ impl Description {
 }
 
 /// This description.
-#[utoipa::path(get, path = "/api/v1/openapi.json", responses((status = 200, body = serde_json::Value)))]
+#[utoipa::path(get, path = "/api/v1/openapi.json", responses((status = 200, body = Object)))]
 async fn openapi(Extension(Description(text)): Extension<Description>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], text.to_string()).into_response()
 }
