@@ -88,6 +88,16 @@ impl FromStr for Bytes {
     }
 }
 
+impl Bytes {
+    /// A text that is read back as exactly this many bytes, with the largest unit that allows it.
+    #[must_use]
+    pub fn exact(self) -> String {
+        let fits = |(_, unit): &&(&str, u64)| self.0 >= *unit && self.0.is_multiple_of(*unit);
+        let (name, unit) = UNITS.iter().find(fits).copied().unwrap_or(("B", 1));
+        format!("{}{name}", self.0 / unit)
+    }
+}
+
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, unit) = UNITS.iter().find(|(_, unit)| self.0 >= *unit).copied().unwrap_or(("B", 1));
@@ -144,6 +154,14 @@ mod tests {
             [("0", 0), ("4096", 4096), ("4KiB", 4096), ("1.5 GiB", 3 << 29), ("2tib", 2 << 40), ("7B", 7)]
         {
             assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_exact_size_is_read_back_as_it_was() {
+        for (bytes, text) in [(0, "0B"), (1 << 30, "1GiB"), ((1 << 30) + 1024, "1048577KiB"), (4097, "4097B")]
+        {
+            assert_eq!((Bytes(bytes).exact(), text.parse()), (text.to_owned(), Ok(Bytes(bytes))));
         }
     }
 

@@ -59,6 +59,20 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     crash_point::after(file.write_all(bytes))
 }
 
+/// Replaces a file by one that holds just these bytes, whole or not at all; when this returns, it outlives the host.
+///
+/// # Errors
+/// Those of open, write, sync and rename.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let new = path.with_file_name(name);
+    write(&new, bytes)?;
+    File::open(&new)?.sync_all()?;
+    crash_point::after(std::fs::rename(&new, path))?;
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}
+
 fn keep_private(file: File) -> io::Result<File> {
     if file.metadata()?.permissions().mode() & 0o777 & !FILE_MODE != 0 {
         file.set_permissions(Permissions::from_mode(FILE_MODE))?;

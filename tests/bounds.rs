@@ -26,7 +26,7 @@ const PRIVATE_BYTES_MAX: u64 = 64 * MIB;
 const VM_BYTES_MAX: u64 = MIB;
 /// Descriptors of a VMM's session: its socket twice, a file for the region of memory and one for that in flight, and for
 /// each queue a kick and a call.
-const SESSION_DESCRIPTORS_MAX: u64 = 4 + 2 * QUEUES as u64;
+const SESSION_DESCRIPTORS_MAX: u64 = 5 + 2 * QUEUES as u64;
 /// A thread for each session, and one that asks for the status now and then.
 const SLACK_THREADS: u64 = 8;
 /// What is kept of what came and went: the allocator's, for the most part.

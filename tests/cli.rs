@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use ballast::control::access::Access;
 use ballast::control::api::{
-    BadPage, CheckOrder, CheckState, CheckStatus, ClearError, CompressorPool, CompressorPoolState, Host,
-    PoolChange, PoolStatus, SetError, Status, VmChange, VmStatus,
+    BadPage, CheckOrder, CheckState, CheckStatus, ClearError, Clearing, CompressorPool, CompressorPoolState,
+    Host, NewVm, PoolChange, PoolStatus, ReloadReport, Reloading, Removal, SetError, Status, VmChange,
+    VmDetails, VmRemoved, VmStatus,
 };
 use ballast::control::server::Server;
 use ballast::control::socket::Sockets;
@@ -148,7 +149,24 @@ impl Host for FakeHost {
         Status::default()
     }
 
-    fn clear_vm(&self, name: &str) -> Result<(), ClearError> {
+    fn vm(&self, name: &str) -> Result<VmDetails, SetError> {
+        self.add_vm(name, NewVm::default())
+    }
+
+    fn add_vm(&self, name: &str, vm: NewVm) -> Result<VmDetails, SetError> {
+        let status = VmStatus { name: name.to_owned(), size_bytes: vm.size_bytes, ..VmStatus::default() };
+        Ok(VmDetails { status, socket: Some("/run/x.sock".to_owned()), ..VmDetails::default() })
+    }
+
+    fn remove_vm(&self, name: &str, removal: Removal) -> Result<VmRemoved, SetError> {
+        Ok(VmRemoved { removed: name.to_owned(), dropped_pages: 7, returns: removal.runtime })
+    }
+
+    fn reload(&self, reloading: Reloading) -> Result<ReloadReport, SetError> {
+        Ok(ReloadReport { path: "/f".to_owned(), check: reloading.check, changes: Vec::new() })
+    }
+
+    fn clear_vm(&self, name: &str, _: Clearing) -> Result<(), ClearError> {
         Err(ClearError::Connected { name: name.to_owned() })
     }
 
@@ -171,7 +189,7 @@ impl Host for FakeHost {
     }
 
     fn set_pool(&self, change: PoolChange) -> Result<PoolStatus, SetError> {
-        let compressor = change.compressor.to_string();
+        let compressor = change.compressor.map(|compressor| compressor.to_string()).unwrap_or_default();
         let old = CompressorPool {
             compressor: "lz4".to_owned(),
             state: CompressorPoolState::Draining,

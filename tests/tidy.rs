@@ -131,7 +131,7 @@ fn the_map_names_every_room_and_no_other() {
         assert!(exists, "ARCHITECTURE.md names src/{room}, which is not there");
     }
     let lib = read("src/lib.rs");
-    for room in rooms.keys().filter(|room| !["main", "lib"].contains(&room.as_str())) {
+    for room in rooms.keys().filter(|room| !["main", "lib", "cli"].contains(&room.as_str())) {
         assert!(lib.contains(&format!("[`{room}`]")), "src/lib.rs doesn't name {room}");
     }
 }

@@ -4,6 +4,9 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::nearest;
+use super::remembered::EDITED;
+
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -24,8 +27,28 @@ pub enum ConfigError {
         source: Box<ConfigError>,
     },
     /// Not TOML, or a key that doesn't exist; the message shows the line.
-    #[error("{0}")]
-    Syntax(Box<toml::de::Error>),
+    #[error("{error}{}", meant(.error))]
+    Syntax {
+        /// What the parser says.
+        error: Box<toml::de::Error>,
+    },
+    /// The keys of one VM are refused, wherever they came from.
+    #[error("the VM {name:?}: {source}")]
+    InVm {
+        /// The VM.
+        name: String,
+        /// What is wrong with them.
+        source: Box<ConfigError>,
+    },
+    /// What a daemon remembers is not as it wrote it.
+    #[error(
+        "{what}, so what was remembered there can't be trusted: bring the file back from a copy; or mend it by hand and \
+         end it with the line \"{EDITED}\"; or remove it, and add its VMs again with `ballast vm add` (their pages are kept)"
+    )]
+    Damaged {
+        /// How that shows.
+        what: &'static str,
+    },
     /// A value that isn't allowed.
     #[error("{key} = {given}: {allowed}")]
     Value {
@@ -44,4 +67,25 @@ pub enum ConfigError {
         /// What would be right.
         allowed: String,
     },
+}
+
+impl ConfigError {
+    pub(super) fn syntax(error: toml::de::Error) -> Self {
+        Self::Syntax { error: Box::new(error) }
+    }
+
+    /// The error and what caused it, on one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        match self {
+            Self::Read { source, .. } => format!("{self}: {source}"),
+            Self::InFile { source, .. } => format!("{self}: {}", source.chain()),
+            _ => self.to_string().trim_end().to_owned(),
+        }
+    }
+}
+
+/// What was probably meant by a key that doesn't exist.
+fn meant(error: &toml::de::Error) -> String {
+    nearest::to_unknown_key(error.message()).map(|key| format!("did you mean `{key}`?\n")).unwrap_or_default()
 }

@@ -6,12 +6,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
-use toml::Value;
+use toml::{Table, Value};
 
 use super::value::{self, Key};
 use super::vm::{self, Vm};
 use super::writeback::{self, Writeback};
-use super::{Config, ConfigError, PoolConfig, RUNTIME_DIR_DEFAULT, SOCKET_PATH_BYTES_MAX, STATE_DIR_DEFAULT};
+use super::{
+    Config, ConfigError, PoolConfig, RUNTIME_DIR_DEFAULT, SOCKET_PATH_BYTES_MAX, STATE_DIR_DEFAULT,
+    VMS_FILE_NAME,
+};
 use crate::page::PAGE_SIZE_U64;
 use crate::store::codec::Compressor;
 
@@ -30,6 +33,7 @@ struct File {
     sandbox: Option<Value>,
     lock_memory: Option<Value>,
     scrub: Option<Value>,
+    vms_file: Option<Value>,
     #[serde(default)]
     pool: Pool,
     writeback: Option<Writeback>,
@@ -48,12 +52,16 @@ struct Pool {
 }
 
 pub(super) fn parse(text: &str, host_bytes: u64) -> Result<Config, ConfigError> {
-    let file: File = toml::from_str(text).map_err(|error| ConfigError::Syntax(Box::new(error)))?;
+    let file: File = toml::from_str(text).map_err(ConfigError::syntax)?;
+    let state_dir = Key::new("state_dir", file.state_dir.as_ref()).directory(STATE_DIR_DEFAULT)?;
+    let vms_file = Key::new("vms_file", file.vms_file.as_ref()).own_file(state_dir.join(VMS_FILE_NAME))?;
     let workers = Key::new("workers", file.workers.as_ref()).number(workers_default(), 1..=64)?;
     let poll_us = Key::new("poll_us", file.poll_us.as_ref()).number(50, 0..=1000)?;
     let pool = pool(&file.pool, host_bytes)?;
     let config = Config {
-        state_dir: Key::new("state_dir", file.state_dir.as_ref()).directory(STATE_DIR_DEFAULT)?,
+        path: None,
+        state_dir,
+        vms_file,
         runtime_dir: Key::new("runtime_dir", file.runtime_dir.as_ref()).directory(RUNTIME_DIR_DEFAULT)?,
         workers: workers as usize,
         poll: Duration::from_micros(u64::from(poll_us)),
@@ -69,9 +77,16 @@ pub(super) fn parse(text: &str, host_bytes: u64) -> Result<Config, ConfigError> 
         scrub: Key::new("scrub", file.scrub.as_ref()).optional_duration(SCRUB)?,
         host_bytes,
         vms: vm::parse(&file.vm, pool.max_bytes)?,
+        vm_sections: sections(text),
     };
     check_socket_paths(&config)?;
     Ok(config)
+}
+
+/// The `[[vm]]` sections of a text that was found to be right, as they are written.
+fn sections(text: &str) -> Vec<Table> {
+    let vms = text.parse().ok().and_then(|mut file: Table| file.remove("vm"));
+    vms.and_then(|vms| vms.try_into().ok()).unwrap_or_default()
 }
 
 /// Half of the cores: the guests want the others. More than four serve no more pages than the VMs can ask for.
@@ -110,7 +125,7 @@ fn pool(pool: &Pool, host_bytes: u64) -> Result<PoolConfig, ConfigError> {
     })
 }
 
-fn check_socket_paths(config: &Config) -> Result<(), ConfigError> {
+pub(super) fn check_socket_paths(config: &Config) -> Result<(), ConfigError> {
     let sockets = config.vms.iter().map(|vm| config.socket_path(&vm.name));
     let longest = sockets.chain([config.control_socket()]).max_by_key(|path| path.as_os_str().len());
     match longest.as_deref().map(Path::as_os_str) {

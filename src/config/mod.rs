@@ -1,9 +1,14 @@
 //! TOML to a validated configuration. What comes out of here needs no further check: every number is in its range,
 //! every size is resolved to bytes, every name is fit to be a file name. A message names the key, what was given and
-//! what is allowed. Knows the codecs by name and the size of a page, and nothing else of the daemon.
+//! what is allowed. What a running daemon was told besides lies over that in [`Layers`], and is kept in a file
+//! ([`Remembered`]). Knows the codecs by name and the size of a page, and nothing else of the daemon.
 
 mod error;
 mod file;
+mod keys;
+mod layers;
+mod nearest;
+mod remembered;
 mod uuid;
 mod value;
 mod vm;
@@ -13,6 +18,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use self::error::ConfigError;
+pub use self::keys::{KeyValue, VM_KEYS, duration, migration, size};
+pub use self::layers::{Layers, Runtime, Source};
+pub use self::nearest::to_unknown_key;
+pub use self::remembered::Remembered;
+pub use self::value::duration as parse_duration;
 pub use self::vm::{LIMIT_BYTES, WEIGHT, reserves_max_bytes};
 use crate::page::PAGE_SIZE_U64;
 use crate::store::codec::Compressor;
@@ -23,14 +33,18 @@ pub const CONFIG_PATH_DEFAULT: &str = "/etc/ballast/ballast.toml";
 pub const STATE_DIR_DEFAULT: &str = "/dev/shm/ballast";
 /// Where the sockets live unless `runtime_dir` says otherwise.
 pub const RUNTIME_DIR_DEFAULT: &str = "/run/ballast";
+/// The name, in the state directory, of the file that remembers VMs unless `vms_file` says otherwise.
+const VMS_FILE_NAME: &str = "vms.toml";
 /// The control socket's name in the runtime directory.
 pub const CONTROL_SOCKET_NAME: &str = "control.sock";
 /// Length of the longest path that fits a Unix socket's address (`sockaddr_un` without its final zero).
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// What the daemon was told, checked and complete.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// The file that it was read from, if it was one.
+    pub path: Option<PathBuf>,
     /// Arena and page tables; must be in a tmpfs, which is checked where it is opened.
     pub state_dir: PathBuf,
     /// The sockets: one per VM, and the control socket.
@@ -53,8 +67,12 @@ pub struct Config {
     pub scrub: Option<Duration>,
     /// The host's memory when the file was read; what a percentage is a percentage of.
     pub host_bytes: u64,
+    /// The file in which the daemon remembers what it was told while it ran.
+    pub vms_file: PathBuf,
     /// The VMs, in the file's order; their names are unique.
     pub vms: Vec<VmConfig>,
+    /// The sections that say so, with the keys that are written there and no others.
+    vm_sections: Vec<toml::Table>,
 }
 
 /// The memory that all VMs share.
@@ -120,6 +138,8 @@ pub struct VmConfig {
     pub label: String,
     /// The swap header's UUID.
     pub uuid: [u8; 16],
+    /// How long after a VMM was connected last its pages are dropped; `None` for never.
+    pub clear_after: Option<Duration>,
 }
 
 impl VmConfig {
@@ -142,9 +162,20 @@ impl Config {
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let checked = Self::parse(&text, host_bytes()).and_then(|config| {
             config.writeback.as_ref().map_or(Ok(()), writeback::check_size)?;
-            Ok(config)
+            Ok(Self { path: Some(path.to_owned()), ..config })
         });
         checked.map_err(|source| ConfigError::InFile { path: path.to_owned(), source: Box::new(source) })
+    }
+
+    /// The same with the VMs and values that a daemon remembers, if whoever asks may read that.
+    ///
+    /// # Errors
+    /// When what is remembered is damaged, or doesn't go with this.
+    pub fn with_remembered(self) -> Result<Self, ConfigError> {
+        match Layers::load(self.clone()) {
+            Err(ConfigError::Read { .. }) => Ok(self),
+            layers => layers?.effective(),
+        }
     }
 
     /// Checks a configuration's text, for a host with `host_bytes` of memory.

@@ -13,6 +13,13 @@ pub(super) fn parse(text: &str) -> Option<[u8; 16]> {
     u128::from_str_radix(&digits, 16).ok().map(u128::to_be_bytes)
 }
 
+/// The usual form.
+pub(super) fn to_text(uuid: &[u8; 16]) -> String {
+    let digits = format!("{:032x}", u128::from_be_bytes(*uuid));
+    let [a, b, c, d, e] = [0..8, 8..12, 12..16, 16..20, 20..32].map(|group| &digits[group]);
+    format!("{a}-{b}-{c}-{d}-{e}")
+}
+
 /// The UUID of a VM that was given none: FNV-1a over the name, marked as version 8 ("custom") of RFC 9562.
 pub(super) fn of_name(name: &str) -> [u8; 16] {
     const BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
@@ -36,6 +43,7 @@ mod tests {
         let uuid = parse("00112233-4455-6677-8899-aAbBcCdDeEfF").unwrap();
         assert_eq!(uuid[..3], [0x00, 0x11, 0x22]);
         assert_eq!(uuid[15], 0xff);
+        assert_eq!(to_text(&uuid), "00112233-4455-6677-8899-aabbccddeeff");
         for text in ["", "00112233445566778899aabbccddeeff", "+0112233-4455-6677-8899-aabbccddeeff"] {
             assert_eq!(parse(text), None, "{text}");
         }

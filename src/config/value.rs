@@ -31,6 +31,11 @@ impl<'a> Key<'a> {
         }
     }
 
+    /// The value, if it is a text.
+    pub(super) fn text(&self) -> Option<&'a str> {
+        self.value.and_then(Value::as_str)
+    }
+
     /// What `read` makes of the value, or `default` when the key isn't there; `allowed` says what `read` takes.
     pub(super) fn or<T>(
         &self,
@@ -99,13 +104,16 @@ impl<'a> Key<'a> {
             .ok_or_else(|| self.error(text))
     }
 
+    /// A file that the daemon keeps for itself, by its absolute path.
+    pub(super) fn own_file(&self, default: PathBuf) -> Result<PathBuf, ConfigError> {
+        let allowed = "must be the absolute path of a file, without control characters";
+        self.or(default, allowed, |value| value.as_str().filter(is_file_path).map(PathBuf::from))
+    }
+
     /// A file or a device, by its absolute path. The key must be there.
     pub(super) fn file(&self) -> Result<PathBuf, ConfigError> {
         let allowed = "must be the absolute path of a file or a block device, without control characters";
-        let text = self.value.and_then(Value::as_str);
-        let fits =
-            |text: &&str| text.starts_with('/') && !text.ends_with('/') && !text.contains(char::is_control);
-        text.filter(fits).map(PathBuf::from).ok_or_else(|| self.error(allowed))
+        self.text().filter(is_file_path).map(PathBuf::from).ok_or_else(|| self.error(allowed))
     }
 
     /// A directory, by its absolute path.
@@ -120,6 +128,10 @@ impl<'a> Key<'a> {
     }
 }
 
+fn is_file_path(text: &&str) -> bool {
+    text.starts_with('/') && !text.ends_with('/') && !text.contains(char::is_control)
+}
+
 /// A number of bytes, or a text with an IEC unit.
 pub(super) fn bytes(value: &Value) -> Option<u64> {
     match value {
@@ -132,7 +144,8 @@ pub(super) fn bytes(value: &Value) -> Option<u64> {
 const DURATION_UNITS: [(char, u64); 4] = [('d', 24 * 3600), ('h', 3600), ('m', 60), ('s', 1)];
 
 /// A whole number and a unit, such as `30m`.
-fn duration(text: &str) -> Option<Duration> {
+#[must_use]
+pub fn duration(text: &str) -> Option<Duration> {
     let (number, seconds) =
         DURATION_UNITS.iter().find_map(|(unit, seconds)| Some((text.strip_suffix(*unit)?, *seconds)))?;
     // `parse` would take a leading plus sign.
@@ -141,7 +154,7 @@ fn duration(text: &str) -> Option<Duration> {
 }
 
 /// The duration as one would write it.
-fn in_units(duration: Duration) -> String {
+pub(super) fn in_units(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let whole = |(_, unit): &&(char, u64)| seconds >= *unit && seconds.is_multiple_of(*unit);
     let (name, unit) = DURATION_UNITS.iter().find(whole).copied().unwrap_or(('s', 1));

@@ -2,12 +2,13 @@
 
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use serde::Deserialize;
 use toml::Value;
 
 use super::value::{self, Key};
-use super::{ConfigError, Migration, VmConfig, uuid};
+use super::{ConfigError, Migration, VmConfig, keys, uuid};
 use crate::ids::Bytes;
 use crate::page::PAGE_SIZE_U64;
 
@@ -28,6 +29,10 @@ const LABEL_DEFAULT: &str = "ballast";
 /// The width of a swap header's label.
 const LABEL_BYTES_MAX: usize = 16;
 
+/// The last word on whether a VM's pages are still wanted: sooner than an hour, a guest that is only restarted loses them.
+const CLEAR_AFTER: RangeInclusive<Duration> =
+    Duration::from_secs(3600)..=Duration::from_secs(10 * 365 * 24 * 3600);
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Vm {
@@ -41,24 +46,41 @@ pub(super) struct Vm {
     migration: Option<Value>,
     label: Option<Value>,
     uuid: Option<Value>,
+    clear_after: Option<Value>,
 }
 
 pub(super) fn parse(vms: &[Vm], pool_max_bytes: u64) -> Result<Vec<VmConfig>, ConfigError> {
-    if vms.len() > VMS_MAX {
-        return Err(ConfigError::Value {
-            key: "number of [[vm]] sections".to_owned(),
-            given: vms.len().to_string(),
-            allowed: format!("must be at most {VMS_MAX}"),
-        });
-    }
+    check_number(vms.len())?;
     let mut names = HashSet::new();
     let vms: Vec<_> = vms
         .iter()
         .enumerate()
-        .map(|(index, vm)| self::vm(index, vm, &mut names))
+        .map(|(index, vm)| {
+            let key = format!("[[vm]] number {}: name", index + 1);
+            self::vm(key, |name| format!("[[vm]] {name:?}: "), vm, &mut names)
+        })
         .collect::<Result<_, _>>()?;
     check_reserves(&vms, pool_max_bytes)?;
     Ok(vms)
+}
+
+/// One VM whose keys came from several places.
+pub(super) fn parse_one(keys: &toml::Table) -> Result<VmConfig, ConfigError> {
+    let name = keys.get("name").and_then(Value::as_str).unwrap_or_default();
+    let read = Vm::deserialize(keys.clone()).map_err(ConfigError::syntax);
+    let vm = read.map_err(|error| ConfigError::InVm { name: name.to_owned(), source: Box::new(error) })?;
+    self::vm("name".to_owned(), |name| format!("the VM {name:?}: "), &vm, &mut HashSet::new())
+}
+
+pub(super) fn check_number(vms: usize) -> Result<(), ConfigError> {
+    if vms <= VMS_MAX {
+        return Ok(());
+    }
+    Err(ConfigError::Value {
+        key: "number of [[vm]] sections".to_owned(),
+        given: vms.to_string(),
+        allowed: format!("must be at most {VMS_MAX}"),
+    })
 }
 
 /// The most that all VMs together may have reserved, in bytes of objects: the spans that hold them take a little more
@@ -69,7 +91,7 @@ pub fn reserves_max_bytes(pool_max_bytes: u64) -> u64 {
 }
 
 /// What is reserved for one VM is nobody else's, so the pool must have it.
-fn check_reserves(vms: &[VmConfig], pool_max_bytes: u64) -> Result<(), ConfigError> {
+pub(super) fn check_reserves(vms: &[VmConfig], pool_max_bytes: u64) -> Result<(), ConfigError> {
     let sum = vms.iter().fold(0, |sum: u64, vm| sum.saturating_add(vm.reserve_bytes));
     let max_bytes = reserves_max_bytes(pool_max_bytes);
     if sum <= max_bytes {
@@ -82,9 +104,16 @@ fn check_reserves(vms: &[VmConfig], pool_max_bytes: u64) -> Result<(), ConfigErr
     })
 }
 
-fn vm(index: usize, vm: &Vm, names: &mut HashSet<String>) -> Result<VmConfig, ConfigError> {
-    let name = vm_name(&Key::new(format!("[[vm]] number {}: name", index + 1), vm.name.as_ref()), vm, names)?;
-    let of_vm = |key: &str| format!("[[vm]] {name:?}: {key}");
+/// One VM; `key_of_name` is what messages call its name before that is known, `place` what they begin with from then on.
+fn vm(
+    key_of_name: String,
+    place: impl Fn(&str) -> String,
+    vm: &Vm,
+    names: &mut HashSet<String>,
+) -> Result<VmConfig, ConfigError> {
+    let name = vm_name(&Key::new(key_of_name, vm.name.as_ref()), vm, names)?;
+    let place = place(&name);
+    let of_vm = |key: &str| format!("{place}{key}");
     let size_bytes =
         Key::new(of_vm("size"), vm.size.as_ref()).size(None, MIB..=SIZE_BYTES_MAX, PAGE_SIZE_U64)?;
     // A full disk of pages that don't shrink fits: each takes a page and the header of its object.
@@ -111,6 +140,7 @@ fn vm(index: usize, vm: &Vm, names: &mut HashSet<String>) -> Result<VmConfig, Co
         |value| uuid::parse(value.as_str()?),
     )?;
     let queues = u16::try_from(queues).unwrap_or(u16::MAX);
+    let clear_after = clear_after(&Key::new(of_vm("clear_after"), vm.clear_after.as_ref()))?;
     Ok(VmConfig {
         name,
         size_bytes,
@@ -122,7 +152,16 @@ fn vm(index: usize, vm: &Vm, names: &mut HashSet<String>) -> Result<VmConfig, Co
         migration,
         label,
         uuid,
+        clear_after,
     })
+}
+
+/// A duration; or "never", for whoever takes back what another place says.
+fn clear_after(key: &Key<'_>) -> Result<Option<Duration>, ConfigError> {
+    match key.text() {
+        Some(keys::NEVER) => Ok(None),
+        _ => key.optional_duration(CLEAR_AFTER),
+    }
 }
 
 fn reserve(key: &Key<'_>, limit_bytes: u64) -> Result<u64, ConfigError> {

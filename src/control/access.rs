@@ -53,6 +53,20 @@ impl Access {
         Ok(Self { own_uid: Uid::effective().as_raw(), gid: gid.as_raw(), members: members.collect() })
     }
 
+    /// Has the process be of the group, so that it may give it more sockets after it has given up its capabilities.
+    ///
+    /// # Errors
+    /// When it may not.
+    pub fn join(&self) -> io::Result<()> {
+        let gid = Gid::from_raw(self.gid);
+        let mut groups = nix::unistd::getgroups()?;
+        if gid == Gid::effective() || groups.contains(&gid) {
+            return Ok(());
+        }
+        groups.push(gid);
+        Ok(nix::unistd::setgroups(&groups)?)
+    }
+
     /// The group of the sockets.
     #[must_use]
     pub fn gid(&self) -> u32 {

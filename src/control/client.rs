@@ -15,8 +15,9 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
 use super::api::{
-    CHECK_PATH, CheckOrder, CheckStatus, ErrorBody, POOL_PATH, PoolChange, PoolStatus, STATUS_PATH, Status,
-    VmChange, VmStatus,
+    CHECK_PATH, CheckOrder, CheckStatus, Clearing, ErrorBody, NewVm, POOL_PATH, PoolChange, PoolStatus,
+    RELOAD_PATH, ReloadReport, Reloading, Removal, STATUS_PATH, Status, VMS_PATH, VmChange, VmDetails,
+    VmList, VmRemoved, VmStatus,
 };
 
 /// A clear of a VM with millions of pages takes seconds; a daemon that says nothing for this long is stuck.
@@ -96,7 +97,50 @@ impl Client {
     /// # Errors
     /// When there is no daemon, or it gave no such answer.
     pub fn status(&self) -> Result<Status, ClientError> {
-        let body = self.expect_success("GET", STATUS_PATH, Bytes::new())?;
+        self.get(STATUS_PATH)
+    }
+
+    /// All VMs.
+    ///
+    /// # Errors
+    /// When there is no daemon, or it gave no such answer.
+    pub fn vms(&self) -> Result<VmList, ClientError> {
+        self.get(VMS_PATH)
+    }
+
+    /// All that is known of one VM.
+    ///
+    /// # Errors
+    /// When there is no daemon, or no such VM.
+    pub fn vm(&self, name: &str) -> Result<VmDetails, ClientError> {
+        self.get(&vm_path(name))
+    }
+
+    /// Adds a VM; gives it as it is then.
+    ///
+    /// # Errors
+    /// When there is no daemon, a VM of that name, or what it is to be isn't allowed.
+    pub fn add_vm(&self, name: &str, vm: &NewVm) -> Result<VmDetails, ClientError> {
+        self.send("PUT", &vm_path(name), vm)
+    }
+
+    /// Removes a VM.
+    ///
+    /// # Errors
+    /// When there is no daemon, no such VM, or something stands against it.
+    pub fn remove_vm(&self, name: &str, removal: Removal) -> Result<VmRemoved, ClientError> {
+        let Removal { force, runtime } = removal;
+        let path = format!("{}?force={force}&runtime={runtime}", vm_path(name));
+        let body = self.expect_success("DELETE", &path, Bytes::new())?;
+        self.parse(&body)
+    }
+
+    /// Has the daemon read its configuration again, or say what that would change.
+    ///
+    /// # Errors
+    /// When there is no daemon, or the configuration is refused.
+    pub fn reload(&self, Reloading { check }: Reloading) -> Result<ReloadReport, ClientError> {
+        let body = self.expect_success("POST", &format!("{RELOAD_PATH}?check={check}"), Bytes::new())?;
         self.parse(&body)
     }
 
@@ -105,7 +149,7 @@ impl Client {
     /// # Errors
     /// When there is no daemon, no such VM, or the change isn't allowed.
     pub fn set_vm(&self, name: &str, change: VmChange) -> Result<VmStatus, ClientError> {
-        self.set(&format!("/api/v1/vms/{}", escape(name)), &change)
+        self.set(&vm_path(name), &change)
     }
 
     /// Changes what new pages are compressed with; gives the pool as it is then.
@@ -116,12 +160,13 @@ impl Client {
         self.set(POOL_PATH, &change)
     }
 
-    /// Drops all pages of a powered-off VM.
+    /// Drops all pages of a VM, powered off unless that is to be forced.
     ///
     /// # Errors
     /// When there is no daemon, no such VM, or the VM is connected.
-    pub fn clear_vm(&self, name: &str) -> Result<(), ClientError> {
-        self.expect_success("POST", &format!("/api/v1/vms/{}/clear", escape(name)), Bytes::new()).map(drop)
+    pub fn clear_vm(&self, name: &str, Clearing { force }: Clearing) -> Result<(), ClientError> {
+        let path = format!("{}/clear?force={force}", vm_path(name));
+        self.expect_success("POST", &path, Bytes::new()).map(drop)
     }
 
     /// Lets a quarantined VM's VMM attach again; gives the VM as it is then.
@@ -129,7 +174,7 @@ impl Client {
     /// # Errors
     /// When there is no daemon, no such VM, or it is out of service.
     pub fn release_vm(&self, name: &str) -> Result<VmStatus, ClientError> {
-        let path = format!("/api/v1/vms/{}/release", escape(name));
+        let path = format!("{}/release", vm_path(name));
         let body = self.expect_success("POST", &path, Bytes::new())?;
         self.parse(&body)
     }
@@ -147,13 +192,26 @@ impl Client {
     /// # Errors
     /// When there is no daemon, or none was begun.
     pub fn check(&self) -> Result<CheckStatus, ClientError> {
-        let body = self.expect_success("GET", CHECK_PATH, Bytes::new())?;
+        self.get(CHECK_PATH)
+    }
+
+    fn get<S: DeserializeOwned>(&self, path: &str) -> Result<S, ClientError> {
+        let body = self.expect_success("GET", path, Bytes::new())?;
         self.parse(&body)
     }
 
     fn set<S: DeserializeOwned>(&self, path: &str, change: &impl Serialize) -> Result<S, ClientError> {
+        self.send("POST", path, change)
+    }
+
+    fn send<S: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        change: &impl Serialize,
+    ) -> Result<S, ClientError> {
         let change = serde_json::to_vec(change).map_err(|error| self.protocol(&error))?;
-        let body = self.expect_success("POST", path, change.into())?;
+        let body = self.expect_success(method, path, change.into())?;
         self.parse(&body)
     }
 
@@ -208,6 +266,10 @@ impl Client {
     fn protocol(&self, error: &dyn ToString) -> ClientError {
         ClientError::Protocol { socket: self.socket.clone(), message: error.to_string() }
     }
+}
+
+fn vm_path(name: &str) -> String {
+    format!("{VMS_PATH}/{}", escape(name))
 }
 
 /// A text as one segment of a path: whatever the user typed, the daemon is asked for exactly that name.

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use listenfd::ListenFd;
 use rustix::fd::OwnedFd;
@@ -58,7 +59,15 @@ pub struct Sockets {
     /// The group of those that are made.
     gid: u32,
     /// Those that systemd made, and listens on while no daemon runs: they are told apart by their paths.
-    offered: Vec<(PathBuf, UnixListener)>,
+    offered: Vec<Offered>,
+}
+
+/// A socket of systemd's. It is kept although its VM goes: another of the same name may come.
+#[derive(Debug)]
+struct Offered {
+    path: PathBuf,
+    socket: Arc<UnixListener>,
+    used: bool,
 }
 
 impl Sockets {
@@ -77,7 +86,9 @@ impl Sockets {
             let path_of = |socket: &UnixListener| socket.local_addr().ok()?.as_pathname().map(Path::to_owned);
             match offered.take_unix_listener(index) {
                 Ok(Some(socket)) if path_of(&socket).is_some() => {
-                    self.offered.extend(path_of(&socket).zip(Some(socket)))
+                    let path = path_of(&socket);
+                    let socket = Arc::new(socket);
+                    self.offered.extend(path.map(|path| Offered { path, socket, used: false }));
                 }
                 Ok(_) => tracing::warn!(index, "systemd offers a socket without a path, which is not used"),
                 Err(err) => {
@@ -92,16 +103,41 @@ impl Sockets {
     ///
     /// # Errors
     /// When another process listens there, when something else has this name, or when the system refuses.
-    pub fn listen(&mut self, path: &Path) -> Result<UnixListener, BindError> {
-        match self.offered.iter().position(|(offered, _)| offered == path) {
-            Some(index) => Ok(self.offered.swap_remove(index).1),
-            None => bind(path, self.gid),
+    pub fn listen(&mut self, path: &Path) -> Result<Arc<UnixListener>, BindError> {
+        match self.offered.iter_mut().find(|offered| offered.path == path) {
+            Some(offered) => {
+                offered.used = true;
+                Ok(Arc::clone(&offered.socket))
+            }
+            None => bind(path, self.gid).map(Arc::new),
+        }
+    }
+
+    /// Has the thread that accepts on a socket look up, for good; its file goes, unless it is systemd's.
+    ///
+    /// # Errors
+    /// Those of removing the file.
+    pub fn close(&self, path: &Path, socket: &UnixListener) -> io::Result<()> {
+        if self.offered.iter().any(|offered| offered.path == path) {
+            // Shut, it would be no use to anybody any more. When it is full, somebody has knocked already.
+            let address = SocketAddrUnix::new(path)?;
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let caller = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            let _ = net::connect(&caller, &address);
+            return Ok(());
+        }
+        // While we still listen, so that it can't be somebody else's.
+        let removed = fs::remove_file(path);
+        let _ = net::shutdown(socket, net::Shutdown::Read);
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
         }
     }
 
     /// The paths of those that were offered and that nobody has asked for.
     pub fn unused(&self) -> impl Iterator<Item = &Path> {
-        self.offered.iter().map(|(path, _)| path.as_path())
+        self.offered.iter().filter(|offered| !offered.used).map(|offered| offered.path.as_path())
     }
 }
 
@@ -182,7 +218,7 @@ mod tests {
 
     use super::*;
 
-    fn listen_at(path: &Path) -> Result<UnixListener, BindError> {
+    fn listen_at(path: &Path) -> Result<Arc<UnixListener>, BindError> {
         Sockets::of_group(rustix::process::getegid().as_raw()).listen(path)
     }
 
@@ -204,6 +240,36 @@ mod tests {
         let _listener = Sockets::of_group(gid).listen(&path).unwrap();
         let metadata = fs::metadata(&path).unwrap();
         assert_eq!((metadata.gid(), metadata.permissions().mode() & 0o777), (gid, 0o660));
+    }
+
+    #[test]
+    fn a_socket_that_is_closed_accepts_no_more_and_leaves_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        let mut sockets = Sockets::of_group(rustix::process::getegid().as_raw());
+        let listener = sockets.listen(&path).unwrap();
+        let accepting = Arc::clone(&listener);
+        let thread = std::thread::spawn(move || accepting.accept().map(drop));
+        sockets.close(&path, &listener).unwrap();
+        assert!(thread.join().unwrap().is_err() && !path.exists());
+        sockets.listen(&path).unwrap();
+    }
+
+    #[test]
+    fn a_socket_of_systemds_stays_when_it_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        let socket = Arc::new(UnixListener::bind(&path).unwrap());
+        let mut sockets = Sockets::of_group(0);
+        sockets.offered.push(Offered { path: path.clone(), socket, used: false });
+        for _ in 0..2 {
+            let listener = sockets.listen(&path).unwrap();
+            let accepting = Arc::clone(&listener);
+            let thread = std::thread::spawn(move || accepting.accept().map(drop));
+            sockets.close(&path, &listener).unwrap();
+            thread.join().unwrap().unwrap();
+        }
+        assert!(path.exists() && sockets.unused().next().is_none());
     }
 
     #[test]

@@ -40,16 +40,26 @@ pub fn render(status: &Status) -> String {
     if let Some(source) = &status.pool.pressure_source {
         text.push_str(&format!("pressure: told by {source}\n"));
     }
-    if status.vms.is_empty() {
-        text.push_str("no VM is configured\n");
-        return text;
+    text.push_str(&rows(&status.vms, status.writeback.is_some()));
+    text
+}
+
+/// A row for each VM, and below them what is wrong with which.
+#[must_use]
+pub fn vms(vms: &[VmStatus]) -> String {
+    rows(vms, false)
+}
+
+fn rows(vms: &[VmStatus], has_file: bool) -> String {
+    if vms.is_empty() {
+        return "no VM is configured\n".to_owned();
     }
     let mut columns = COLUMNS.to_vec();
-    if status.writeback.is_some() || status.vms.iter().any(|vm| vm.file_pages > 0) {
+    if has_file || vms.iter().any(|vm| vm.file_pages > 0) {
         columns.insert(IN_FILE_AT, IN_FILE);
     }
-    text.push_str(&table(&columns, &status.vms));
-    for vm in &status.vms {
+    let mut text = table(&columns, vms);
+    for vm in vms {
         if let Some(message) = &vm.message {
             text.push_str(&format!("{}: {message}\n", vm.name));
         }

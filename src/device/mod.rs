@@ -10,6 +10,7 @@
 
 pub mod blk;
 pub mod complaints;
+pub mod connections;
 pub mod dirty_log;
 pub mod fetches;
 pub mod guest_memory;
@@ -47,7 +48,7 @@ const HOW_TO_SHARE: &str = "start QEMU with `-object memory-backend-memfd,id=mem
 pub struct Device {
     workers: Arc<Vec<Worker>>,
     state_id: StateId,
-    store_deadline: Duration,
+    store_deadline_ms: AtomicU64,
     sessions: AtomicU64,
 }
 
@@ -66,7 +67,20 @@ impl Device {
         signals::install()?;
         let workers =
             (0..workers.max(1)).map(|index| Worker::start(index, poll)).collect::<io::Result<_>>()?;
-        Ok(Self { workers: Arc::new(workers), state_id, store_deadline, sessions: AtomicU64::new(0) })
+        let device = Self {
+            workers: Arc::new(workers),
+            state_id,
+            store_deadline_ms: AtomicU64::new(0),
+            sessions: AtomicU64::new(0),
+        };
+        device.set_store_deadline(store_deadline);
+        Ok(device)
+    }
+
+    /// Changes how long stores wait for room, for the VMMs that attach from now on.
+    pub fn set_store_deadline(&self, store_deadline: Duration) {
+        let ms = u64::try_from(store_deadline.as_millis()).unwrap_or(u64::MAX);
+        self.store_deadline_ms.store(ms, Ordering::Relaxed);
     }
 
     /// Lets stores that wait for room try again, now that there is some: for whoever made it. Costs a read per worker
@@ -75,14 +89,23 @@ impl Device {
         self.workers.iter().for_each(Worker::wake_waiting);
     }
 
-    /// Accepts VMMs on a VM's socket, on a thread of its own, until the process ends.
+    /// Accepts VMMs on a VM's socket, on a thread of its own, until the VM is removed and the socket is shut or somebody
+    /// connects once more.
     ///
     /// # Errors
     /// When the thread can't be started.
-    pub fn listen(self: &Arc<Self>, listener: UnixListener, vm: Arc<DeviceVm>) -> io::Result<()> {
+    pub fn listen(
+        self: &Arc<Self>,
+        listener: impl Into<Arc<UnixListener>>,
+        vm: Arc<DeviceVm>,
+    ) -> io::Result<()> {
         let device = Arc::clone(self);
+        let listener = listener.into();
         threads::spawn(format!("accept-{}", vm.name()), Role::Listener, move || {
             for stream in listener.incoming() {
+                if vm.is_removed() {
+                    return;
+                }
                 let accepted = stream.and_then(|stream| device.attach(stream, &vm));
                 if let Err(err) = accepted {
                     if vm.complaints().is_news(Complaint::Connection) {
@@ -99,15 +122,17 @@ impl Device {
     fn attach(self: &Arc<Self>, stream: UnixStream, vm: &Arc<DeviceVm>) -> io::Result<()> {
         let number = self.sessions.fetch_add(1, Ordering::Relaxed);
         let workers = Arc::clone(&self.workers);
-        let session = Session::new(number, Arc::clone(vm), workers, self.store_deadline, self.state_id)
+        let store_deadline = Duration::from_millis(self.store_deadline_ms.load(Ordering::Relaxed));
+        let session = Session::new(number, Arc::clone(vm), workers, store_deadline, self.state_id)
             .map_err(io::Error::other)?;
-        vm.begin_session().map_err(io::Error::other)?;
+        vm.begin_session(number, &stream)?;
         let vm_of_thread = Arc::clone(vm);
         let spawned = threads::spawn(format!("session-{}", vm.name()), Role::Listener, move || {
             serve(stream, session, &vm_of_thread);
+            vm_of_thread.end_session(number);
         });
         if spawned.is_err() {
-            vm.end_session();
+            vm.end_session(number);
         }
         spawned.map(|_| ())
     }
@@ -145,5 +170,4 @@ fn serve(stream: UnixStream, session: Session, vm: &DeviceVm) {
         ),
         err => tracing::warn!(vm = vm.name(), "the connection was ended: {}", Chain(&err)),
     }
-    vm.end_session();
 }

@@ -1,5 +1,7 @@
 //! A VM as the device sees it: its name and serial number, its pages, and which of its sessions may run rings.
 
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -8,13 +10,12 @@ use parking_lot::{Mutex, RwLock};
 
 use super::blk::execute::SERIAL_BYTES;
 use super::complaints::{Comings, Complaints};
+pub use super::connections::SESSIONS_MAX;
+use super::connections::{Connections, Refused};
 use super::fetches::Fetches;
 use super::roster::Roster;
+use crate::store::table::seconds_since_boot;
 use crate::store::vm::VmStore;
-
-/// Sessions that a VM may have at once: one whose rings run, and some that are set up meanwhile or wait for a slow
-/// file before they end. Each costs a thread.
-pub const SESSIONS_MAX: u32 = 8;
 
 /// One VM of the device.
 pub struct DeviceVm {
@@ -32,8 +33,7 @@ pub struct DeviceVm {
     /// The last session was ended by us: its VMM may come back at once, and again.
     failing: AtomicBool,
     fetches: Arc<Fetches>,
-    /// VMMs that are connected. Held while the VM's pages are dropped, so that nobody attaches meanwhile.
-    sessions: Mutex<u32>,
+    connections: Connections,
     ownership: Mutex<Ownership>,
 }
 
@@ -42,22 +42,6 @@ pub struct DeviceVm {
 struct Ownership {
     owner: Option<u64>,
     waiting: Vec<(SubscriberId, Arc<Roster>)>,
-}
-
-/// Why a VMM was not let in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// Its pages can't be served.
-    #[error("the VM is out of service: see `ballast status`")]
-    OutOfService,
-    /// The daemon crashed too often while it worked for it.
-    #[error("the VM is quarantined: see `ballast status`")]
-    Quarantined,
-    /// Too many are in already.
-    #[error(
-        "the VM has {SESSIONS_MAX} connections already, and one of them can run: end the VMMs that are not needed"
-    )]
-    TooMany,
 }
 
 impl DeviceVm {
@@ -80,7 +64,7 @@ impl DeviceVm {
             comings: Comings::default(),
             failing: AtomicBool::new(false),
             fetches: Arc::new(Fetches::new(queues)),
-            sessions: Mutex::new(0),
+            connections: Connections::default(),
             ownership: Mutex::default(),
         }
     }
@@ -166,42 +150,54 @@ impl DeviceVm {
     /// Whether a VMM is connected.
     #[must_use]
     pub fn connected(&self) -> bool {
-        *self.sessions.lock() > 0
+        self.connections.any()
     }
 
-    /// Lets a VMM in.
+    /// Who is connected.
+    #[must_use]
+    pub fn connections(&self) -> &Connections {
+        &self.connections
+    }
+
+    /// Whether the VM is gone, and its socket with it.
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
+        self.connections.are_over()
+    }
+
+    /// Lets a VMM in that is at the other end of `stream`.
     ///
     /// # Errors
     /// When the VM is out of service or quarantined, or has as many VMMs as it may.
-    pub fn begin_session(&self) -> Result<(), Refused> {
-        let mut sessions = self.sessions.lock();
-        match &*self.store.read() {
-            None => return Err(Refused::OutOfService),
-            Some(pages) if pages.table().crashes().is_quarantined() => return Err(Refused::Quarantined),
-            Some(_) => {}
+    pub fn begin_session(&self, number: u64, stream: &UnixStream) -> io::Result<()> {
+        self.check_service()?;
+        self.connections.begin(number, stream)?;
+        // Once more: while nobody was let in, its pages may have been replaced.
+        self.check_service().inspect_err(|_| self.connections.end(number))?;
+        if let Some(pages) = &*self.store.read() {
+            pages.table().note_connected(seconds_since_boot());
         }
-        if *sessions >= SESSIONS_MAX {
-            return Err(Refused::TooMany);
-        }
-        *sessions = sessions.saturating_add(1);
         Ok(())
     }
 
-    /// Notes that a VMM that was let in is gone.
-    pub fn end_session(&self) {
-        let mut sessions = self.sessions.lock();
-        *sessions = sessions.saturating_sub(1);
+    fn check_service(&self) -> io::Result<()> {
+        match &*self.store.read() {
+            None => Err(io::Error::other(Refused::OutOfService)),
+            Some(pages) if pages.table().crashes().is_quarantined() => {
+                Err(io::Error::other(Refused::Quarantined))
+            }
+            Some(_) => Ok(()),
+        }
     }
 
-    /// Replaces the VM's pages with those that `replace` leaves, while no VMM is connected and none can be; without any
-    /// the VM is out of service. `None` when a VMM is connected, or else what `replace` says of it.
-    pub fn replace_store<R>(&self, replace: impl FnOnce() -> (Option<Arc<VmStore>>, R)) -> Option<R> {
-        let sessions = self.sessions.lock();
-        (*sessions == 0).then(|| {
-            let (pages, result) = replace();
-            *self.store.write() = pages;
-            result
-        })
+    /// Notes that a VMM that was let in is gone.
+    pub fn end_session(&self, number: u64) {
+        self.connections.end(number);
+    }
+
+    /// Replaces the VM's pages while no VMM is connected and none is let in; without any the VM is out of service.
+    pub fn replace_store(&self, pages: Option<Arc<VmStore>>) {
+        *self.store.write() = pages;
     }
 
     /// Makes `session` the one whose rings run, unless another is; then the ring waits until that one has stopped.

@@ -8,6 +8,7 @@ pub mod shrinker;
 mod cleaning;
 mod cold;
 mod recompress;
+mod requests;
 mod stats;
 
 pub use stats::{Reclaimed, ShrinkerStats};

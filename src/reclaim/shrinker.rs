@@ -7,7 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use super::cold::ColdEnd;
 use super::policy::{BATCH_PAGES_MAX, Decision, Policy, PoolView, Reason, is_full};
 use super::pressure::Level;
 use super::recompress::Recompression;
+use super::requests::Requests;
 use super::stats::ShrinkerStats;
 use crate::ids::{Owner, Slot, VmId};
 use crate::store::Store;
@@ -61,29 +62,10 @@ pub struct Options {
     pub idle: Option<Duration>,
 }
 
-/// What may be asked of the shrinker from other threads.
-#[derive(Debug, Default)]
-pub struct Requests {
-    pressure: AtomicU32,
-    recompress: AtomicBool,
-    stop: AtomicBool,
-}
-
-impl Requests {
-    /// Takes effect at the next step; of several requests until then the greatest counts.
-    fn press(&self, level: Level) {
-        let percent = match level {
-            Level::Moderate => 3,
-            Level::Severe => 10,
-        };
-        self.pressure.fetch_max(percent, Ordering::Relaxed);
-    }
-}
-
 /// The shrinker's state. [`Shrinker::turn`] does one step; [`Shrinker::start`] runs it on a thread of its own.
 pub struct Shrinker {
     store: Arc<Store>,
-    options: Options,
+    policy: Policy,
     made_room: Box<dyn Fn() + Send>,
     stats: Arc<ShrinkerStats>,
     requests: Arc<Requests>,
@@ -136,12 +118,14 @@ impl Shrinker {
     /// A shrinker of `store`. `made_room` is called after pages have left.
     #[must_use]
     pub fn new(store: Arc<Store>, options: Options, made_room: impl Fn() + Send + 'static) -> Self {
+        let requests = Arc::new(Requests::default());
+        requests.set_idle(options.idle);
         Self {
             store,
-            options,
+            policy: options.policy,
             made_room: Box::new(made_room),
             stats: Arc::default(),
-            requests: Arc::default(),
+            requests,
             vms: Vms::new(),
             full: false,
             goal_bytes: None,
@@ -300,7 +284,7 @@ impl Shrinker {
             limits_first: self.limits_first,
             full: self.full,
             pressure: self.goal_bytes.is_some(),
-            idle: self.options.idle.filter(|_| disk_idle),
+            idle: self.requests.idle().filter(|_| disk_idle),
         };
         let pressed = pool.full || pool.pressure;
         for (vm, cold) in self.vms.values_mut() {
@@ -322,7 +306,7 @@ impl Shrinker {
         let mut left = BATCH_PAGES_MAX;
         while left > 0 && self.buffer.len() < BATCH_BYTES_MAX {
             let views: Vec<_> = vms.iter().map(|(_, cold)| cold.view()).collect();
-            let Decision::Evict { vm, pages, reason } = self.options.policy.decide(&pool, &views) else {
+            let Decision::Evict { vm, pages, reason } = self.policy.decide(&pool, &views) else {
                 break;
             };
             // One reason a batch: what is over its limit comes first, and is looked at again after each.
@@ -334,7 +318,7 @@ impl Shrinker {
                 pool.first = vm + 1;
                 vec![(vm, pages.min(left))]
             } else {
-                self.options.policy.merge(&pool, &views, left)
+                self.policy.merge(&pool, &views, left)
             };
             for (vm, pages) in runs {
                 left -= pages;
@@ -388,7 +372,7 @@ impl Shrinker {
             return Step::Again;
         }
         let more = self.upkeep();
-        if more || self.options.idle.is_some() { Step::Later } else { Step::Rest }
+        if more || self.requests.idle().is_some() { Step::Later } else { Step::Rest }
     }
 
     /// What has to go on however busy the shrinker is, and is bounded by itself. Whether there is more to do.
@@ -454,6 +438,12 @@ impl Handle {
     /// The host runs short of memory: some of the pool has to leave.
     pub fn press(&self, level: Level) {
         self.requests.press(level);
+        self.store.shared().bell.ring();
+    }
+
+    /// Changes after how long an unused page is idle, and leaves while the disk is idle too.
+    pub fn set_idle(&self, idle: Option<Duration>) {
+        self.requests.set_idle(idle);
         self.store.shared().bell.ring();
     }
 

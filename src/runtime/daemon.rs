@@ -2,49 +2,55 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
-use super::{ServeError, status};
-use crate::config::{Config, Migration, VmConfig};
+use super::served::Served;
+use super::{ServeError, reload, served, status};
+use crate::config::{Config, Layers};
 use crate::control::api::{
-    CHECK_RATE_BYTES_MIN, CheckOrder, CheckStatus, ClearError, Host, PoolChange, PoolStatus, SetError,
-    Status, VmChange, VmStatus,
+    CHECK_RATE_BYTES_MIN, CheckOrder, CheckStatus, ClearError, Clearing, Host, NewVm, PoolChange, PoolStatus,
+    ReloadReport, Reloading, Removal, SetError, Status, VmChange, VmDetails, VmRemoved, VmStatus,
 };
 use crate::control::socket::Sockets;
 use crate::device::Device;
-use crate::device::blk::swap_header;
 use crate::device::complaints::Chain;
-use crate::device::vm::DeviceVm;
-use crate::ids::Slot;
 use crate::reclaim::policy::Policy;
 use crate::reclaim::pressure::{Files, Monitor};
 use crate::reclaim::shrinker::{self, Shrinker};
 use crate::scrub::{self, Scrubber};
 use crate::store::accounting::Held;
-use crate::store::codec::Scratch;
-use crate::store::lru::Age;
 use crate::store::state::StateDir;
-use crate::store::vm::{Limits, VmStore};
-use crate::store::{self, Store, StoreConfig, VmSpec, VmState};
+use crate::store::{Store, StoreConfig, VmState};
 use crate::writeback::{LOCK_WAIT, OpenError, Options, Writeback};
 
 /// A daemon whose pages are back.
 pub struct Daemon {
+    /// What it was started with.
     pub(super) config: Config,
     pub(super) store: Arc<Store>,
-    device: Arc<Device>,
+    pub(super) device: Arc<Device>,
     pub(super) shrinker: Arc<shrinker::Handle>,
     pub(super) pressure: Option<Monitor>,
-    scrubber: scrub::Handle,
-    /// The configured VMs, in the configuration's order.
-    pub(super) vms: Vec<(VmConfig, Arc<DeviceVm>)>,
-    /// Held while limits are checked and changed.
-    changing: Mutex<()>,
+    pub(super) scrubber: scrub::Handle,
+    pub(super) sockets: Mutex<Sockets>,
+    /// The VMs that are served, in the configuration's order. Held for moments.
+    served: RwLock<Vec<Served>>,
+    /// Held while anything is changed, and before all else.
+    pub(super) orders: Mutex<Orders>,
+}
+
+/// What the daemon goes by.
+pub(super) struct Orders {
+    /// Who said what.
+    pub layers: Layers,
+    /// What holds of it, but for the VMs: a change that needs a restart is not in here.
+    pub running: Config,
 }
 
 impl Daemon {
     /// Opens the state directory and starts the workers; nobody can attach yet.
-    pub fn open(config: Config) -> Result<Self, ServeError> {
+    pub fn open(layers: Layers, sockets: Sockets) -> Result<Self, ServeError> {
+        let config = layers.effective().map_err(ServeError::Config)?;
         let store_config = StoreConfig {
             state_dir: config.state_dir.clone(),
             pool_max_bytes: config.pool.max_bytes,
@@ -52,9 +58,8 @@ impl Daemon {
             compressor: config.pool.compressor,
             host_bytes: config.host_bytes,
         };
-        let spec = |vm: &VmConfig| VmSpec { name: vm.name.clone(), slots: vm.slots(), limits: limits_of(vm) };
-        let store = Store::open(store_config, config.vms.iter().map(spec).collect(), || open_file(&config))?;
-        let store = Arc::new(store);
+        let specs = config.vms.iter().map(served::spec).collect();
+        let store = Arc::new(Store::open(store_config, specs, || open_file(&config))?);
         tell_what_is_wrong(&store);
         if config.lock_memory {
             store.lock_memory().map_err(ServeError::LockMemory)?;
@@ -63,28 +68,41 @@ impl Daemon {
             .map_err(ServeError::Thread)?;
         let mut vms = Vec::new();
         for vm in &config.vms {
-            let pages = store.ready(&vm.name);
-            if let Some(pages) = &pages {
-                initialise(pages, vm)
-                    .map_err(|source| ServeError::SwapHeader { name: vm.name.clone(), source })?;
-            }
-            let migrates = vm.migration == Migration::SameHost;
-            vms.push((vm.clone(), Arc::new(DeviceVm::new(&vm.name, vm.queues, migrates, pages))));
+            let served = Served::of(vm, store.ready(&vm.name));
+            vms.push(served.map_err(|source| ServeError::SwapHeader { name: vm.name.clone(), source })?);
         }
         let device = Arc::new(device);
         let shrinker = Arc::new(start_shrinker(&config, &store, &device)?);
         let pressure = config.pool.pressure.then(|| watch_pressure(&shrinker)).transpose()?;
         let scrubber = Scrubber::new(Arc::clone(&store), config.scrub).start().map_err(ServeError::Thread)?;
-        Ok(Self { config, store, device, shrinker, pressure, scrubber, vms, changing: Mutex::default() })
+        let orders = Mutex::new(Orders { layers, running: config.clone() });
+        let (sockets, served) = (Mutex::new(sockets), RwLock::new(vms));
+        Ok(Self { config, store, device, shrinker, pressure, scrubber, sockets, served, orders })
     }
 
     /// Opens every VM's socket.
-    pub fn listen(&self, sockets: &mut Sockets) -> Result<(), ServeError> {
-        for (vm, device_vm) in &self.vms {
-            let listener = sockets.listen(&self.config.socket_path(&vm.name))?;
-            self.device.listen(listener, Arc::clone(device_vm)).map_err(ServeError::Thread)?;
+    pub fn listen(&self) -> Result<(), ServeError> {
+        let mut sockets = self.sockets.lock();
+        for vm in self.served.write().iter_mut() {
+            let listener = sockets.listen(&self.config.socket_path(&vm.config.name))?;
+            vm.accept(listener, &self.device).map_err(ServeError::Thread)?;
         }
         Ok(())
+    }
+
+    /// The VMs that are served, as they are at this moment.
+    pub(super) fn served(&self) -> Vec<Served> {
+        self.served.read().clone()
+    }
+
+    /// The VM of this name that is served, if there is one.
+    pub(super) fn find(&self, name: &str) -> Option<Served> {
+        self.served.read().iter().find(|vm| vm.config.name == name).cloned()
+    }
+
+    /// Changes the list of those that are served.
+    pub(super) fn change_served(&self, change: impl FnOnce(&mut Vec<Served>)) {
+        change(&mut self.served.write());
     }
 }
 
@@ -93,38 +111,24 @@ impl Host for Daemon {
         status::of(self)
     }
 
-    fn clear_vm(&self, name: &str) -> Result<(), ClearError> {
-        let clear = || self.store.clear(name).map_err(|err| self.clear_error(err));
-        let Some((config, vm)) = self.vms.iter().find(|(config, _)| config.name == name) else {
-            return clear();
-        };
-        let limits = self.store.ready(name).map(|pages| pages.limits());
-        let replaced = vm.replace_store(|| {
-            let cleared = clear();
-            // Its old pages, if nothing could be dropped.
-            let Some(pages) = self.store.ready(name) else { return (None, cleared) };
-            // What was changed while it ran holds for its new pages too.
-            limits.into_iter().for_each(|limits| pages.set_limits(limits));
-            match initialise(&pages, config) {
-                Ok(()) => (Some(pages), cleared),
-                Err(err) => (None, Err(ClearError::Failed { message: err.to_string() })),
-            }
-        });
-        replaced.unwrap_or_else(|| Err(ClearError::Connected { name: name.to_owned() }))
+    fn vm(&self, name: &str) -> Result<VmDetails, SetError> {
+        self.details(name)
+    }
+
+    fn add_vm(&self, name: &str, vm: NewVm) -> Result<VmDetails, SetError> {
+        self.add(name, &vm)
+    }
+
+    fn remove_vm(&self, name: &str, removal: Removal) -> Result<VmRemoved, SetError> {
+        self.remove(name, removal)
+    }
+
+    fn clear_vm(&self, name: &str, clearing: Clearing) -> Result<(), ClearError> {
+        self.clear(name, clearing)
     }
 
     fn set_vm(&self, name: &str, change: VmChange) -> Result<VmStatus, SetError> {
-        // Two reserves that each fit may be too much together.
-        let _change = self.changing.lock();
-        let (config, pages) = self.in_service(name)?;
-        let others = self.store.in_use();
-        let others = others.iter().filter(|vm| vm.table().name() != name);
-        let reserves_bytes = others.map(|vm| vm.limits().reserve_bytes).sum();
-        let before = with_limits(config, pages.limits());
-        let after = change.applied(&before, reserves_bytes, self.store.arena().max_bytes())?;
-        pages.set_limits(limits_of(&after));
-        tracing::info!(vm = name, limits = ?pages.limits(), "what the VM may hold was changed");
-        self.vm_status(name)
+        self.set(name, &change)
     }
 
     fn release_vm(&self, name: &str) -> Result<VmStatus, SetError> {
@@ -135,16 +139,11 @@ impl Host for Daemon {
     }
 
     fn set_pool(&self, change: PoolChange) -> Result<PoolStatus, SetError> {
-        let failed = |message| SetError::Failed { message };
-        let pools = &self.store.shared().pools;
-        // Those that nothing is left of are no reason to refuse another.
-        self.store.end_drained_pools();
-        pools.set_current(change.compressor).map_err(|err| failed(err.to_string()))?;
-        tracing::info!(compressor = %change.compressor, "the compressor was changed");
-        if change.recompress {
-            self.shrinker.recompress();
-        }
-        Ok(self.status().pool)
+        self.change_pool(&change)
+    }
+
+    fn reload(&self, reloading: Reloading) -> Result<ReloadReport, SetError> {
+        reload::reload(self, reloading)
     }
 
     fn begin_check(&self, order: CheckOrder) -> Result<CheckStatus, SetError> {
@@ -166,64 +165,6 @@ impl Host for Daemon {
 
     fn check(&self) -> Option<CheckStatus> {
         self.scrubber.progress().map(super::status::check)
-    }
-}
-
-impl Daemon {
-    /// A VM that is configured and whose pages can be used.
-    fn in_service(&self, name: &str) -> Result<(&VmConfig, Arc<VmStore>), SetError> {
-        let found = self.vms.iter().find(|(config, _)| config.name == name);
-        let (config, _) = found.ok_or_else(|| self.unknown(name))?;
-        let pages = self.store.ready(name).ok_or_else(|| {
-            let message = format!("the VM {name:?} is out of service: see `ballast status`");
-            SetError::Failed { message }
-        })?;
-        Ok((config, pages))
-    }
-
-    fn vm_status(&self, name: &str) -> Result<VmStatus, SetError> {
-        let status = self.status().vms.into_iter().find(|vm| vm.name == name);
-        status.ok_or_else(|| self.unknown(name))
-    }
-
-    fn unknown(&self, name: &str) -> SetError {
-        let known = self.vms.iter().map(|(config, _)| config.name.clone()).collect();
-        SetError::Unknown { name: name.to_owned(), known }
-    }
-
-    /// The names of all VMs.
-    fn known(&self) -> Vec<String> {
-        let mut known = Vec::new();
-        self.store.for_each(|name, _| known.push(name.to_owned()));
-        known
-    }
-
-    fn clear_error(&self, err: store::ClearError) -> ClearError {
-        match err {
-            store::ClearError::Unknown(name) => ClearError::Unknown { name, known: self.known() },
-            err => ClearError::Failed { message: Chain(&err).to_string() },
-        }
-    }
-}
-
-/// What a VM may hold by its configuration.
-fn limits_of(vm: &VmConfig) -> Limits {
-    Limits {
-        limit_bytes: vm.limit_bytes,
-        reserve_bytes: vm.reserve_bytes,
-        weight: vm.weight,
-        writeback: vm.writeback,
-    }
-}
-
-/// The same VM with the limits that it has now.
-fn with_limits(vm: &VmConfig, limits: Limits) -> VmConfig {
-    VmConfig {
-        limit_bytes: limits.limit_bytes,
-        reserve_bytes: limits.reserve_bytes,
-        weight: limits.weight,
-        writeback: limits.writeback,
-        ..vm.clone()
     }
 }
 
@@ -286,14 +227,4 @@ fn watch_pressure(shrinker: &Arc<shrinker::Handle>) -> Result<Monitor, ServeErro
         shrinker.press(pressure.level);
     })
     .map_err(ServeError::Thread)
-}
-
-/// Puts a swap header into slot 0 of a VM that is new.
-fn initialise(pages: &VmStore, config: &VmConfig) -> Result<(), store::vm::StoreError> {
-    if !pages.table().initialised() {
-        let header = swap_header::encode(pages.slots(), &config.label, &config.uuid);
-        pages.store_first(Slot(0), &header, Age::now(), &mut Scratch::default())?;
-        pages.table().set_initialised();
-    }
-    Ok(())
 }

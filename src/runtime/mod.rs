@@ -3,8 +3,12 @@
 //! and every start takes it.
 
 mod daemon;
+mod keeper;
+mod reload;
 mod sandbox;
+mod served;
 mod status;
+mod vms;
 
 use std::fs;
 use std::io;
@@ -12,8 +16,11 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::config::Config;
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::config::{Config, ConfigError, Layers};
 use crate::control::access::{Access, GroupError};
+use crate::control::api::{Host, Reloading};
 use crate::control::server::Server;
 use crate::control::socket::{BindError, Sockets};
 use crate::private;
@@ -48,6 +55,9 @@ pub enum ServeError {
         /// What the system said.
         source: io::Error,
     },
+    /// What is remembered can't be used, or not together with the configuration.
+    #[error("the daemon can't start with what is remembered")]
+    Config(#[source] ConfigError),
     /// A new VM's swap header can't be stored.
     #[error("the VM {name}: its swap header can't be stored")]
     SwapHeader {
@@ -61,40 +71,56 @@ pub enum ServeError {
     Thread(#[source] io::Error),
 }
 
-/// Runs the daemon until the process is killed.
+/// Runs the daemon until the process is killed. SIGHUP has it read the configuration again.
 ///
 /// # Errors
 /// When it can't start. A VM whose pages are damaged doesn't keep it from starting.
 pub fn serve(config: Config) -> Result<(), ServeError> {
+    // Before there are threads: they all keep it blocked, and this one waits for it.
+    let mut hangup = SigSet::empty();
+    hangup.add(Signal::SIGHUP);
+    hangup.thread_block().map_err(|errno| ServeError::Thread(errno.into()))?;
     raise_open_files();
     // Sockets are for owner and group from their first moment: a VMM that is refused by one that is not yet may give up.
     rustix::process::umask(rustix::fs::Mode::RWXO);
     warn_unless_tmpfs(&config.state_dir);
     let control_path = config.control_socket();
+    let layers = Layers::load(config).map_err(ServeError::Config)?;
+    let config = layers.file.clone();
     let access = Access::of_group(config.socket_group.as_deref())?;
+    if let Err(err) = access.join() {
+        tracing::warn!(%err, "the daemon can't join the group of its sockets: it may be unable to make more of them later");
+    }
     make_runtime_dir(&config.runtime_dir, access.gid())
         .map_err(|source| ServeError::RuntimeDir { path: config.runtime_dir.clone(), source })?;
-    let mut sockets = Sockets::of_group(access.gid()).with_offered();
+    let sockets = Sockets::of_group(access.gid()).with_offered();
     let sandboxed = config.sandbox;
     if sandboxed {
         // Landlock takes paths that exist. When the directory can't be made, opening the state says why.
         let _ = private::create_dir(&config.state_dir);
+        let _ = config.vms_file.parent().map(private::create_dir);
         sandbox::enter(&sandbox::Files::of(&config));
     }
     // The state's lock comes first: whoever holds it is the daemon, and stale sockets are then nobody else's.
-    let daemon = Arc::new(Daemon::open(config)?);
-    let control = sockets.listen(&control_path)?;
-    daemon.listen(&mut sockets)?;
-    for path in sockets.unused() {
+    let daemon = Arc::new(Daemon::open(layers, sockets)?);
+    let control = daemon.sockets.lock().listen(&control_path)?;
+    daemon.listen()?;
+    for path in daemon.sockets.lock().unused() {
         tracing::warn!(path = %path.display(), "systemd listens there for the daemon, and no VM has this socket");
     }
     let _server = Server::start(control, access, Arc::clone(&daemon) as _).map_err(ServeError::Thread)?;
+    keeper::start(Arc::clone(&daemon)).map_err(ServeError::Thread)?;
     if sandboxed {
         sandbox::drop_capabilities();
     }
     tracing::info!(control = %control_path.display(), "ready");
     loop {
-        std::thread::park();
+        // Interrupted by another signal, it waits again.
+        if hangup.wait() == Ok(Signal::SIGHUP)
+            && let Err(err) = daemon.reload(Reloading::default())
+        {
+            tracing::error!("{err}");
+        }
     }
 }
 

@@ -16,6 +16,9 @@ use crate::threads;
 /// The newest version of Landlock that the rules below were written for.
 const LANDLOCK: ABI = ABI::V5;
 
+/// Directories that hold too much of others for the sake of one file.
+const SHARED_DIRS: [&str; 7] = ["", "/", "/etc", "/root", "/home", "/tmp", "/var/tmp"];
+
 /// Where the daemon has files.
 #[derive(Debug)]
 pub struct Files {
@@ -32,6 +35,7 @@ impl Files {
     #[must_use]
     pub fn of(config: &Config) -> Self {
         let mut own = vec![config.state_dir.clone(), config.runtime_dir.clone()];
+        own.extend(config.vms_file.parent().map(Path::to_owned));
         // A file that does not exist yet is made in its directory.
         own.extend(config.writeback.as_ref().and_then(|writeback| {
             let path = &writeback.path;
@@ -41,8 +45,21 @@ impl Files {
         let kernel = [pressure.host_psi].into_iter().chain(pressure.cgroup_psi).collect();
         // A panic's message needs the program itself, and what it was loaded with.
         let read = ["/proc", "/sys/fs/cgroup"].into_iter().map(PathBuf::from);
-        Self { own, kernel, read: read.chain(std::env::current_exe()).collect() }
+        let read = read.chain(std::env::current_exe()).chain(configuration(config));
+        Self { own, kernel, read: read.collect() }
     }
+}
+
+/// What has to be readable for the configuration to be read again: the file, and its directory because an editor makes
+/// another file of that name. Only where the directory is no place for everybody's files.
+fn configuration(config: &Config) -> Vec<PathBuf> {
+    let Some(path) = &config.path else { return Vec::new() };
+    let mut paths = vec![path.clone()];
+    for path in [Some(path.clone()), path.canonicalize().ok()].into_iter().flatten() {
+        let dir = path.parent().filter(|dir| !SHARED_DIRS.iter().any(|shared| *dir == Path::new(shared)));
+        paths.extend(dir.map(Path::to_owned));
+    }
+    paths
 }
 
 /// Restricts the calling thread, and all that it starts from now on, to `files`, and to calls that some thread needs.

@@ -1,6 +1,7 @@
 //! The daemon's status, put together from what each room counts.
 
 use super::daemon::Daemon;
+use super::served::Served;
 use crate::control::api::{
     BadPage, CheckState, CheckStatus, CompressorPool, CompressorPoolState, Counters, PoolStatus,
     RunsByReason, ShrinkerStatus, Status, VmState as ApiVmState, VmStatus,
@@ -19,19 +20,20 @@ use crate::writeback::{OpenError, Writeback, WritebackState};
 
 /// What the daemon shows of itself.
 pub(super) fn of(daemon: &Daemon) -> Status {
+    let served = daemon.served();
     let mut vms = Vec::new();
     let mut metadata_bytes = daemon.store.arena().metadata_bytes();
     // Two steps: what a VMM's connection holds is never waited for under the store's list.
     let mut found = Vec::new();
     daemon.store.for_each(|name, vm| found.push((name.to_owned(), vm.clone())));
     for (name, vm) in &found {
-        vms.push(vm_status(daemon, name, vm));
+        vms.push(vm_status(&served, name, vm));
         if let VmState::Ready(pages) | VmState::Unconfigured(pages) = vm {
             metadata_bytes += pages.table().metadata_bytes();
         }
     }
     // Configured ones first, in the configuration's order.
-    let place = |vm: &VmStatus| daemon.vms.iter().position(|(config, _)| config.name == vm.name);
+    let place = |vm: &VmStatus| served.iter().position(|other| other.config.name == vm.name);
     vms.sort_by_key(|vm| place(vm).unwrap_or(usize::MAX));
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -63,7 +65,7 @@ fn pool_status(daemon: &Daemon, vms: &[VmStatus], metadata_bytes: u64) -> PoolSt
         waiting_stores: sum(|vm| vm.waiting_stores),
         full: done.full,
         stuck: stuck(shared).filter(|_| done.full).map(str::to_owned),
-        accept_threshold_percent: daemon.config.pool.accept_threshold_percent,
+        accept_threshold_percent: shared.accept_percent(),
         compressor: compressor.to_string(),
         pools: pools(daemon, &sums.objects_by_pool),
         pressure_source: daemon.pressure.as_ref().map(|monitor| monitor.source().to_string()),
@@ -217,8 +219,8 @@ pub(super) fn check(progress: scrub::Progress) -> CheckStatus {
     }
 }
 
-fn vm_status(daemon: &Daemon, name: &str, vm: &VmState) -> VmStatus {
-    let device_vm = daemon.vms.iter().find(|(config, _)| config.name == name).map(|(_, vm)| vm);
+fn vm_status(served: &[Served], name: &str, vm: &VmState) -> VmStatus {
+    let device_vm = served.iter().find(|vm| vm.config.name == name).map(|vm| &vm.device);
     let mut status = VmStatus {
         name: name.to_owned(),
         errors: device_vm.map_or(0, |vm| vm.errors()),
@@ -306,7 +308,8 @@ fn counters(held: &Held, events: &Events) -> Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::config::{Config, Layers};
+    use crate::control::socket::Sockets;
     use crate::device::vm::WaitingShare;
 
     #[test]
@@ -318,12 +321,13 @@ mod tests {
             dir.path().join("state"),
             dir.path().join("run")
         );
-        let daemon = Daemon::open(Config::parse(&text, 1 << 30).unwrap()).unwrap();
+        let layers = Layers::load(Config::parse(&text, 1 << 30).unwrap()).unwrap();
+        let daemon = Daemon::open(layers, Sockets::of_group(0)).unwrap();
         let seen = || {
             let status = of(&daemon);
             (status.pool.waiting_stores, [0, 1].map(|vm| status.vms[vm].waiting_stores))
         };
-        let mut rings = [0, 0, 1].map(|vm| WaitingShare::new(daemon.vms[vm].1.clone()));
+        let mut rings = [0, 0, 1].map(|vm| WaitingShare::new(daemon.served()[vm].device.clone()));
         for (ring, stores) in rings.iter_mut().zip([3, 4, 5]) {
             ring.set(stores);
         }

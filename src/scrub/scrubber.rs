@@ -38,6 +38,10 @@ struct Desk {
 struct Papers {
     /// The check that was asked for last.
     check: Option<Progress>,
+    /// The time for a round; `None` for no rounds.
+    period: Option<Duration>,
+    /// Whether that is another than it was.
+    period_is_new: bool,
     stop: bool,
 }
 
@@ -56,8 +60,6 @@ impl Task {
 /// The scrubber's state.
 pub struct Scrubber {
     store: Arc<Store>,
-    /// The time for a round; `None` for no rounds.
-    period: Option<Duration>,
     desk: Arc<Desk>,
     /// The check under way, by its number.
     check: Option<(u64, Task)>,
@@ -79,8 +81,10 @@ impl Scrubber {
     /// A scrubber of `store` that looks at every page once in `period`, if there is one, and at what it is told to.
     #[must_use]
     pub fn new(store: Arc<Store>, period: Option<Duration>) -> Self {
-        let (desk, scratch) = (Arc::default(), Scratch::default());
-        Self { store, period, desk, check: None, round: None, round_pages: (0, 0), scratch }
+        let desk = Arc::new(Desk::default());
+        desk.papers.lock().period = period;
+        let scratch = Scratch::default();
+        Self { store, desk, check: None, round: None, round_pages: (0, 0), scratch }
     }
 
     /// Runs it on a thread of its own.
@@ -99,11 +103,14 @@ impl Scrubber {
             let wait = self.turn();
             let mut papers = desk.papers.lock();
             let news = |papers: &Papers| {
-                papers.stop || running(papers).is_some_and(|number| self.check_number() != Some(number))
+                papers.stop
+                    || papers.period_is_new
+                    || running(papers).is_some_and(|number| self.check_number() != Some(number))
             };
             if !wait.is_zero() && !news(&papers) {
                 let _ = desk.wake.wait_for(&mut papers, wait);
             }
+            papers.period_is_new = false;
             if papers.stop {
                 return;
             }
@@ -144,7 +151,7 @@ impl Scrubber {
     #[allow(clippy::cast_precision_loss, reason = "a rate need not be exact")]
     fn round(&mut self) -> Duration {
         self.check = None;
-        let Some(period) = self.period else { return REST };
+        let Some(period) = self.desk.papers.lock().period else { return REST };
         let mut task = self.round.take().unwrap_or_else(|| Task::over(names(&self.store, None)));
         let pages: u64 = self.store.in_use().iter().map(|vm| pages_of(&vm.accounting().held)).sum();
         let (wait, seen) = self.step(&mut task, pages as f64 / period.as_secs_f64(), None);
@@ -236,6 +243,13 @@ impl Handle {
         papers.check = Some(progress.clone());
         self.desk.wake.notify_one();
         Ok(progress)
+    }
+
+    /// Changes the time for a round; `None` for no rounds.
+    pub fn set_period(&self, period: Option<Duration>) {
+        let mut papers = self.desk.papers.lock();
+        (papers.period, papers.period_is_new) = (period, true);
+        self.desk.wake.notify_one();
     }
 
     /// How far the check is that was asked for last.

@@ -91,6 +91,33 @@ pub struct Damaged {
     named: Arc<recovery::Named>,
 }
 
+/// Why a VM can't be added.
+#[derive(Debug, thiserror::Error)]
+pub enum AddError {
+    /// It is there.
+    #[error("there is a VM {0:?} already")]
+    Exists(String),
+    /// The state directory has pages of a VM of this name whose disk is another.
+    #[error(
+        "the state directory has pages of a VM {name:?} with a disk of {found} slots instead of {wanted}: give the VM \
+         the size that it had, or drop the pages first with `ballast vm clear {name}`"
+    )]
+    OtherSize {
+        /// The VM.
+        name: String,
+        /// Slots of the disk whose pages are there.
+        found: u32,
+        /// Slots that were asked for.
+        wanted: u32,
+    },
+    /// The state directory has a table of this name that can't be used.
+    #[error("{0}")]
+    Damaged(String),
+    /// Its page table can't be made.
+    #[error("a page table for the VM can't be made")]
+    Table(#[from] ClearError),
+}
+
 /// Why the pages of a VM can't be dropped.
 #[derive(Debug, thiserror::Error)]
 pub enum ClearError {
@@ -112,8 +139,8 @@ pub struct Store {
     shared: Arc<Shared>,
     dir: Mutex<StateDir>,
     vms: Mutex<BTreeMap<String, VmState>>,
-    /// The VMs that the configuration names.
-    specs: Vec<VmSpec>,
+    /// The VMs that are to be served.
+    specs: Mutex<Vec<VmSpec>>,
 }
 
 impl Store {
@@ -165,7 +192,8 @@ impl Store {
                 vms.insert(spec.name.clone(), VmState::Ready(vm));
             }
         }
-        let store = Self { config, shared, dir: Mutex::new(dir), vms: Mutex::new(vms), specs };
+        let store =
+            Self { config, shared, dir: Mutex::new(dir), vms: Mutex::new(vms), specs: Mutex::new(specs) };
         store.forget_file_if_unused()?;
         Ok(store)
     }
@@ -249,6 +277,50 @@ impl Store {
         self.in_use().iter().try_for_each(|vm| vm.table().lock())
     }
 
+    /// Serves one more VM. Pages of it that the state directory has are back.
+    ///
+    /// # Errors
+    /// When it is there already, what the state directory has of it can't be used, or its page table can't be made. One
+    /// caller at a time.
+    pub fn add(&self, spec: VmSpec) -> Result<Arc<VmStore>, AddError> {
+        let name = spec.name.clone();
+        let found = self.vms.lock().get(&name).cloned();
+        let vm = match found {
+            None => create(&mut self.dir.lock(), &spec, &self.shared)?,
+            Some(VmState::Unconfigured(vm)) if vm.slots() == spec.slots => {
+                vm.set_limits(spec.limits);
+                vm
+            }
+            Some(VmState::Unconfigured(vm)) => {
+                return Err(AddError::OtherSize { name, found: vm.slots(), wanted: spec.slots });
+            }
+            Some(VmState::Ready(_)) => return Err(AddError::Exists(name)),
+            Some(VmState::Damaged(damaged)) => return Err(AddError::Damaged(damaged.reason)),
+        };
+        self.specs.lock().push(spec);
+        self.vms.lock().insert(name, VmState::Ready(Arc::clone(&vm)));
+        Ok(vm)
+    }
+
+    /// Serves a VM no more, and drops its pages, as [`Self::clear`] does; nobody is attached to it.
+    ///
+    /// # Errors
+    /// Those of [`Self::clear`]; its pages are then kept, and the VM is one that is not configured.
+    pub fn remove(&self, name: &str) -> Result<(), ClearError> {
+        self.withdraw(name);
+        self.clear(name)
+    }
+
+    /// Serves a VM no more, but keeps its pages.
+    pub fn withdraw(&self, name: &str) {
+        self.specs.lock().retain(|spec| spec.name != name);
+        if let Some(state) = self.vms.lock().get_mut(name)
+            && let VmState::Ready(vm) = state
+        {
+            *state = VmState::Unconfigured(Arc::clone(vm));
+        }
+    }
+
     /// Drops all pages of a VM that nobody is attached to. A damaged VM comes back into service, empty; one that
     /// the configuration doesn't name is gone.
     ///
@@ -288,8 +360,9 @@ impl Store {
             }
             None => {}
         }
-        if let Some(spec) = self.specs.iter().find(|spec| spec.name == name) {
-            let created = create(&mut self.dir.lock(), spec, &self.shared);
+        let spec = self.specs.lock().iter().find(|spec| spec.name == name).cloned();
+        if let Some(spec) = spec {
+            let created = create(&mut self.dir.lock(), &spec, &self.shared);
             let vm = match &created {
                 Ok(vm) => VmState::Ready(Arc::clone(vm)),
                 Err(err) => VmState::Damaged(Damaged { reason: err.to_string(), named: Arc::default() }),

@@ -82,7 +82,19 @@ impl Shared {
     /// The marks of something that may hold `max_bytes`.
     #[must_use]
     pub fn marks(&self, max_bytes: u64) -> Marks {
-        Marks::new(max_bytes, self.accept_percent.load(Ordering::Relaxed))
+        Marks::new(max_bytes, self.accept_percent())
+    }
+
+    /// The share of a maximum below which something that was full counts as not full again, in percent.
+    #[must_use]
+    pub fn accept_percent(&self) -> u32 {
+        self.accept_percent.load(Ordering::Relaxed)
+    }
+
+    /// Changes that.
+    pub fn set_accept_percent(&self, percent: u32) {
+        self.accept_percent.store(percent, Ordering::Relaxed);
+        self.bell.ring();
     }
 
     /// What reserves may still claim, in bytes.

@@ -9,7 +9,8 @@
 //!          96 u32: all bits set once the VM's first pages (its swap header) are in place
 //!          128 the key of the VM's records in the writeback file  160 crc32c of the key u32
 //!          164 crashes in a row while working for the VM u32  168 the last one's second of the boot-time clock u32
-//! 2048   the same again but for the words at 96, 164 and 168, in case the first one is damaged
+//!          172 the second of the boot-time clock at which a VMM was connected last u32
+//! 2048   the same again but for the words at 96, 164, 168 and 172, in case the first one is damaged
 //! 4096   chunk 0: 4096 entries of 8 bytes, then 4096 ages of 4 bytes
 //! 53248  chunk 1, and so on
 //! ```
@@ -41,6 +42,7 @@ const KEY_BYTES: usize = 32;
 const KEY_CHECKSUM_AT: usize = KEY_AT + KEY_BYTES;
 const CRASHES_AT: u64 = 164;
 const LAST_CRASH_AT: u64 = 168;
+const LAST_CONNECTED_AT: u64 = 172;
 const COPY_AT: usize = PAGE_SIZE / 2;
 /// The longest name of a VM, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
@@ -49,6 +51,13 @@ pub const NAME_BYTES_MAX: usize = 64;
 pub const CHUNK_SLOTS: usize = 4096;
 const ENTRIES_BYTES: u64 = CHUNK_SLOTS as u64 * 8;
 const CHUNK_BYTES: u64 = ENTRIES_BYTES + CHUNK_SLOTS as u64 * 4;
+
+/// The second of the boot-time clock that it is.
+#[must_use]
+pub fn seconds_since_boot() -> u32 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    u32::try_from(now.tv_sec).unwrap_or(u32::MAX)
+}
 
 /// One VM's page table.
 pub struct Table {
@@ -232,6 +241,17 @@ impl Table {
         self.mapping.half_word(INITIALISED_AT).store(u32::MAX, Ordering::Release);
     }
 
+    /// The second of the boot-time clock at which a VMM was connected last; 0 when that is not known.
+    #[must_use]
+    pub fn last_connected(&self) -> u32 {
+        self.mapping.half_word(LAST_CONNECTED_AT).load(Ordering::Relaxed)
+    }
+
+    /// Notes that a VMM is connected at this second.
+    pub fn note_connected(&self, now_seconds: u32) {
+        self.mapping.half_word(LAST_CONNECTED_AT).store(now_seconds.max(1), Ordering::Relaxed);
+    }
+
     /// How often the daemon has ended itself while it worked for the VM.
     #[must_use]
     pub fn crashes(&self) -> Crashes<'_> {
@@ -390,6 +410,14 @@ pub struct Record<'table> {
     pub age: &'table HalfWord,
     /// The generation, which changes with every published entry, and the pool that made the object (see `vm`).
     pub tag: &'table AtomicU32,
+}
+
+impl Record<'_> {
+    /// Whether there is anything in the slot.
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        self.entry.load(Ordering::Relaxed) != 0
+    }
 }
 
 #[cfg(test)]

@@ -1,15 +1,20 @@
-//! What may be changed while the daemon runs. It lasts until the next start, which reads the configuration again.
+//! What may be changed while the daemon runs. It is remembered, and lies over the configuration, unless it is only for as
+//! long as the daemon runs.
 
 use std::ops::RangeInclusive;
 
-use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
-use crate::config::{LIMIT_BYTES, VmConfig, WEIGHT, known_vms, reserves_max_bytes};
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+use utoipa::ToSchema;
+
+use crate::config::{self, LIMIT_BYTES, VmConfig, WEIGHT, known_vms, reserves_max_bytes};
 use crate::ids::Bytes;
 use crate::store::codec::Compressor;
 
 /// `POST /api/v1/vms/NAME`: what is to be another, and the rest stays. The answer is the VM's status.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmChange {
     /// Most pool bytes that it may hold.
@@ -24,9 +29,36 @@ pub struct VmChange {
     /// Whether its pages may move to the writeback file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writeback: Option<bool>,
+    /// How long after a VMM was connected last its pages are dropped; 0 for never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clear_after_seconds: Option<u64>,
+    /// Whether the change is forgotten when the daemon starts again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub runtime: bool,
+    /// Whether what was changed before is forgotten first: the VM is as the configuration file has it, or as it was added.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forget: bool,
+}
+
+/// How long after its last connection a VM is cleared, as the configuration would have it; 0 for never.
+pub(super) fn clear_after(seconds: u64) -> Value {
+    config::duration((seconds > 0).then(|| Duration::from_secs(seconds)))
 }
 
 impl VmChange {
+    /// The keys that a configuration would have for it.
+    #[must_use]
+    pub fn keys(&self) -> Table {
+        let keys = [
+            ("limit", self.limit_bytes.map(config::size)),
+            ("reserve", self.reserve_bytes.map(config::size)),
+            ("weight", self.weight.map(|weight| Value::Integer(weight.into()))),
+            ("writeback", self.writeback.map(Value::Boolean)),
+            ("clear_after", self.clear_after_seconds.map(clear_after)),
+        ];
+        keys.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+    }
+
     /// The VM after this change, when it was `vm` before; the same holds as for the configuration.
     ///
     /// # Errors
@@ -67,7 +99,11 @@ impl VmChange {
             });
         }
         let writeback = self.writeback.unwrap_or(vm.writeback);
-        Ok(VmConfig { limit_bytes, reserve_bytes, weight, writeback, ..vm.clone() })
+        let clear_after = match self.clear_after_seconds {
+            None => vm.clear_after,
+            Some(seconds) => Some(Duration::from_secs(seconds)).filter(|after| !after.is_zero()),
+        };
+        Ok(VmConfig { limit_bytes, reserve_bytes, weight, writeback, clear_after, ..vm.clone() })
     }
 }
 
@@ -84,15 +120,43 @@ fn check<T: PartialOrd + std::fmt::Display>(
 }
 
 /// `POST /api/v1/pool`: a new current pool. The answer is the pool's status.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PoolChange {
-    /// What new pages are compressed with.
-    #[serde(with = "compressor")]
-    pub compressor: Compressor,
+    /// What new pages are compressed with: `lz4`, `zstd` or `zstd:LEVEL`; what the configuration file says when it is left
+    /// out, and nothing is remembered any more.
+    #[serde(default, with = "compressor", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub compressor: Option<Compressor>,
     /// Whether the pages that are there are compressed again, a few at a time.
     #[serde(default)]
     pub recompress: bool,
+    /// Whether the change is forgotten when the daemon starts again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub runtime: bool,
+    /// Must be there for a change that names no compressor.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forget: bool,
+}
+
+impl PoolChange {
+    /// A change to this compressor that is remembered.
+    #[must_use]
+    pub fn to(compressor: Compressor) -> Self {
+        Self { compressor: Some(compressor), recompress: false, runtime: false, forget: false }
+    }
+
+    /// This change, if it says what it is.
+    ///
+    /// # Errors
+    /// [`SetError::Invalid`] when it names no compressor and isn't to forget one, or both.
+    pub fn checked(self) -> Result<Self, SetError> {
+        if self.compressor.is_some() != self.forget {
+            return Ok(self);
+        }
+        let message = "either `compressor` must be there, or `forget` be true".to_owned();
+        Err(SetError::Invalid { message })
+    }
 }
 
 /// A compressor as the text that the configuration has for it.
@@ -101,12 +165,22 @@ mod compressor {
 
     use crate::store::codec::Compressor;
 
-    pub(super) fn serialize<S: Serializer>(value: &Compressor, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(value)
+    #[allow(clippy::ref_option, reason = "serde asks for this")]
+    pub(super) fn serialize<S: Serializer>(
+        value: &Option<Compressor>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(compressor) => serializer.collect_str(compressor),
+            None => serializer.serialize_none(),
+        }
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Compressor, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Compressor>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| text.parse().map_err(de::Error::custom)).transpose()
     }
 }
 
@@ -120,6 +194,12 @@ pub enum SetError {
         name: String,
         /// What exists.
         known: Vec<String>,
+    },
+    /// What there is stands against it (409).
+    #[error("{message}")]
+    Conflict {
+        /// What does, and what to do.
+        message: String,
     },
     /// What was asked for isn't allowed (400).
     #[error("{message}")]
@@ -190,7 +270,7 @@ mod tests {
         assert_eq!(serde_json::to_string(&change).unwrap(), r#"{"weight":7}"#);
         assert!(serde_json::from_str::<VmChange>(r#"{"wieght":7}"#).is_err());
         let change: PoolChange = serde_json::from_str(r#"{"compressor":"zstd:3"}"#).unwrap();
-        assert_eq!(change, PoolChange { compressor: Compressor::Zstd(3), recompress: false });
+        assert_eq!(change, PoolChange::to(Compressor::Zstd(3)));
         assert_eq!(serde_json::to_string(&change).unwrap(), r#"{"compressor":"zstd:3","recompress":false}"#);
         let error = serde_json::from_str::<PoolChange>(r#"{"compressor":"gzip"}"#).unwrap_err().to_string();
         assert!(error.contains("\"gzip\" is not a compressor"), "{error}");

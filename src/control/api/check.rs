@@ -2,9 +2,10 @@
 //! on without that, and ends when another is begun.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// `POST /api/v1/check`: what is to be looked at. The answer is the [`CheckStatus`] of a check that begins.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CheckOrder {
     /// The only VM; all of them when it is left out.
@@ -18,7 +19,7 @@ pub struct CheckOrder {
 pub const CHECK_RATE_BYTES_MIN: u64 = 1 << 20;
 
 /// `GET /api/v1/check`: the check that was begun last.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct CheckStatus {
     /// Tells this check from the one before.
@@ -57,7 +58,7 @@ impl CheckStatus {
 }
 
 /// Whether a check is under way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckState {
     /// It is.
@@ -68,7 +69,7 @@ pub enum CheckState {
 }
 
 /// A page that can't be read.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct BadPage {
     /// Whose.

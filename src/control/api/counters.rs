@@ -3,9 +3,10 @@
 use std::iter::Sum;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// One counter for each thing that can happen, since the daemon started; by zswap's names where it has them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Counters {
     /// Stores that found the pool at its maximum.
@@ -72,7 +73,7 @@ impl Sum for Counters {
 }
 
 /// One bucket of a histogram.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Bucket {
     /// The largest value that it counts, a power of two; the bucket before it counts the smaller ones.
     pub le: u64,

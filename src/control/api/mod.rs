@@ -4,17 +4,22 @@
 mod change;
 mod check;
 mod counters;
+mod reload;
 mod status;
+mod vm;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 pub use self::change::{PoolChange, SetError, VmChange};
 pub use self::check::{BadPage, CHECK_RATE_BYTES_MIN, CheckOrder, CheckState, CheckStatus};
 pub use self::counters::{Bucket, Counters, buckets};
+pub use self::reload::{Change, ChangeOutcome, MigrationName, ReloadReport, Reloading, SettingValue};
 pub use self::status::{
     CompressorPool, CompressorPoolState, PoolStatus, RunsByReason, ShrinkerStatus, Status, VmState, VmStatus,
     WritebackState, WritebackStatus,
 };
+pub use self::vm::{Clearing, NewVm, Removal, Setting, SettingSource, VmDetails, VmList, VmRemoved};
 use crate::config::known_vms;
 
 /// `GET`: a [`Status`].
@@ -26,8 +31,18 @@ pub const POOL_PATH: &str = "/api/v1/pool";
 /// `POST` of a [`CheckOrder`] begins a check; `GET` says how far the last one is. Both give a [`CheckStatus`].
 pub const CHECK_PATH: &str = "/api/v1/check";
 
+/// `GET`: a [`VmList`]. Below it, by its name, a VM: `GET` gives its [`VmDetails`], `PUT` of a [`NewVm`] adds it, `POST` of
+/// a [`VmChange`] changes it, `DELETE` with a [`Removal`] removes it.
+pub const VMS_PATH: &str = "/api/v1/vms";
+
+/// `POST` with a [`Reloading`] reads the configuration again: a [`ReloadReport`].
+pub const RELOAD_PATH: &str = "/api/v1/reload";
+
+/// `GET`: the description of all this, in the form of OpenAPI 3.1.
+pub const OPENAPI_PATH: &str = "/api/v1/openapi.json";
+
 /// The body of every answer that isn't a success.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
     /// What went wrong, for people.
     pub error: String,
@@ -49,7 +64,8 @@ pub enum ClearError {
     },
     /// It is running (409).
     #[error(
-        "a VMM is connected to the VM {name:?}: power it off first, its swap would turn to zeros under it"
+        "a VMM is connected to the VM {name:?}: power it off first, its swap would turn to zeros under it; or hang up on \
+         it with --force"
     )]
     Connected {
         /// The VM.
@@ -68,13 +84,37 @@ pub trait Host: Send + Sync {
     /// The daemon as it is now.
     fn status(&self) -> Status;
 
+    /// All that is known of one VM.
+    ///
+    /// # Errors
+    /// When there is no such VM.
+    fn vm(&self, name: &str) -> Result<VmDetails, SetError>;
+
+    /// Adds a VM and serves it; gives it as it is then.
+    ///
+    /// # Errors
+    /// When there is one of that name, what it is to be isn't allowed, or it went wrong.
+    fn add_vm(&self, name: &str, vm: NewVm) -> Result<VmDetails, SetError>;
+
+    /// Removes a VM, with its socket and its pages. May take a while.
+    ///
+    /// # Errors
+    /// When there is no such VM, it is connected or holds pages, it is the configuration file's, or it went wrong.
+    fn remove_vm(&self, name: &str, removal: Removal) -> Result<VmRemoved, SetError>;
+
+    /// Reads the configuration again and goes by it as far as a running daemon can.
+    ///
+    /// # Errors
+    /// When the configuration is refused; nothing is changed then.
+    fn reload(&self, reloading: Reloading) -> Result<ReloadReport, SetError>;
+
     /// Drops all pages of a powered-off VM and gives it a fresh swap header. May take a while.
     ///
     /// # Errors
     /// When there is no such VM, when it is connected, or when it went wrong.
-    fn clear_vm(&self, name: &str) -> Result<(), ClearError>;
+    fn clear_vm(&self, name: &str, clearing: Clearing) -> Result<(), ClearError>;
 
-    /// Changes a VM's share of the pool, until the daemon starts again; gives the VM as it is then.
+    /// Changes a VM's share of the pool; gives the VM as it is then.
     ///
     /// # Errors
     /// When there is no such VM, when the change isn't allowed, or when it went wrong.
@@ -86,7 +126,7 @@ pub trait Host: Send + Sync {
     /// When there is no such VM, or it is out of service.
     fn release_vm(&self, name: &str) -> Result<VmStatus, SetError>;
 
-    /// Changes what new pages are compressed with, until the daemon starts again; gives the pool as it is then.
+    /// Changes what new pages are compressed with; gives the pool as it is then.
     ///
     /// # Errors
     /// When it went wrong.

@@ -1,11 +1,12 @@
 //! The daemon as `GET /api/v1/status` shows it. What a daemon doesn't know yet is zero or null to a newer client.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::counters::{Bucket, Counters};
 
 /// `GET /api/v1/status`: the daemon as it is now.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Status {
     /// The daemon's version.
@@ -23,7 +24,7 @@ pub struct Status {
 }
 
 /// The memory that all VMs share.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct PoolStatus {
     /// Most bytes that the arena may take.
@@ -69,7 +70,7 @@ pub struct PoolStatus {
 }
 
 /// What one compressor made, and is still held.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct CompressorPool {
     /// The compressor, as in the configuration.
@@ -81,7 +82,7 @@ pub struct CompressorPool {
 }
 
 /// Whether new pages go to a pool.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CompressorPoolState {
     /// They do.
@@ -103,7 +104,7 @@ impl CompressorPoolState {
 }
 
 /// What takes pages out of the pool, since the daemon started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct ShrinkerStatus {
     /// Its runs, by what they were for.
@@ -125,7 +126,7 @@ pub struct ShrinkerStatus {
 }
 
 /// Runs of the shrinker, by what they were for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct RunsByReason {
     /// The pool was at its maximum, or near it.
@@ -139,7 +140,7 @@ pub struct RunsByReason {
 }
 
 /// The file that pages move to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct WritebackStatus {
     /// Whether pages can move to it.
@@ -183,7 +184,7 @@ pub struct WritebackStatus {
 }
 
 /// Whether pages can move to the writeback file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WritebackState {
     /// They can.
@@ -217,7 +218,7 @@ impl WritebackState {
 }
 
 /// One VM.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct VmStatus {
     /// Its name.
@@ -275,7 +276,7 @@ pub struct VmStatus {
 }
 
 /// Whether a VM's device is served.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum VmState {
     /// It is.

@@ -1,8 +1,9 @@
 //! The daemon's side of the control socket: axum on one thread of its own, so that no client ever takes time from the
-//! threads that serve pages. Knows the daemon as [`Host`]. Stops when its handle is dropped, and takes the
+//! threads that serve pages. Knows the daemon as [`Host`]; what it answers to is in [`routes`]. Stops when its handle is dropped, and takes the
 //! socket's file along.
 
 mod bounded;
+mod routes;
 
 use std::fs;
 use std::io;
@@ -12,23 +13,18 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use axum::body::Bytes;
 use axum::extract::connect_info::{ConnectInfo, Connected};
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use axum::serve::IncomingStream;
-use axum::{Json, Router};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use axum::{Extension, Json, Router};
 use tokio::sync::oneshot;
 
 use self::bounded::Bounded;
 use super::access::Access;
-use super::api::{CHECK_PATH, ClearError, ErrorBody, Host, POOL_PATH, STATUS_PATH, SetError};
+use super::api::{ErrorBody, Host};
 use crate::threads::{self, Role};
 
 /// How long a stop waits for answers that are under way.
@@ -55,7 +51,9 @@ impl Server {
     ///
     /// # Errors
     /// When the thread or its event loop can't be made.
-    pub fn start(listener: UnixListener, access: Access, host: Arc<dyn Host>) -> io::Result<Self> {
+    pub fn start(listener: Arc<UnixListener>, access: Access, host: Arc<dyn Host>) -> io::Result<Self> {
+        // Systemd's is kept by others, too.
+        let listener = Arc::try_unwrap(listener).or_else(|shared| shared.try_clone())?;
         let path = listener.local_addr()?.as_pathname().map(ToOwned::to_owned);
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -129,13 +127,9 @@ async fn let_in(
 }
 
 fn router(host: Arc<dyn Host>, access: Access) -> Router {
-    Router::new()
-        .route(STATUS_PATH, get(status))
-        .route(POOL_PATH, post(set_pool))
-        .route(CHECK_PATH, post(begin_check).get(check))
-        .route("/api/v1/vms/{name}", post(set_vm))
-        .route("/api/v1/vms/{name}/clear", post(clear_vm))
-        .route("/api/v1/vms/{name}/release", post(release_vm))
+    let (router, description) = routes::described().split_for_parts();
+    router
+        .layer(Extension(routes::Description::of(&description)))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
             failure(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method")
@@ -143,93 +137,6 @@ fn router(host: Arc<dyn Host>, access: Access) -> Router {
         .layer(DefaultBodyLimit::max(CHANGE_BYTES_MAX))
         .layer(middleware::from_fn_with_state(access, let_in))
         .with_state(host)
-}
-
-async fn status(State(host): State<Arc<dyn Host>>) -> Response {
-    // The host takes locks, which has no place on an event loop.
-    match tokio::task::spawn_blocking(move || host.status()).await {
-        Ok(status) => Json(status).into_response(),
-        Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
-    }
-}
-
-async fn clear_vm(State(host): State<Arc<dyn Host>>, Path(name): Path<String>) -> Response {
-    let outcome = tokio::task::spawn_blocking(move || host.clear_vm(&name)).await;
-    let error = match outcome {
-        Ok(Ok(())) => return Json(serde_json::json!({})).into_response(),
-        Ok(Err(error)) => error,
-        Err(error) => ClearError::Failed { message: error.to_string() },
-    };
-    let message = error.to_string();
-    match error {
-        ClearError::Unknown { known, .. } => unknown(message, known),
-        ClearError::Connected { .. } => failure(StatusCode::CONFLICT, &message),
-        ClearError::Failed { .. } => failure(StatusCode::INTERNAL_SERVER_ERROR, &message),
-    }
-}
-
-async fn set_vm(
-    State(host): State<Arc<dyn Host>>,
-    Path(name): Path<String>,
-    body: Result<Bytes, BytesRejection>,
-) -> Response {
-    set(body, move |change| host.set_vm(&name, change)).await
-}
-
-async fn set_pool(State(host): State<Arc<dyn Host>>, body: Result<Bytes, BytesRejection>) -> Response {
-    set(body, move |change| host.set_pool(change)).await
-}
-
-async fn release_vm(State(host): State<Arc<dyn Host>>, Path(name): Path<String>) -> Response {
-    change(move || host.release_vm(&name)).await
-}
-
-async fn begin_check(State(host): State<Arc<dyn Host>>, body: Result<Bytes, BytesRejection>) -> Response {
-    set(body, move |order| host.begin_check(order)).await
-}
-
-async fn check(State(host): State<Arc<dyn Host>>) -> Response {
-    match tokio::task::spawn_blocking(move || host.check()).await {
-        Ok(Some(status)) => Json(status).into_response(),
-        Ok(None) => failure(StatusCode::NOT_FOUND, "no check was begun since the daemon started"),
-        Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
-    }
-}
-
-/// Makes the change that the body describes, and answers with what it led to.
-async fn set<C: DeserializeOwned + Send + 'static, S: Serialize + Send + 'static>(
-    body: Result<Bytes, BytesRejection>,
-    apply: impl FnOnce(C) -> Result<S, SetError> + Send + 'static,
-) -> Response {
-    // Whatever content type it claims to be: `curl -d` says that JSON is a form.
-    let wanted = match body.map(|body| serde_json::from_slice(&body)) {
-        Ok(Ok(wanted)) => wanted,
-        Ok(Err(error)) => {
-            return failure(StatusCode::BAD_REQUEST, &format!("the body is no such change: {error}"));
-        }
-        Err(rejection) => return failure(rejection.status(), &rejection.body_text()),
-    };
-    change(move || apply(wanted)).await
-}
-
-async fn change<S: Serialize + Send + 'static>(
-    apply: impl FnOnce() -> Result<S, SetError> + Send + 'static,
-) -> Response {
-    let error = match tokio::task::spawn_blocking(apply).await {
-        Ok(Ok(status)) => return Json(status).into_response(),
-        Ok(Err(error)) => error,
-        Err(error) => SetError::Failed { message: error.to_string() },
-    };
-    let message = error.to_string();
-    match error {
-        SetError::Unknown { known, .. } => unknown(message, known),
-        SetError::Invalid { .. } => failure(StatusCode::BAD_REQUEST, &message),
-        SetError::Failed { .. } => failure(StatusCode::INTERNAL_SERVER_ERROR, &message),
-    }
-}
-
-fn unknown(error: String, known: Vec<String>) -> Response {
-    (StatusCode::NOT_FOUND, Json(ErrorBody { error, known: Some(known) })).into_response()
 }
 
 fn failure(status: StatusCode, error: &str) -> Response {

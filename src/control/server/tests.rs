@@ -3,8 +3,13 @@
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
+use hyper::body::Bytes;
+use serde_json::Value;
+
 use super::super::api::{
-    CheckOrder, CheckState, CheckStatus, PoolChange, PoolStatus, Status, VmChange, VmStatus,
+    CHECK_PATH, CheckOrder, CheckState, CheckStatus, ClearError, Clearing, NewVm, OPENAPI_PATH, POOL_PATH,
+    PoolChange, PoolStatus, RELOAD_PATH, ReloadReport, Reloading, Removal, STATUS_PATH, SetError, Status,
+    VMS_PATH, VmChange, VmDetails, VmRemoved, VmStatus,
 };
 use super::super::check;
 use super::super::client::{Client, ClientError};
@@ -20,8 +25,33 @@ impl Host for FakeHost {
         Status { version: "1".to_owned(), vms, ..Status::default() }
     }
 
-    fn clear_vm(&self, name: &str) -> Result<(), ClearError> {
+    fn vm(&self, name: &str) -> Result<VmDetails, SetError> {
+        self.add_vm(name, NewVm::default())
+    }
+
+    fn add_vm(&self, name: &str, vm: NewVm) -> Result<VmDetails, SetError> {
         match name {
+            "web1" => Ok(VmDetails {
+                status: VmStatus { size_bytes: vm.size_bytes, ..VmStatus::default() },
+                ..VmDetails::default()
+            }),
+            "idle" => Err(SetError::Conflict { message: "it is there".to_owned() }),
+            _ => Err(SetError::Unknown { name: name.to_owned(), known: known() }),
+        }
+    }
+
+    fn remove_vm(&self, name: &str, removal: Removal) -> Result<VmRemoved, SetError> {
+        let Removal { force, runtime } = removal;
+        Ok(VmRemoved { removed: name.to_owned(), dropped_pages: force.into(), returns: runtime })
+    }
+
+    fn reload(&self, reloading: Reloading) -> Result<ReloadReport, SetError> {
+        Ok(ReloadReport { check: reloading.check, ..ReloadReport::default() })
+    }
+
+    fn clear_vm(&self, name: &str, clearing: Clearing) -> Result<(), ClearError> {
+        match name {
+            "web1" if clearing.force => Ok(()),
             "idle" => Ok(()),
             "web1" => Err(ClearError::Connected { name: name.to_owned() }),
             "bad" => Err(ClearError::Failed { message: "the disk is on fire".to_owned() }),
@@ -49,7 +79,7 @@ impl Host for FakeHost {
     }
 
     fn set_pool(&self, change: PoolChange) -> Result<PoolStatus, SetError> {
-        let compressor = format!("{} {}", change.compressor, change.recompress);
+        let compressor = format!("{:?} {}", change.compressor, change.recompress);
         Ok(PoolStatus { compressor, ..PoolStatus::default() })
     }
 
@@ -99,8 +129,9 @@ fn the_client_gets_the_status_that_the_host_gave() {
 fn a_clear_ends_as_the_host_says() {
     let (_dir, path, _server) = started();
     let client = Client::new(path).unwrap();
-    client.clear_vm("idle").unwrap();
-    let refusal = |name: &str| refused(client.clear_vm(name));
+    client.clear_vm("idle", Clearing::default()).unwrap();
+    client.clear_vm("web1", Clearing { force: true }).unwrap();
+    let refusal = |name: &str| refused(client.clear_vm(name, Clearing::default()));
     let (status, message) = refusal("web1");
     assert!(status == 409 && message.contains("power it off"), "{message}");
     assert_eq!(refusal("bad"), (500, "the disk is on fire".to_owned()));
@@ -118,8 +149,9 @@ fn a_change_goes_to_the_host_and_its_answer_comes_back() {
     let change = VmChange { weight: Some(7), ..VmChange::default() };
     let vm = client.set_vm("web1", change).unwrap();
     assert_eq!((vm.limit_bytes, vm.weight, vm.writeback), (1, 7, true));
-    let pool = client.set_pool(PoolChange { compressor: Compressor::Zstd(3), recompress: true }).unwrap();
-    assert_eq!(pool.compressor, "zstd:3 true");
+    let pool =
+        client.set_pool(PoolChange { recompress: true, ..PoolChange::to(Compressor::Zstd(3)) }).unwrap();
+    assert_eq!(pool.compressor, "Some(Zstd(3)) true");
     assert_eq!(refused(client.set_vm("idle", change)), (400, "too much".to_owned()));
     assert_eq!(refused(client.set_vm("bad", change)), (500, "the disk is on fire".to_owned()));
     for name in ["nobody", "clear/", "a b/\u{e9}?x"] {
@@ -138,6 +170,8 @@ fn a_body_that_is_no_change_is_refused_with_the_reason() {
         ("/api/v1/vms/web1", "{", "EOF"),
         ("/api/v1/vms/web1", "7", "invalid type"),
         ("/api/v1/vms/web1", r#"{"limit": 1}"#, "`limit_bytes`"),
+        ("/api/v1/vms/web1", r#"{"wieght": 1}"#, "did you mean `weight`?"),
+        (POOL_PATH, r#"{"compressor": "lz4", "forget": true}"#, "`forget`"),
         ("/api/v1/vms/web1", r#"{"weight": -1}"#, "-1"),
         (POOL_PATH, "{}", "`compressor`"),
         (POOL_PATH, r#"{"compressor": "gzip"}"#, "is not a compressor"),
@@ -146,6 +180,64 @@ fn a_body_that_is_no_change_is_refused_with_the_reason() {
         let answer: ErrorBody = serde_json::from_slice(&answer).unwrap();
         assert!(given == 400 && answer.error.contains(part), "{given}: {}", answer.error);
     }
+}
+
+#[test]
+fn vms_come_and_go_as_the_host_says() {
+    let (_dir, path, _server) = started();
+    let client = Client::new(path).unwrap();
+    assert_eq!(client.vms().unwrap().vms, FakeHost.status().vms);
+    let vm = NewVm { size_bytes: 7, ..NewVm::default() };
+    assert_eq!(client.add_vm("web1", &vm).unwrap().status.size_bytes, 7);
+    assert_eq!(refused(client.add_vm("idle", &vm)), (409, "it is there".to_owned()));
+    assert_eq!(refused(client.vm("nobody")).0, 404);
+    let removed = client.remove_vm("a b", Removal { force: true, runtime: false }).unwrap();
+    assert_eq!(removed, VmRemoved { removed: "a b".to_owned(), dropped_pages: 1, returns: false });
+    assert!(client.reload(Reloading { check: true }).unwrap().check);
+    let (status, body) = client.request("DELETE", "/api/v1/vms/a?froce=true", Bytes::new()).unwrap();
+    let error: ErrorBody = serde_json::from_slice(&body).unwrap();
+    assert!(status == 400 && error.error.contains("did you mean `force`?"), "{}", error.error);
+}
+
+/// Whether the server knows a path, and whether it knows the method there.
+fn answers(client: &Client, method: &str, path: &str) -> bool {
+    let (status, body) = client.request(method, path, Bytes::new()).unwrap();
+    let said = String::from_utf8_lossy(&body);
+    status != 405 && !said.contains("there is nothing at this path")
+}
+
+#[test]
+fn the_description_has_every_path_that_is_answered_and_no_other() {
+    let (_dir, path, _server) = started();
+    let client = Client::new(path).unwrap();
+    let (status, body) = client.request("GET", OPENAPI_PATH, Bytes::new()).unwrap();
+    let description: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!((status, description["openapi"].as_str()), (200, Some("3.1.0")));
+    let paths = description["paths"].as_object().unwrap();
+    for path in [STATUS_PATH, POOL_PATH, CHECK_PATH, VMS_PATH, RELOAD_PATH, OPENAPI_PATH] {
+        assert!(paths.contains_key(path), "{path}");
+    }
+    let methods = ["GET", "PUT", "POST", "DELETE", "PATCH", "OPTIONS"];
+    let mut described = 0;
+    for (path, operations) in paths {
+        let operations = operations.as_object().unwrap();
+        for method in methods {
+            let is_described = operations.contains_key(&method.to_lowercase());
+            described += usize::from(is_described);
+            assert_eq!(
+                answers(&client, method, &path.replace("{name}", "web1")),
+                is_described,
+                "{method} {path}"
+            );
+        }
+        for (method, operation) in operations {
+            assert!(operation["summary"].is_string(), "{method} {path} says what it is for");
+            let answers = operation["responses"].as_object().unwrap();
+            assert!(answers.keys().any(|status| status.starts_with('2')), "{method} {path}");
+            assert!(answers.contains_key("default") || path == OPENAPI_PATH, "{method} {path}");
+        }
+    }
+    assert_eq!(described, 13);
 }
 
 #[test]

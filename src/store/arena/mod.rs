@@ -40,7 +40,7 @@ pub struct Arena {
     region_bytes: u64,
     /// Bytes of backed spans, against which the maximum is held. Changes once per span, not per object.
     used_bytes: AtomicU64,
-    max_bytes: u64,
+    max_bytes: AtomicU64,
 }
 
 /// A place for one object that nobody else has: write it, then publish its offset in an entry or free it.
@@ -102,7 +102,7 @@ impl Arena {
             regions,
             region_bytes,
             used_bytes: AtomicU64::new(0),
-            max_bytes,
+            max_bytes: AtomicU64::new(max_bytes),
         })
     }
 
@@ -286,7 +286,12 @@ impl Arena {
     /// The most bytes that spans may use.
     #[must_use]
     pub fn max_bytes(&self) -> u64 {
-        self.max_bytes
+        self.max_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Changes that. Who is above it shrinks in the background.
+    pub fn set_max_bytes(&self, max_bytes: u64) {
+        self.max_bytes.store(max_bytes, Ordering::Relaxed);
     }
 
     /// Recounts the spans and objects of all regions and compares with the running numbers.

@@ -15,7 +15,7 @@ pub fn run(bytes: &[u8]) {
             let names_key = key.chars().next().is_some_and(|first| first.is_alphanumeric() || first == '[');
             assert!(names_key && err.to_string().starts_with(key.as_str()), "{err}");
         }
-        Err(err @ ConfigError::Syntax(_)) => assert!(!err.to_string().is_empty()),
+        Err(err @ ConfigError::Syntax { .. }) => assert!(!err.to_string().is_empty()),
         Err(err) => panic!("a text is no file: {err}"),
     }
 }

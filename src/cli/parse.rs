@@ -1,0 +1,40 @@
+//! Values of options that clap doesn't know: sizes, durations and numbers in their ranges.
+
+use std::time::Duration;
+
+use ballast::config::{LIMIT_BYTES, WEIGHT, parse_duration};
+use ballast::control::api::CHECK_RATE_BYTES_MIN;
+use ballast::ids::{Bytes, ParseBytesError};
+
+pub fn limit(text: &str) -> Result<Bytes, String> {
+    let limit: Bytes = text.parse().map_err(|error: ParseBytesError| error.to_string())?;
+    let (least, most) = (Bytes(*LIMIT_BYTES.start()), Bytes(*LIMIT_BYTES.end()));
+    if LIMIT_BYTES.contains(&limit.0) { Ok(limit) } else { Err(format!("must be from {least} to {most}")) }
+}
+
+pub fn rate(text: &str) -> Result<Bytes, String> {
+    let rate: Bytes = text.parse().map_err(|error: ParseBytesError| error.to_string())?;
+    let least = Bytes(CHECK_RATE_BYTES_MIN);
+    if rate >= least { Ok(rate) } else { Err(format!("must be at least {least}")) }
+}
+
+pub fn weight(text: &str) -> Result<u32, String> {
+    let weight = text.parse().ok().filter(|weight| WEIGHT.contains(weight));
+    weight.ok_or_else(|| format!("must be a whole number from {} to {}", WEIGHT.start(), WEIGHT.end()))
+}
+
+/// A size as the disk of a VM has it: a number alone is more likely a unit that was forgotten than so many bytes.
+pub fn size(text: &str) -> Result<Bytes, String> {
+    if text.bytes().all(|byte| byte.is_ascii_digit()) && !text.is_empty() {
+        return Err(format!("{text} has no unit: write \"{text}GiB\", or \"{text}B\" for so many bytes"));
+    }
+    text.parse().map_err(|error: ParseBytesError| error.to_string())
+}
+
+/// A duration, in seconds; 0 for never.
+pub fn seconds(text: &str) -> Result<u64, String> {
+    let duration = if text == "never" { Some(Duration::ZERO) } else { parse_duration(text) };
+    let duration = duration.filter(|duration| text == "never" || !duration.is_zero());
+    let allowed = || "must be a whole number and s, m, h or d, for example \"30d\", or \"never\"".to_owned();
+    duration.map(|duration| duration.as_secs()).ok_or_else(allowed)
+}

@@ -1,0 +1,202 @@
+//! What concerns one VM.
+
+use ballast::control::api::{Clearing, MigrationName, NewVm, Removal, VmChange};
+use ballast::control::vm_args::{self, Guest, MEMORY_DEFAULT, Vmm};
+use ballast::control::{listing, table};
+use ballast::ids::Bytes;
+use clap::{Args, Subcommand};
+
+use super::{Global, parse};
+
+#[derive(Debug, Subcommand)]
+pub enum VmCommand {
+    /// Add a VM: its socket is there at once, and the others notice nothing.
+    Add(AddArgs),
+    /// Remove a VM, with its socket and its pages.
+    Remove {
+        /// The VM.
+        name: String,
+        /// Also one that is connected, whose VMM is hung up on, or that holds pages, which are dropped.
+        #[arg(long)]
+        force: bool,
+        /// Only until the daemon starts again; a VM of the configuration is also back with the next reload.
+        #[arg(long)]
+        runtime: bool,
+    },
+    /// Show all VMs.
+    List,
+    /// Show one VM, and where each of its values comes from.
+    Show {
+        /// The VM.
+        name: String,
+    },
+    /// Print the arguments that a VMM needs, ready to be pasted into a shell.
+    Args(VmArgsArgs),
+    /// Change a VM, which is remembered and goes before the configuration's values.
+    Set(SetArgs),
+    /// Drop all pages of a powered-off VM.
+    Clear {
+        /// The VM.
+        name: String,
+        /// Also one that is connected: its VMM is hung up on.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Let the VMM of a quarantined VM attach again; the VM's pages are still there.
+    Release {
+        /// The VM.
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct AddArgs {
+    /// The VM: 1 to 64 letters, digits, dots, underscores and dashes.
+    name: String,
+    /// The disk that the guest sees.
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    size: Bytes,
+    #[command(flatten)]
+    share: Share,
+    /// Virtqueues; a VM has no use for more than it has vCPUs.
+    #[arg(long, value_name = "N")]
+    queues: Option<u16>,
+    /// Where its guest may move to while it runs.
+    #[arg(long, value_name = "none|same-host", value_enum, hide_possible_values = true)]
+    migration: Option<MigrationName>,
+    /// What the guest's fstab calls the disk.
+    #[arg(long)]
+    label: Option<String>,
+    /// The disk's UUID.
+    #[arg(long)]
+    uuid: Option<String>,
+    /// Forget the VM when the daemon starts again; its pages are kept then.
+    #[arg(long)]
+    runtime: bool,
+}
+
+/// What can be changed while the VM is served.
+#[derive(Debug, Args)]
+struct Share {
+    /// Most pool bytes that it may hold.
+    #[arg(long, value_name = "SIZE", value_parser = parse::limit)]
+    limit: Option<Bytes>,
+    /// Pool bytes that it keeps whatever the others need; at most its limit.
+    #[arg(long, value_name = "SIZE")]
+    reserve: Option<Bytes>,
+    /// Its share of the pool against the other VMs', 1 to 10000.
+    #[arg(long, value_name = "N", value_parser = parse::weight)]
+    weight: Option<u32>,
+    /// Whether its pages may move to the writeback file.
+    #[arg(long, value_name = "true|false", hide_possible_values = true)]
+    writeback: Option<bool>,
+    /// Drop its pages so long after a VMM was connected last, for example 30d; or never.
+    #[arg(long, value_name = "TIME", value_parser = parse::seconds)]
+    clear_after: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("changes").required(true).multiple(true)
+    .args(["limit", "reserve", "weight", "writeback", "clear_after", "forget"]))]
+pub struct SetArgs {
+    /// The VM.
+    name: String,
+    #[command(flatten)]
+    share: Share,
+    /// Only until the daemon starts again.
+    #[arg(long)]
+    runtime: bool,
+    /// Go back to the configuration first, or to what the VM was added with.
+    #[arg(long)]
+    forget: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct VmArgsArgs {
+    /// The VM.
+    name: String,
+    /// What will run it.
+    #[arg(long, value_enum)]
+    vmm: Vmm,
+    /// The guest's memory.
+    #[arg(long, value_name = "SIZE", default_value_t = MEMORY_DEFAULT, value_parser = vm_args::parse_memory)]
+    memory: Bytes,
+    /// The QEMU is older than 9.2 (Debian 12 has 7.2) and knows no reconnect-ms.
+    #[arg(long = "qemu-before-9.2")]
+    qemu_before_9_2: bool,
+}
+
+/// Does what the command says.
+pub fn run(global: &Global, command: VmCommand) -> anyhow::Result<()> {
+    match command {
+        VmCommand::Add(args) => add(global, args),
+        VmCommand::Remove { name, force, runtime } => remove(global, &name, Removal { force, runtime }),
+        VmCommand::List => {
+            let list = global.client()?.vms()?;
+            global.show(&list, || table::vms(&list.vms))
+        }
+        VmCommand::Show { name } => {
+            let vm = global.client()?.vm(&name)?;
+            global.show(&vm, || listing::details(&vm))
+        }
+        VmCommand::Args(args) => print_args(global, &args),
+        VmCommand::Set(args) => set(global, &args),
+        VmCommand::Clear { name, force } => clear(global, &name, Clearing { force }),
+        VmCommand::Release { name } => {
+            let vm = global.client()?.release_vm(&name)?;
+            global.show(&vm, || format!("{name}: its VMM may attach\n"))
+        }
+    }
+}
+
+fn add(global: &Global, args: AddArgs) -> anyhow::Result<()> {
+    let vm = NewVm {
+        size_bytes: args.size.0,
+        limit_bytes: args.share.limit.map(|limit| limit.0),
+        reserve_bytes: args.share.reserve.map(|reserve| reserve.0),
+        weight: args.share.weight,
+        writeback: args.share.writeback,
+        queues: args.queues,
+        migration: args.migration,
+        label: args.label,
+        uuid: args.uuid,
+        clear_after_seconds: args.share.clear_after,
+        runtime: args.runtime,
+    };
+    let vm = global.client()?.add_vm(&args.name, &vm)?;
+    global.show(&vm, || listing::added(&vm))
+}
+
+fn remove(global: &Global, name: &str, removal: Removal) -> anyhow::Result<()> {
+    let removed = global.client()?.remove_vm(name, removal)?;
+    global.show(&removed, || listing::removed(&removed))
+}
+
+fn set(global: &Global, SetArgs { name, share, runtime, forget }: &SetArgs) -> anyhow::Result<()> {
+    let change = VmChange {
+        limit_bytes: share.limit.map(|limit| limit.0),
+        reserve_bytes: share.reserve.map(|reserve| reserve.0),
+        weight: share.weight,
+        writeback: share.writeback,
+        clear_after_seconds: share.clear_after,
+        runtime: *runtime,
+        forget: *forget,
+    };
+    let vm = global.client()?.set_vm(name, change)?;
+    global.show(&vm, || table::share(&vm))
+}
+
+fn clear(global: &Global, name: &str, clearing: Clearing) -> anyhow::Result<()> {
+    global.client()?.clear_vm(name, clearing)?;
+    let answer = serde_json::json!({ "cleared": name });
+    global.show(&answer, || format!("{name}: all pages are dropped\n"))
+}
+
+fn print_args(global: &Global, args: &VmArgsArgs) -> anyhow::Result<()> {
+    let config = global.load_config()?.with_remembered()?;
+    let vm = config.vm(&args.name)?;
+    let guest = Guest { memory: args.memory, qemu_before_9_2: args.qemu_before_9_2 };
+    let args = vm_args::vm_args(vm, &config.socket_path(&vm.name), args.vmm, guest);
+    let answer = serde_json::json!({ "args": args });
+    global.show(&answer, || format!("{}\n", vm_args::shell_lines(&args)))
+}

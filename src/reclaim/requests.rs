@@ -1,0 +1,39 @@
+//! What other threads may ask of the shrinker: taken note of at once, and looked at with its next step.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::pressure::Level;
+
+/// What may be asked of the shrinker from other threads.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    pub(super) pressure: AtomicU32,
+    pub(super) recompress: AtomicBool,
+    /// Milliseconds after which an unused page is idle; zero for never.
+    idle_ms: AtomicU64,
+    pub(super) stop: AtomicBool,
+}
+
+impl Requests {
+    /// Changes after how long an unused page is idle.
+    pub(super) fn set_idle(&self, idle: Option<Duration>) {
+        let ms = idle.map_or(0, |idle| u64::try_from(idle.as_millis()).unwrap_or(u64::MAX).max(1));
+        self.idle_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// After how long an unused page is idle.
+    pub(super) fn idle(&self) -> Option<Duration> {
+        let ms = self.idle_ms.load(Ordering::Relaxed);
+        (ms > 0).then(|| Duration::from_millis(ms))
+    }
+
+    /// Takes effect at the next step; of several requests until then the greatest counts.
+    pub(super) fn press(&self, level: Level) {
+        let percent = match level {
+            Level::Moderate => 3,
+            Level::Severe => 10,
+        };
+        self.pressure.fetch_max(percent, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,75 @@
+//! One VM that is served: its configuration, its device, and the socket that its VMM connects to.
+
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+
+use crate::config::{Migration, VmConfig};
+use crate::device::Device;
+use crate::device::blk::swap_header;
+use crate::device::vm::DeviceVm;
+use crate::ids::Slot;
+use crate::store::VmSpec;
+use crate::store::codec::Scratch;
+use crate::store::lru::Age;
+use crate::store::vm::{Limits, StoreError, VmStore};
+
+/// A VM that is served, or would be if its pages could be used.
+#[derive(Clone)]
+pub(super) struct Served {
+    /// What it is to be like.
+    pub config: VmConfig,
+    /// What its VMMs see.
+    pub device: Arc<DeviceVm>,
+    /// Its socket, once there is one.
+    pub listener: Option<Arc<UnixListener>>,
+}
+
+impl Served {
+    /// A VM with these pages, which have a swap header then; nobody can connect to it yet.
+    pub(super) fn of(config: &VmConfig, pages: Option<Arc<VmStore>>) -> Result<Self, StoreError> {
+        pages.as_ref().map_or(Ok(()), |pages| initialise(pages, config))?;
+        let migrates = config.migration == Migration::SameHost;
+        let device = Arc::new(DeviceVm::new(&config.name, config.queues, migrates, pages));
+        Ok(Self { config: config.clone(), device, listener: None })
+    }
+
+    /// Accepts VMMs from now on.
+    pub(super) fn accept(&mut self, listener: Arc<UnixListener>, device: &Arc<Device>) -> io::Result<()> {
+        device.listen(Arc::clone(&listener), Arc::clone(&self.device))?;
+        self.listener = Some(listener);
+        Ok(())
+    }
+}
+
+/// What the store is to know of a VM.
+pub(super) fn spec(vm: &VmConfig) -> VmSpec {
+    VmSpec { name: vm.name.clone(), slots: vm.slots(), limits: limits_of(vm) }
+}
+
+/// What a VM may hold by its configuration.
+pub(super) fn limits_of(vm: &VmConfig) -> Limits {
+    Limits {
+        limit_bytes: vm.limit_bytes,
+        reserve_bytes: vm.reserve_bytes,
+        weight: vm.weight,
+        writeback: vm.writeback,
+    }
+}
+
+/// Puts a swap header into slot 0 of a VM that is new.
+pub(super) fn initialise(pages: &VmStore, config: &VmConfig) -> Result<(), StoreError> {
+    if !pages.table().initialised() {
+        let header = swap_header::encode(pages.slots(), &config.label, &config.uuid);
+        pages.store_first(Slot(0), &header, Age::now(), &mut Scratch::default())?;
+        pages.table().set_initialised();
+    }
+    Ok(())
+}
+
+/// Pages of the guest's: what is in slot 0 is the swap header.
+pub(super) fn guest_pages(pages: &VmStore) -> u64 {
+    let held = pages.accounting().held;
+    let header = pages.table().record(Slot(0)).is_some_and(|record| record.is_used());
+    (held.stored_pages + held.lost_pages).saturating_sub(header.into())
+}

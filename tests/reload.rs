@@ -1,0 +1,234 @@
+//! Reading the configuration again while the real daemon runs: what is applied, what waits for a restart, what is kept, and
+//! that a bad file changes nothing.
+
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use ballast::frontend::{Device, Memory, Options, Queue};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use support::daemon::Daemon;
+use support::page_of;
+
+const CONFIG: &str = "workers = 2\nscrub = \"7d\"\n[pool]\nmax = \"64MiB\"\npressure = false\n\
+    [[vm]]\nname = \"web1\"\nsize = \"16MiB\"\n[[vm]]\nname = \"web2\"\nsize = \"16MiB\"\n";
+
+fn tmpfs() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap()
+}
+
+fn attach(daemon: &Daemon, name: &str) -> (Device, Queue) {
+    let memory = Memory::with_bytes(16 << 20).unwrap();
+    let mut device = Device::connect(daemon.socket(name), memory, Options::default()).unwrap();
+    let queue = device.start().unwrap().remove(0);
+    (device, queue)
+}
+
+/// Each change of a reload: key, old, new, outcome.
+fn reload(daemon: &Daemon, args: &[&str]) -> Vec<[String; 4]> {
+    let output = daemon.ask(&[&["reload", "--json"], args].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["path"], daemon.config().to_str().unwrap());
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let changes = report["changes"].as_array().unwrap();
+    changes.iter().map(|change| ["key", "old", "new", "outcome"].map(|part| text(&change[part]))).collect()
+}
+
+fn expected(changes: &[[&str; 4]]) -> Vec<[String; 4]> {
+    changes.iter().map(|change| change.map(str::to_owned)).collect()
+}
+
+/// The changed lines of the configuration, and what they come to.
+const TABLE: &[(&str, &str, &[[&str; 4]])] = &[
+    ("scrub = \"7d\"", "scrub = \"1d\"", &[["scrub", "7d", "1d", "now"]]),
+    ("scrub = \"7d\"\n", "", &[["scrub", "7d", "null", "now"]]),
+    ("\"64MiB\"", "\"32MiB\"", &[["pool.max", "64MiB", "32MiB", "now"]]),
+    ("pressure = false", "pressure = true", &[["pool.pressure", "false", "true", "restart"]]),
+    ("[pool]", "[pool]\ncompressor = \"zstd:3\"", &[["pool.compressor", "lz4", "zstd:3", "now"]]),
+    ("[pool]", "[pool]\naccept_threshold = 50", &[["pool.accept_threshold", "90", "50", "now"]]),
+    ("[pool]", "[pool]\nstore_deadline_ms = 50", &[["pool.store_deadline_ms", "5000", "50", "now"]]),
+    (
+        "workers = 2",
+        "workers = 3\npoll_us = 0\nsandbox = false\nlock_memory = true\nsocket_group = \"daemon\"",
+        &[
+            ["socket_group", "null", "daemon", "restart"],
+            ["workers", "2", "3", "restart"],
+            ["poll_us", "50", "0", "restart"],
+            ["sandbox", "true", "false", "restart"],
+            ["lock_memory", "false", "true", "restart"],
+        ],
+    ),
+    (
+        "workers = 2",
+        "workers = 2\nvms_file = \"/x/vms\"",
+        &[["vms_file", "STATE/vms.toml", "/x/vms", "restart"]],
+    ),
+    (
+        "[[vm]]\nname = \"web1\"",
+        "[writeback]\npath = \"/x\"\nsize = \"1GiB\"\nidle = \"1h\"\n[[vm]]\nname = \"web1\"",
+        &[
+            ["writeback.path", "null", "/x", "restart"],
+            ["writeback.size", "null", "1GiB", "restart"],
+            ["writeback.idle", "null", "1h", "restart"],
+        ],
+    ),
+    (
+        "name = \"web1\"",
+        "name = \"web1\"\nlimit = \"1MiB\"\nreserve = \"4KiB\"\nweight = 7\nwriteback = false\n\
+      label = \"x\"\nclear_after = \"1d\"",
+        &[
+            ["vm.web1.limit", "16640KiB", "1MiB", "now"],
+            ["vm.web1.reserve", "0B", "4KiB", "now"],
+            ["vm.web1.weight", "100", "7", "now"],
+            ["vm.web1.writeback", "true", "false", "now"],
+            ["vm.web1.label", "ballast", "x", "now"],
+            ["vm.web1.clear_after", "never", "1d", "now"],
+        ],
+    ),
+    (
+        "name = \"web1\"",
+        "name = \"web1\"\nqueues = 2\nmigration = \"same-host\"",
+        &[["vm.web1.queues", "4", "2", "restart"], ["vm.web1.migration", "none", "same-host", "restart"]],
+    ),
+    (
+        "name = \"web1\"\nsize = \"16MiB\"",
+        "name = \"web1\"\nsize = \"32MiB\"\nlimit = \"16640KiB\"",
+        &[["vm.web1.size", "16MiB", "32MiB", "restart"]],
+    ),
+    (
+        "name = \"web2\"",
+        "name = \"web3\"",
+        &[["vm.web2", "16MiB", "null", "now"], ["vm.web3", "null", "16MiB", "now"]],
+    ),
+];
+
+#[test]
+fn every_key_that_is_another_is_told_with_what_becomes_of_it() {
+    let dir = tmpfs();
+    let daemon = Daemon::start(dir.path(), CONFIG);
+    assert_eq!(reload(&daemon, &[]), expected(&[]));
+    let state = dir.path().join("state");
+    for (from, to, changes) in TABLE {
+        let text = CONFIG.replacen(from, to, 1);
+        assert_ne!(text, CONFIG, "{from}");
+        daemon.configure(&text);
+        let mut changes = expected(changes);
+        for part in changes.iter_mut().flatten() {
+            *part = part.replace("STATE", state.to_str().unwrap());
+        }
+        let before = daemon.status()["vms"].clone();
+        assert_eq!(reload(&daemon, &["--check"]), changes, "{to}");
+        assert_eq!(daemon.status()["vms"], before, "a check changes nothing");
+        assert_eq!(reload(&daemon, &[]), changes, "{to}");
+        // What is applied is no difference any more, what waits for a restart still is.
+        changes.retain(|[.., outcome]| outcome == "restart");
+        assert_eq!(reload(&daemon, &[]), changes, "{to}");
+        daemon.configure(CONFIG);
+        reload(&daemon, &[]);
+        assert_eq!(reload(&daemon, &[]), expected(&[]), "and back from {to}");
+    }
+}
+
+#[test]
+fn what_is_applied_holds() {
+    let dir = tmpfs();
+    let daemon = Daemon::start(dir.path(), CONFIG);
+    let (_device, mut queue) = attach(&daemon, "web2");
+    queue.write_pages(10, &[page_of(2, 1)]).unwrap();
+    let text = CONFIG
+        .replace("max = \"64MiB\"", "max = \"32MiB\"\naccept_threshold = 50\ncompressor = \"zstd:3\"")
+        .replace("name = \"web2\"", "name = \"web2\"\nweight = 7");
+    daemon.configure(&format!("{text}[[vm]]\nname = \"web3\"\nsize = \"16MiB\"\n"));
+    reload(&daemon, &[]);
+    let status = daemon.status();
+    let pool = &status["pool"];
+    assert_eq!((&pool["max_bytes"], &pool["compressor"]), (&(32 << 20).into(), &"zstd:3".into()));
+    assert_eq!((&pool["accept_threshold_percent"], &daemon.vm("web2")["weight"]), (&50.into(), &7.into()));
+    assert!(attach(&daemon, "web3").1.read_page(10).is_ok());
+    assert!(queue.read_page(10).unwrap() == page_of(2, 1), "a VM that is connected notices nothing");
+    let names: Vec<_> = status["vms"].as_array().unwrap().iter().map(|vm| vm["name"].clone()).collect();
+    assert_eq!(names, ["web1", "web2", "web3"]);
+}
+
+#[test]
+fn a_vm_that_has_left_the_file_is_kept_while_somebody_may_miss_it() {
+    let dir = tmpfs();
+    let daemon = Daemon::start(dir.path(), CONFIG);
+    let (device, mut queue) = attach(&daemon, "web2");
+    daemon.configure(&CONFIG[..CONFIG.find("[[vm]]\nname = \"web2\"").unwrap()]);
+    assert_eq!(reload(&daemon, &[]), expected(&[["vm.web2", "16MiB", "null", "kept"]]));
+    queue.write_pages(10, &[page_of(2, 1)]).unwrap();
+    drop((device, queue));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while daemon.vm("web2")["connected"] != false {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let output = daemon.ask(&["reload"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("kept: it holds 1 pages: `ballast vm remove web2 --force` drops it"), "{said}");
+    assert!(attach(&daemon, "web2").1.read_page(10).unwrap() == page_of(2, 1));
+    let output = daemon.ask(&["vm", "set", "web2", "--weight", "7"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("has left the configuration"), "{output:?}");
+    assert!(daemon.ask(&["vm", "remove", "web2", "--force"]).status.success());
+    assert!(daemon.vm("web2").is_null() && !daemon.socket("web2").exists());
+    assert_eq!(reload(&daemon, &[]), expected(&[]));
+}
+
+/// What a bad file does not change.
+fn shape(daemon: &Daemon) -> Value {
+    let status = daemon.status();
+    serde_json::json!([status["vms"], status["pool"]["max_bytes"], status["pool"]["compressor"]])
+}
+
+#[test]
+fn a_bad_file_changes_nothing_whoever_has_it_read() {
+    let dir = tmpfs();
+    let mut daemon = Daemon::start(dir.path(), CONFIG);
+    assert!(daemon.ask(&["vm", "set", "web1", "--reserve", "8MiB"]).status.success());
+    let before = shape(&daemon);
+    for (from, to, part) in [
+        ("\"64MiB\"", "\"32MiB\"\nmaximum = 1", "unknown field `maximum`"),
+        ("\"64MiB\"", "\"32MiB", "invalid basic string"),
+        ("web2", "web1", "must be unique"),
+        // Right in itself, and not with what is remembered.
+        ("\"64MiB\"", "\"8MiB\"", "nine tenths of pool.max"),
+        ("name = \"web1\"", "name = \"web1\"\nlimit = \"4MiB\"", "the VM \"web1\": reserve = \"8MiB\""),
+    ] {
+        daemon.configure(&CONFIG.replacen(from, to, 1));
+        let socket = daemon.socket("control");
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_ballast"))
+            .args(["reload".as_ref(), "--socket".as_ref(), socket.as_os_str()])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("nothing was changed: ") && said.contains(part), "{said}");
+        let times = daemon.log().matches("nothing was changed").count();
+        kill_process(Pid::from_raw(daemon.pid().unwrap().cast_signed()).unwrap(), Signal::HUP).unwrap();
+        until(|| daemon.log().matches("nothing was changed").count() > times);
+        daemon.configure(CONFIG);
+        assert_eq!(shape(&daemon), before, "{to}");
+    }
+    assert!(daemon.ended().is_none());
+    // A good one after all those is read, also when it is another file by that name, as editors make it.
+    let text = std::fs::read_to_string(daemon.config()).unwrap();
+    let new = dir.path().join("new.toml");
+    std::fs::write(&new, text.replace("\"64MiB\"", "\"32MiB\"")).unwrap();
+    std::fs::rename(&new, daemon.config()).unwrap();
+    kill_process(Pid::from_raw(daemon.pid().unwrap().cast_signed()).unwrap(), Signal::HUP).unwrap();
+    until(|| daemon.status()["pool"]["max_bytes"] == 32 << 20);
+    assert!(daemon.log().contains("the configuration was read again"));
+}
+
+fn until(done: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
