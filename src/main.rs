@@ -14,11 +14,13 @@ use ballast::control::api::{CHECK_RATE_BYTES_MIN, CheckOrder, PoolChange, VmChan
 use ballast::control::check;
 use ballast::control::client::Client;
 use ballast::control::table;
-use ballast::control::vm_args::{self, Guest, MEMORY_DEFAULT, Vmm};
+use ballast::control::vm_args::{self, Format, Guest, MEMORY_DEFAULT, Vmm, Wanted};
 use ballast::demo::DemoArgs;
 use ballast::ids::{Bytes, ParseBytesError};
 use ballast::store::codec::Compressor;
-use clap::{Args, Parser, Subcommand};
+use clap::builder::PossibleValue;
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use indicatif::ProgressBar;
 use tracing_subscriber::EnvFilter;
 
@@ -75,7 +77,7 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum VmCommand {
-    /// Print the arguments that a VMM needs, ready to be pasted into a shell.
+    /// Print what a VMM needs, ready to be pasted: arguments, JSON or XML, with what it can't do as comments.
     Args(VmArgsArgs),
     /// Change a VM's share of the pool until the daemon starts again, which reads the configuration.
     Set(VmSetArgs),
@@ -137,6 +139,12 @@ struct VmArgsArgs {
     /// What will run it.
     #[arg(long, value_enum)]
     vmm: Vmm,
+    /// How it is told [default: its usual way; cloud-hypervisor has cli and json].
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Something that starts a VM: a script, a domain, a configuration, as in vmm-configs.
+    #[arg(long)]
+    whole: bool,
     /// The guest's memory.
     #[arg(long, value_name = "SIZE", default_value_t = MEMORY_DEFAULT, value_parser = vm_args::parse_memory)]
     memory: Bytes,
@@ -275,15 +283,28 @@ fn check_pages(global: &Global, vm: Option<String>, Bytes(rate_bytes): Bytes) ->
 }
 
 fn print_vm_args(global: &Global, args: &VmArgsArgs) -> anyhow::Result<()> {
+    let format = vm_args_format(args);
     let config = global.load_config()?;
     let vm = config.vm(&args.name)?;
     let guest = Guest { memory: args.memory, qemu_before_9_2: args.qemu_before_9_2 };
-    let args = vm_args::vm_args(vm, &config.socket_path(&vm.name), args.vmm, guest);
-    if global.json {
-        print_json(&serde_json::json!({ "args": args }))
-    } else {
-        print(&format!("{}\n", vm_args::shell_lines(&args)))
+    let wanted = Wanted { vmm: args.vmm, format, whole: args.whole, guest };
+    let answer = vm_args::vm_args(vm, &config.socket_path(&vm.name), wanted);
+    if global.json { print_json(&answer.json()) } else { print(&answer.text()) }
+}
+
+/// The format that was asked for, or the VMM's usual one. Another one is wrong usage.
+fn vm_args_format(args: &VmArgsArgs) -> Format {
+    let formats = args.vmm.formats();
+    let format = args.format.unwrap_or(formats[0]);
+    if !formats.contains(&format) {
+        let name =
+            |value: Option<PossibleValue>| value.map_or_else(String::new, |it| it.get_name().to_owned());
+        let vmm = name(args.vmm.to_possible_value());
+        let names: Vec<_> = formats.iter().map(|format| name(format.to_possible_value())).collect();
+        let message = format!("--format: {vmm} takes only {}", names.join(" or "));
+        Cli::command().error(ErrorKind::ArgumentConflict, message).exit();
     }
+    format
 }
 
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
