@@ -22,9 +22,10 @@ pub(super) fn libvirt(vm: &VmConfig, socket: &Path, wanted: Wanted) -> VmArgs {
         format!("<!-- in <domain>: -->\n{MEMORY_BACKING}<!-- in its <devices>, by a free name: -->\n{disk}")
     };
     let notes = [
-        "libvirt (checked with the schemas of 9.0 and 11.3): its QEMU connects again for as long as it lives.",
+        "libvirt (checked with 9.0 and the schemas of 11.3): its QEMU connects again for as long as it lives.",
         "It counts in seconds how long it waits for that, and so long waits a guest that needs a page.",
         "For this disk it takes no discard= and no <serial>; the guest has both, from us.",
+        "Its AppArmor profiles (Debian has them) forget this socket: allow it in /etc/apparmor.d/local/abstractions/libvirt-qemu.",
     ];
     VmArgs { content: Content::Xml(text), notes: notes.map(str::to_owned).into() }
 }
