@@ -293,3 +293,22 @@ fn a_guest_of_the_qemu_script_swaps_to_a_daemon_with_the_example_configuration()
     assert!(status["stores"].as_u64() > Some(4_000) && status["loads"].as_u64() > Some(0), "{status}");
     assert_eq!(status["errors"], 0, "{}", daemon.log());
 }
+
+/// Each file stands in the cloud-config as it is, six spaces in.
+#[test]
+fn the_cloud_config_writes_the_files_beside_it() {
+    let config = file("guest/cloud-config.yaml");
+    assert!(config.starts_with("#cloud-config\n") && config.contains("\nruncmd:\n"), "{config}");
+    for (directory, name) in [
+        ("/etc/udev/rules.d", "60-ballast.rules"),
+        ("/etc/sysctl.d", "60-ballast.conf"),
+        ("/etc/systemd/system", r"dev-disk-by\x2dlabel-ballast.swap"),
+    ] {
+        let indent = |line: &str| if line.is_empty() { "\n".to_owned() } else { format!("      {line}\n") };
+        let content: String = file(&format!("guest/{name}")).lines().map(indent).collect();
+        let entry = format!(
+            "  - path: {directory}/{name}\n    owner: root:root\n    permissions: '0644'\n    content: |\n{content}"
+        );
+        assert!(config.contains(&entry), "expected in the cloud-config:\n{entry}");
+    }
+}
