@@ -153,7 +153,8 @@ impl Qmp {
     }
 
     /// Sends the guest's memory to the QEMU that listens at `to`: most of it, then hardly any until `meanwhile` has
-    /// returned, then what is left.
+    /// returned, then, the guest being stopped, what is left. Were it not stopped, its own writes could be lost: QEMU's
+    /// translator misses those that follow a look at the log which finds only pages that wait to be sent already.
     fn migrate(&mut self, to: &Path, meanwhile: impl FnOnce()) -> Value {
         self.limit(64 << 20, 1);
         self.ask(&json!({"execute": "migrate", "arguments": {"uri": format!("unix:{}", to.display())}}));
@@ -162,6 +163,7 @@ impl Qmp {
         });
         self.limit(1 << 20, 1);
         meanwhile();
+        self.ask(&json!({"execute": "stop"}));
         self.limit(1 << 30, 2000);
         self.wait_for_migration(|state| state["status"] == "completed")
     }
@@ -229,8 +231,7 @@ fn move_on(guests: &mut Guests, mut from: Qmp, n: u32) -> Qmp {
     let differ =
         source.chunks(PAGE_SIZE).zip(target.chunks(PAGE_SIZE)).filter(|(source, target)| source != target);
     assert_eq!(differ.count(), 0, "pages of the guest's memory differ after it was moved");
-    let (down_ms, pages) = (&moved["downtime"], &moved["ram"]["normal"]);
-    println!("moved: {down_ms} ms down, {pages} pages sent");
+    println!("moved: {} pages sent", moved["ram"]["normal"]);
     from.ask(&json!({"execute": "quit"}));
     to.ask(&json!({"execute": "cont"}));
     to
