@@ -108,6 +108,8 @@ fn a_wrong_usage_is_exit_2() {
     let (code, _, stderr) = outcome(&["vm", "args", "web1", "--vmm", "xen"]);
     assert_eq!(code, Some(2));
     assert!(stderr.contains("qemu") && stderr.contains("cloud-hypervisor"), "{stderr}");
+    let (code, _, stderr) = outcome(&["vm", "args", "web1", "--vmm", "libvirt", "--format", "json"]);
+    assert!(code == Some(2) && stderr.contains("libvirt takes only xml"), "{stderr}");
     let (code, _, stderr) = outcome(&["vm", "args", "web1", "--vmm", "qemu", "--memory", "1000"]);
     assert_eq!(code, Some(2));
     assert!(stderr.contains("multiple of 1MiB"), "{stderr}");
@@ -279,7 +281,9 @@ fn vm_args_are_one_shell_command_or_json() {
         stdout.contains("web2.sock,reconnect=1 \\\n") && stdout.contains("size=512M,share=on"),
         "{stdout}"
     );
-    let words = Command::new("sh").args(["-c", &format!("printf '%s\\n' {stdout}")]).output().unwrap();
+    let pasted: String =
+        stdout.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
+    let words = Command::new("sh").args(["-c", &format!("printf '%s\\n' {pasted}")]).output().unwrap();
     let words = String::from_utf8(words.stdout).unwrap();
     let (_, json, _) = outcome(&[&args[..], &["--json"]].concat());
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();

@@ -8,22 +8,20 @@
 
 mod support;
 
-use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-use ballast::demo::console::{Report, Verdict};
 use ballast::demo::qemu::Qemu;
 use support::daemon::Daemon;
+use support::vm::{Vm, image};
 
 const PROGRAM: &str = "cloud-hypervisor";
 /// Where KVM boots Linux it takes a second or two; where it doesn't, it never ends.
 const BOOT_PATIENCE: Duration = Duration::from_secs(30);
 /// Half a minute is usual; a machine that is busy may take much longer.
 const PATIENCE: Duration = Duration::from_secs(600);
-const TICK: Duration = Duration::from_millis(20);
 
 const CONFIG: &str = "workers = 2\n[pool]\nmax = \"50%\"\n\
     [[vm]]\nname = \"web1\"\nsize = \"512MiB\"\nqueues = 1\n\
@@ -56,95 +54,38 @@ impl Guest {
     }
 }
 
-fn image(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("images/build").join(name);
-    assert!(path.exists(), "{} is missing: `images/make-guest` makes it", path.display());
-    path.to_str().unwrap().to_owned()
+/// A VM of cloud-hypervisor with this guest.
+fn cloud_hypervisor(program: &Path, arguments: &[String], guest: &Guest, directory: &Path) -> Vm {
+    let mut command = Command::new(program);
+    command.args(arguments).args(["--kernel", &image(guest.kernel)]).args(&guest.arguments);
+    command.args(["--console", "off"]);
+    Vm::boot(command, directory, |file| ["--serial".to_owned(), format!("file={file}")])
 }
 
-/// A running VM. Dropping it kills it.
-struct Vm {
-    child: Child,
-    console: PathBuf,
-    log: PathBuf,
+/// The same of QEMU.
+fn qemu(arguments: &[String], guest: &Guest, directory: &Path) -> Vm {
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args(arguments).args(["-kernel", &image(guest.kernel), "-accel", "tcg", "-machine", "q35"]);
+    command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
+    Vm::boot(command, directory, |file| ["-serial".to_owned(), format!("file:{file}")])
 }
 
-impl Vm {
-    /// Starts the VMM in `command`, whose guest writes to the file that `console` makes an option of.
-    fn boot(mut command: Command, directory: &Path, console: impl FnOnce(&str) -> [String; 2]) -> Self {
-        let (file, log) = (directory.join("console"), directory.join("vmm"));
-        // What an earlier guest said is not this one's.
-        let _ = std::fs::remove_file(&file);
-        let output = File::create(&log).unwrap();
-        command.args(console(file.to_str().unwrap())).stdin(Stdio::null());
-        let child = command.stdout(output.try_clone().unwrap()).stderr(output).spawn().unwrap();
-        Self { child, console: file, log }
+/// Lets the guest come to its end, and kills the daemon on the way. Gives the guest's counts.
+fn judge(vm: &mut Vm, name: &str, guest: &Guest, daemon: &mut Daemon) -> String {
+    for steps in guest.kills {
+        let report = vm.wait(PATIENCE, |report| report.steps >= steps || report.verdict.is_some());
+        let says = || format!("{report:?}\n{}\ndaemon:\n{}", vm.words(), daemon.log());
+        assert!(report.steps >= steps && report.verdict.is_none(), "before step {steps}: {}", says());
+        daemon.restart();
     }
-
-    fn cloud_hypervisor(program: &Path, arguments: &[String], guest: &Guest, directory: &Path) -> Self {
-        let mut command = Command::new(program);
-        command.args(arguments).args(["--kernel", &image(guest.kernel)]).args(&guest.arguments);
-        command.args(["--console", "off"]);
-        Self::boot(command, directory, |file| ["--serial".to_owned(), format!("file={file}")])
-    }
-
-    fn qemu(arguments: &[String], guest: &Guest, directory: &Path) -> Self {
-        let mut command = Command::new("qemu-system-x86_64");
-        command.args(arguments).args(["-kernel", &image(guest.kernel), "-accel", "tcg", "-machine", "q35"]);
-        command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
-        Self::boot(command, directory, |file| ["-serial".to_owned(), format!("file:{file}")])
-    }
-
-    /// Waits until `done` holds, the VM has ended or the time is over; gives what the guest had said by then.
-    fn wait(&mut self, patience: Duration, done: impl Fn(&Report) -> bool) -> Report {
-        let deadline = Instant::now() + patience;
-        loop {
-            // Looked at in this order: a guest that has ended has said everything.
-            let ended = self.child.try_wait().unwrap().is_some() || Instant::now() > deadline;
-            let report = Report::parse(&text(&self.console));
-            if ended || done(&report) {
-                return report;
-            }
-            std::thread::sleep(TICK);
-        }
-    }
-
-    /// Lets the guest come to its end, and kills the daemon on the way. Gives the guest's counts.
-    fn judge(&mut self, name: &str, guest: &Guest, daemon: &mut Daemon) -> String {
-        for steps in guest.kills {
-            let report = self.wait(PATIENCE, |report| report.steps >= steps || report.verdict.is_some());
-            let says = || format!("{report:?}\n{}\ndaemon:\n{}", self.words(), daemon.log());
-            assert!(report.steps >= steps && report.verdict.is_none(), "before step {steps}: {}", says());
-            daemon.restart();
-        }
-        let report = self.wait(PATIENCE, |report| report.verdict.is_some());
-        let Some(Verdict::Pass(counts)) = report.verdict else {
-            panic!("no PASS: {:?}\n{}\ndaemon:\n{}", report.verdict, self.words(), daemon.log());
-        };
-        let pages = guest.pages;
-        assert!(counts.contains(&format!("pages={pages} ")) && counts.contains(" bad=0 "), "{counts}");
-        let status = daemon.vm(name);
-        assert!(status["stores"].as_u64() > Some(0) && status["loads"].as_u64() > Some(0), "{status}");
-        assert_eq!(status["errors"], 0, "{}", daemon.log());
-        println!("{name}: PASS {counts}");
-        counts
-    }
-
-    /// All that the guest and the VMM have said.
-    fn words(&self) -> String {
-        format!("console:\n{}\nVMM:\n{}", text(&self.console), text(&self.log))
-    }
-}
-
-impl Drop for Vm {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn text(path: &Path) -> String {
-    String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+    let counts = vm.pass(PATIENCE);
+    let pages = guest.pages;
+    assert!(counts.contains(&format!("pages={pages} ")) && counts.contains(" bad=0 "), "{counts}");
+    let status = daemon.vm(name);
+    assert!(status["stores"].as_u64() > Some(0) && status["loads"].as_u64() > Some(0), "{status}");
+    assert_eq!(status["errors"], 0, "{}", daemon.log());
+    println!("{name}: PASS {counts}");
+    counts
 }
 
 fn program() -> Option<PathBuf> {
@@ -168,7 +109,7 @@ fn arguments(daemon: &Daemon, name: &str, more: &[&str]) -> Vec<String> {
 fn boots_linux(program: &Path, directory: &Path) -> bool {
     let memory_alone = ["--memory", "size=128M", "--cpus", "boot=1"].map(str::to_owned);
     let probe = Guest::linux("ballast.probe=1");
-    let mut vm = Vm::cloud_hypervisor(program, &memory_alone, &probe, directory);
+    let mut vm = cloud_hypervisor(program, &memory_alone, &probe, directory);
     vm.wait(BOOT_PATIENCE, |report| report.booted).booted
 }
 
@@ -196,23 +137,23 @@ fn a_guest_of_a_real_cloud_hypervisor_gets_every_page_back_though_the_daemon_is_
         let disk = arguments.last_mut().unwrap();
         assert!(disk.ends_with("queue_size=256"), "{disk}");
         *disk = disk.replace("queue_size=256", &format!("queue_size={queue_size}"));
-        let mut vm = Vm::cloud_hypervisor(&program, &arguments, &guest, dir.path());
-        let counts = vm.judge(name, &guest, &mut daemon);
+        let mut vm = cloud_hypervisor(&program, &arguments, &guest, dir.path());
+        let counts = judge(&mut vm, name, &guest, &mut daemon);
         assert!(linux || counts.ends_with(&format!(" queues={queues} places={queue_size}")), "{counts}");
     }
 }
 
 #[test]
 fn a_guest_without_an_operating_system_gets_every_page_back_from_qemu_though_the_daemon_is_killed() {
-    let qemu = Qemu::find().unwrap_or_else(|error| panic!("{error}"));
+    let found = Qemu::find().unwrap_or_else(|error| panic!("{error}"));
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let mut daemon = Daemon::start(dir.path(), CONFIG);
     let guest = Guest::bare();
     for (name, queues) in [("web1", 1), ("web2", 2)] {
-        let version: &[&str] = if qemu.is_before_9_2() { &["--qemu-before-9.2"] } else { &[] };
+        let version: &[&str] = if found.is_before_9_2() { &["--qemu-before-9.2"] } else { &[] };
         let arguments = arguments(&daemon, name, &[&["--vmm", "qemu"], version].concat());
-        let mut vm = Vm::qemu(&arguments, &guest, dir.path());
-        let counts = vm.judge(name, &guest, &mut daemon);
+        let mut vm = qemu(&arguments, &guest, dir.path());
+        let counts = judge(&mut vm, name, &guest, &mut daemon);
         assert!(counts.ends_with(&format!(" queues={queues} places=128")), "{counts}");
     }
 }

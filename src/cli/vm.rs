@@ -1,10 +1,12 @@
 //! What concerns one VM.
 
 use ballast::control::api::{Clearing, MigrationName, NewVm, Removal, VmChange};
-use ballast::control::vm_args::{self, Guest, MEMORY_DEFAULT, Vmm};
+use ballast::control::vm_args::{self, Format, Guest, MEMORY_DEFAULT, Vmm, Wanted};
 use ballast::control::{listing, table};
 use ballast::ids::Bytes;
-use clap::{Args, Subcommand};
+use clap::builder::PossibleValue;
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Subcommand, ValueEnum};
 
 use super::{Global, parse};
 
@@ -30,7 +32,7 @@ pub enum VmCommand {
         /// The VM.
         name: String,
     },
-    /// Print the arguments that a VMM needs, ready to be pasted into a shell.
+    /// Print what a VMM needs, ready to be pasted: arguments, JSON or XML, with what it can't do as comments.
     Args(VmArgsArgs),
     /// Change a VM, which is remembered and goes before the configuration's values.
     Set(SetArgs),
@@ -118,6 +120,12 @@ pub struct VmArgsArgs {
     /// What will run it.
     #[arg(long, value_enum)]
     vmm: Vmm,
+    /// How it is told [default: its usual way; cloud-hypervisor has cli and json].
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Something that starts a VM: a script, a domain, a configuration, as in vmm-configs.
+    #[arg(long)]
+    whole: bool,
     /// The guest's memory.
     #[arg(long, value_name = "SIZE", default_value_t = MEMORY_DEFAULT, value_parser = vm_args::parse_memory)]
     memory: Bytes,
@@ -193,10 +201,26 @@ fn clear(global: &Global, name: &str, clearing: Clearing) -> anyhow::Result<()> 
 }
 
 fn print_args(global: &Global, args: &VmArgsArgs) -> anyhow::Result<()> {
+    let format = args_format(args);
     let config = global.load_config()?.with_remembered()?;
     let vm = config.vm(&args.name)?;
     let guest = Guest { memory: args.memory, qemu_before_9_2: args.qemu_before_9_2 };
-    let args = vm_args::vm_args(vm, &config.socket_path(&vm.name), args.vmm, guest);
-    let answer = serde_json::json!({ "args": args });
-    global.show(&answer, || format!("{}\n", vm_args::shell_lines(&args)))
+    let wanted = Wanted { vmm: args.vmm, format, whole: args.whole, guest };
+    let answer = vm_args::vm_args(vm, &config.socket_path(&vm.name), wanted);
+    global.show(&answer.json(), || answer.text())
+}
+
+/// The format that was asked for, or the VMM's usual one. Another one is wrong usage.
+fn args_format(args: &VmArgsArgs) -> Format {
+    let formats = args.vmm.formats();
+    let format = args.format.unwrap_or(formats[0]);
+    if !formats.contains(&format) {
+        let name =
+            |value: Option<PossibleValue>| value.map_or_else(String::new, |it| it.get_name().to_owned());
+        let vmm = name(args.vmm.to_possible_value());
+        let names: Vec<_> = formats.iter().map(|format| name(format.to_possible_value())).collect();
+        let message = format!("--format: {vmm} takes only {}", names.join(" or "));
+        super::Cli::command().error(ErrorKind::ArgumentConflict, message).exit();
+    }
+    format
 }

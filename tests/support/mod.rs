@@ -8,6 +8,7 @@ pub mod guests;
 pub mod load;
 pub mod mount;
 pub mod usage;
+pub mod vm;
 pub mod world;
 
 use std::os::unix::net::UnixListener;
