@@ -1,6 +1,7 @@
 //! The rooms of a running daemon, held together: the store, the device, and the answers to control requests.
 
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use parking_lot::Mutex;
 
@@ -36,6 +37,8 @@ pub struct Daemon {
     pub(super) shrinker: Arc<shrinker::Handle>,
     pub(super) pressure: Option<Monitor>,
     scrubber: scrub::Handle,
+    /// When it started, in seconds since 1970.
+    pub(super) start_time_seconds: u64,
     /// The configured VMs, in the configuration's order.
     pub(super) vms: Vec<(VmConfig, Arc<DeviceVm>)>,
     /// Held while limits are checked and changed.
@@ -75,7 +78,9 @@ impl Daemon {
         let shrinker = Arc::new(start_shrinker(&config, &store, &device)?);
         let pressure = config.pool.pressure.then(|| watch_pressure(&shrinker)).transpose()?;
         let scrubber = Scrubber::new(Arc::clone(&store), config.scrub).start().map_err(ServeError::Thread)?;
-        Ok(Self { config, store, device, shrinker, pressure, scrubber, vms, changing: Mutex::default() })
+        let start_time_seconds = UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+        let changing = Mutex::default();
+        Ok(Self { config, store, device, shrinker, pressure, scrubber, start_time_seconds, vms, changing })
     }
 
     /// Opens every VM's socket.

@@ -4,6 +4,7 @@
 mod change;
 mod check;
 mod counters;
+mod histogram;
 mod status;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use self::change::{PoolChange, SetError, VmChange};
 pub use self::check::{BadPage, CHECK_RATE_BYTES_MIN, CheckOrder, CheckState, CheckStatus};
 pub use self::counters::{Bucket, Counters, buckets};
+pub use self::histogram::{Histogram, LoadLatency};
 pub use self::status::{
     CompressorPool, CompressorPoolState, PoolStatus, RunsByReason, ShrinkerStatus, Status, VmState, VmStatus,
     WritebackState, WritebackStatus,
