@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use ballast::control::access::Access;
 use ballast::control::api::{
-    BadPage, CheckOrder, CheckState, CheckStatus, ClearError, CompressorPool, CompressorPoolState, Host,
-    PoolChange, PoolStatus, SetError, Status, VmChange, VmStatus,
+    BadPage, CheckOrder, CheckState, CheckStatus, ClearError, CompressorPool, CompressorPoolState,
+    Exposition, Host, PoolChange, PoolStatus, SetError, Status, VmChange, VmStatus,
 };
 use ballast::control::server::Server;
 use ballast::control::socket::Sockets;
@@ -146,6 +146,10 @@ struct FakeHost;
 impl Host for FakeHost {
     fn status(&self) -> Status {
         Status::default()
+    }
+
+    fn metrics(&self, exposition: Exposition) -> String {
+        format!("{exposition:?}\n")
     }
 
     fn clear_vm(&self, name: &str) -> Result<(), ClearError> {

@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use super::{ServeError, status};
 use crate::config::{Config, Migration, VmConfig};
 use crate::control::api::{
-    CHECK_RATE_BYTES_MIN, CheckOrder, CheckStatus, ClearError, Host, PoolChange, PoolStatus, SetError,
-    Status, VmChange, VmStatus,
+    CHECK_RATE_BYTES_MIN, CheckOrder, CheckStatus, ClearError, Exposition, Host, PoolChange, PoolStatus,
+    SetError, Status, VmChange, VmStatus,
 };
 use crate::control::socket::Sockets;
 use crate::device::Device;
@@ -17,6 +17,7 @@ use crate::device::blk::swap_header;
 use crate::device::complaints::Chain;
 use crate::device::vm::DeviceVm;
 use crate::ids::Slot;
+use crate::metrics;
 use crate::reclaim::policy::Policy;
 use crate::reclaim::pressure::{Files, Monitor};
 use crate::reclaim::shrinker::{self, Shrinker};
@@ -96,6 +97,10 @@ impl Daemon {
 impl Host for Daemon {
     fn status(&self) -> Status {
         status::of(self)
+    }
+
+    fn metrics(&self, exposition: Exposition) -> String {
+        metrics::render(&self.status(), exposition)
     }
 
     fn clear_vm(&self, name: &str) -> Result<(), ClearError> {

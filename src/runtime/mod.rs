@@ -15,6 +15,7 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::control::access::{Access, GroupError};
 use crate::control::server::Server;
+use crate::control::server::scraped::Unbound;
 use crate::control::socket::{BindError, Sockets};
 use crate::private;
 use crate::store::state::StateError;
@@ -75,6 +76,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     make_runtime_dir(&config.runtime_dir, access.gid())
         .map_err(|source| ServeError::RuntimeDir { path: config.runtime_dir.clone(), source })?;
     let mut sockets = Sockets::of_group(access.gid()).with_offered();
+    let scraped = config.metrics.map(|address| (address, Unbound::new(address)));
     let sandboxed = config.sandbox;
     if sandboxed {
         // Landlock takes paths that exist. When the directory can't be made, opening the state says why.
@@ -89,6 +91,12 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         tracing::warn!(path = %path.display(), "systemd listens there for the daemon, and no VM has this socket");
     }
     let _server = Server::start(control, access, Arc::clone(&daemon) as _).map_err(ServeError::Thread)?;
+    // An address that somebody else has is no reason to leave guests without their pages.
+    if let Some((address, socket)) = scraped
+        && let Err(err) = socket.and_then(|socket| socket.serve(daemon))
+    {
+        tracing::error!(%address, %err, "the metrics are on the control socket alone: the address can't be listened on");
+    }
     if sandboxed {
         sandbox::drop_capabilities();
     }

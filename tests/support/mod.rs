@@ -5,9 +5,11 @@
 pub mod daemon;
 pub mod file;
 pub mod guests;
+pub mod http;
 pub mod load;
 pub mod mount;
 pub mod usage;
+pub mod working;
 pub mod world;
 
 use std::os::unix::net::UnixListener;

@@ -4,6 +4,7 @@
 mod change;
 mod check;
 mod counters;
+mod exposition;
 mod histogram;
 mod status;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use self::change::{PoolChange, SetError, VmChange};
 pub use self::check::{BadPage, CHECK_RATE_BYTES_MIN, CheckOrder, CheckState, CheckStatus};
 pub use self::counters::{Bucket, Counters, buckets};
+pub use self::exposition::{Exposition, METRICS_PATH};
 pub use self::histogram::{Histogram, LoadLatency};
 pub use self::status::{
     CompressorPool, CompressorPoolState, PoolStatus, RunsByReason, ShrinkerStatus, Status, VmState, VmStatus,
@@ -69,6 +71,9 @@ pub enum ClearError {
 pub trait Host: Send + Sync {
     /// The daemon as it is now.
     fn status(&self) -> Status;
+
+    /// The same as metrics for Prometheus.
+    fn metrics(&self, exposition: Exposition) -> String;
 
     /// Drops all pages of a powered-off VM and gives it a fresh swap header. May take a while.
     ///

@@ -3,6 +3,8 @@
 //! socket's file along.
 
 mod bounded;
+mod metrics;
+pub mod scraped;
 
 use std::fs;
 use std::io;
@@ -28,7 +30,7 @@ use tokio::sync::oneshot;
 
 use self::bounded::Bounded;
 use super::access::Access;
-use super::api::{CHECK_PATH, ClearError, ErrorBody, Host, POOL_PATH, STATUS_PATH, SetError};
+use super::api::{CHECK_PATH, ClearError, ErrorBody, Host, METRICS_PATH, POOL_PATH, STATUS_PATH, SetError};
 use crate::threads::{self, Role};
 
 /// How long a stop waits for answers that are under way.
@@ -107,8 +109,8 @@ async fn serve(listener: tokio::net::UnixListener, router: Router, stopped: ones
 #[derive(Clone, Copy, Debug)]
 struct Peer(Option<(u32, u32)>);
 
-impl Connected<IncomingStream<'_, Bounded>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Bounded>) -> Self {
+impl Connected<IncomingStream<'_, Bounded<tokio::net::UnixListener>>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Bounded<tokio::net::UnixListener>>) -> Self {
         Self(stream.io().stream().peer_cred().ok().map(|peer| (peer.uid(), peer.gid())))
     }
 }
@@ -131,6 +133,7 @@ async fn let_in(
 fn router(host: Arc<dyn Host>, access: Access) -> Router {
     Router::new()
         .route(STATUS_PATH, get(status))
+        .route(METRICS_PATH, get(metrics::get))
         .route(POOL_PATH, post(set_pool))
         .route(CHECK_PATH, post(begin_check).get(check))
         .route("/api/v1/vms/{name}", post(set_vm))

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use super::super::api::{
-    CheckOrder, CheckState, CheckStatus, PoolChange, PoolStatus, Status, VmChange, VmStatus,
+    CheckOrder, CheckState, CheckStatus, Exposition, PoolChange, PoolStatus, Status, VmChange, VmStatus,
 };
 use super::super::check;
 use super::super::client::{Client, ClientError};
@@ -18,6 +18,10 @@ impl Host for FakeHost {
     fn status(&self) -> Status {
         let vms = vec![VmStatus { name: "web1".to_owned(), stores: 7, ..VmStatus::default() }];
         Status { version: "1".to_owned(), vms, ..Status::default() }
+    }
+
+    fn metrics(&self, exposition: Exposition) -> String {
+        format!("{exposition:?}\n")
     }
 
     fn clear_vm(&self, name: &str) -> Result<(), ClearError> {
