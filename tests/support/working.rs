@@ -3,8 +3,9 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::time::Duration;
 
-use ballast::frontend::{Device, Memory, Options, Queue};
+use ballast::frontend::{Device, Memory, Op, Options, Queue, SECTORS_PER_PAGE, Status};
 
 use super::daemon::Daemon;
 use super::page_of;
@@ -15,6 +16,7 @@ pub const BUSY: &str = "web1";
 pub const LIMITED: &str = "web2";
 /// Pages that each of them stores, from the second slot on.
 const PAGES: u64 = 1500;
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A TCP port of this host that nobody has at this moment.
 pub fn free_address() -> SocketAddr {
@@ -38,9 +40,20 @@ impl Guest {
 
     /// Stores pages of all kinds, and reads all of them and some that were never stored.
     pub fn work(&mut self) {
-        for slot in 1..=PAGES {
-            let page = page_of(u8::try_from(slot % 5).expect("small"), slot);
-            self.queue.write_pages(slot, &[page]).expect("there is room, sooner or later");
+        // More at once than leaves meanwhile.
+        let depth = u64::from(self.queue.depth().min(32));
+        for slots in (1..=PAGES).collect::<Vec<_>>().chunks(usize::try_from(depth).expect("small")) {
+            for (tag, slot) in (0..).zip(slots) {
+                let page = page_of(u8::try_from(slot % 5).expect("small"), *slot);
+                self.queue.write_data(tag, 0, &page).expect("a buffer");
+                let op = Op::Write { sector: slot * SECTORS_PER_PAGE, bytes: 4096 };
+                self.queue.stage(tag, op).expect("a place");
+            }
+            self.queue.publish().expect("a ring");
+            for _ in slots {
+                let done = self.queue.wait(PATIENCE).expect("an answer");
+                assert_eq!(done.status, Status::Ok, "there is room, sooner or later");
+            }
         }
         for slot in 1..=PAGES + 100 {
             self.queue.read_page(slot).expect("every page is there");
