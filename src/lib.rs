@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | [`demo`] | two guests on one daemon, shown live |
 //! | [`bench`](mod@bench) | drives any vhost-user disk and compares every byte |
+//! | [`top`] | what the VMs do, live on a terminal |
 //! | [`runtime`] | the daemon: starts the rooms below in order, answers control requests |
 //! | [`metrics`] | the status as text for Prometheus |
 //! | [`control`] | the control socket: its types, server and client |
@@ -51,4 +52,5 @@ pub mod runtime;
 pub mod scrub;
 pub mod store;
 pub mod threads;
+pub mod top;
 pub mod writeback;

@@ -18,6 +18,7 @@ use ballast::control::vm_args::{self, Guest, MEMORY_DEFAULT, Vmm};
 use ballast::demo::DemoArgs;
 use ballast::ids::{Bytes, ParseBytesError};
 use ballast::store::codec::Compressor;
+use ballast::top::{Shown, TopArgs};
 use clap::{Args, Parser, Subcommand};
 use indicatif::ProgressBar;
 use tracing_subscriber::EnvFilter;
@@ -53,6 +54,8 @@ enum Command {
     Serve,
     /// Show what is stored and what that saves.
     Status,
+    /// Show what the VMs do, once a second.
+    Top(TopArgs),
     /// What concerns one VM.
     #[command(subcommand)]
     Vm(VmCommand),
@@ -187,6 +190,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Serve => Ok(ballast::runtime::serve(global.load_config()?)?),
         Command::Status => status(global),
+        Command::Top(args) => top(global, &args),
         Command::Vm(VmCommand::Args(args)) => print_vm_args(global, &args),
         Command::Vm(VmCommand::Set(args)) => set_vm(global, &args),
         Command::Vm(VmCommand::Clear { name }) => clear_vm(global, &name),
@@ -226,6 +230,17 @@ impl Global {
 fn status(global: &Global) -> anyhow::Result<()> {
     let status = global.client()?.status()?;
     if global.json { print_json(&status) } else { print(&table::render(&status)) }
+}
+
+fn top(global: &Global, args: &TopArgs) -> anyhow::Result<()> {
+    // See no-color.org.
+    let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let shown = match (global.json, io::stdout().is_terminal()) {
+        (true, _) => Shown::Json,
+        (false, true) => Shown::Screen { colours },
+        (false, false) => Shown::Lines,
+    };
+    Ok(ballast::top::run(args, global.client()?, shown)?)
 }
 
 fn set_vm(global: &Global, VmSetArgs { name, values }: &VmSetArgs) -> anyhow::Result<()> {

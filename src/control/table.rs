@@ -30,16 +30,7 @@ const IN_FILE_AT: usize = 6;
 /// The whole answer, with a newline at its end.
 #[must_use]
 pub fn render(status: &Status) -> String {
-    let mut text = pool(&status.pool);
-    if status.shrinker.recompression_waits {
-        text.push_str("recompression: found no room, and tries again less and less often\n");
-    }
-    if let Some(file) = &status.writeback {
-        text.push_str(&writeback(file));
-    }
-    if let Some(source) = &status.pool.pressure_source {
-        text.push_str(&format!("pressure: told by {source}\n"));
-    }
+    let mut text = summary(status);
     if status.vms.is_empty() {
         text.push_str("no VM is configured\n");
         return text;
@@ -53,6 +44,26 @@ pub fn render(status: &Status) -> String {
         if let Some(message) = &vm.message {
             text.push_str(&format!("{}: {message}\n", vm.name));
         }
+    }
+    text
+}
+
+/// The lines about what all VMs share, the most important one first.
+#[must_use]
+pub fn totals(status: &Status) -> Vec<String> {
+    summary(status).lines().map(str::to_owned).collect()
+}
+
+fn summary(status: &Status) -> String {
+    let mut text = pool(&status.pool);
+    if status.shrinker.recompression_waits {
+        text.push_str("recompression: found no room, and tries again less and less often\n");
+    }
+    if let Some(file) = &status.writeback {
+        text.push_str(&writeback(file));
+    }
+    if let Some(source) = &status.pool.pressure_source {
+        text.push_str(&format!("pressure: told by {source}\n"));
     }
     text
 }
