@@ -9,7 +9,9 @@
 //! | --- | --- |
 //! | [`demo`] | two guests on one daemon, shown live |
 //! | [`bench`](mod@bench) | drives any vhost-user disk and compares every byte |
+//! | [`top`] | what the VMs do, live on a terminal |
 //! | [`runtime`] | the daemon: starts the rooms below in order, answers control requests |
+//! | [`metrics`] | the status as text for Prometheus |
 //! | [`control`] | the control socket: its types, server and client |
 //! | [`config`] | TOML to a checked configuration |
 //! | [`frontend`] | what a VMM is to the device, for bench and tests |
@@ -42,6 +44,7 @@ pub mod demo;
 pub mod device;
 pub mod frontend;
 pub mod ids;
+pub mod metrics;
 pub mod page;
 pub mod private;
 pub mod reclaim;
@@ -49,4 +52,5 @@ pub mod runtime;
 pub mod scrub;
 pub mod store;
 pub mod threads;
+pub mod top;
 pub mod writeback;

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use ballast::control::access::Access;
 use ballast::control::api::{
     BadPage, CheckOrder, CheckState, CheckStatus, ClearError, Clearing, CompressorPool, CompressorPoolState,
-    Host, NewVm, PoolChange, PoolStatus, ReloadReport, Reloading, Removal, SetError, Status, VmChange,
-    VmDetails, VmRemoved, VmStatus,
+    Exposition, Host, NewVm, PoolChange, PoolStatus, ReloadReport, Reloading, Removal, SetError, Status,
+    VmChange, VmDetails, VmRemoved, VmStatus,
 };
 use ballast::control::server::Server;
 use ballast::control::socket::Sockets;
@@ -149,6 +149,10 @@ struct FakeHost;
 impl Host for FakeHost {
     fn status(&self) -> Status {
         Status::default()
+    }
+
+    fn metrics(&self, exposition: Exposition) -> String {
+        format!("{exposition:?}\n")
     }
 
     fn vm(&self, name: &str) -> Result<VmDetails, SetError> {

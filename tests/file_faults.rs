@@ -213,7 +213,7 @@ fn a_page_that_is_changed_while_it_is_read_reads_as_changed() {
         assert_eq!(world.faulty().release(), 1);
         let fetched = told.recv_timeout(PATIENCE).unwrap().pop();
         let loaded = vm_store.load(Slot(slot), fetched, &mut page, now, &mut world.scratch).unwrap();
-        assert!(matches!(loaded, Loaded::Page));
+        assert!(matches!(loaded, Loaded::Page(_)));
         assert!(page == world.right(vm, slot), "{at}");
     }
     world.store().validate();

@@ -30,7 +30,7 @@ fn open(dir: &Path, compressor: Compressor) -> Store {
 /// Loads from a store that has no writeback file.
 fn load(vm: &VmStore, slot: u32, page: &mut Page, scratch: &mut Scratch) -> Result<(), LoadError> {
     match vm.load(Slot(slot), None, page, Age::now(), scratch)? {
-        Loaded::Page => Ok(()),
+        Loaded::Page(_) => Ok(()),
         Loaded::InFile(_) => panic!("there is no file"),
     }
 }
@@ -194,7 +194,7 @@ fn the_coldest_pages_are_those_used_longest_ago() {
     let mut page = ZERO_PAGE;
     for (slot, second) in [(order[4000], 5000), (order[10], 9000)] {
         let loaded = vm.load(Slot(slot), None, &mut page, at(second), &mut scratch).unwrap();
-        assert!(matches!(loaded, Loaded::Page));
+        assert!(matches!(loaded, Loaded::Page(_)));
     }
     vm.store(Slot(order[0]), &page_of(2, 1), at(9000), &mut scratch).unwrap();
     vm.invalidate(Slot(order[1]));

@@ -222,7 +222,7 @@ impl Host {
         let mut page = ZERO_PAGE;
         let now = Age::stored(self.clock);
         let loaded = self.vms[vm].load(Slot(slot), None, &mut page, now, &mut self.scratch).unwrap();
-        assert!(matches!(loaded, Loaded::Page));
+        assert!(matches!(loaded, Loaded::Page(_)));
         for pages in self.all() {
             if let Some(kept) = pages.kept.get_mut(&(vm, slot)) {
                 kept.age = now.loaded();

@@ -9,13 +9,14 @@ use std::fs;
 use ballast::frontend::{Device, Memory, Options};
 use support::daemon::Daemon;
 use support::page_of;
+use support::working::free_address;
 
 const ONE_VM: &str = "[pool]\nmax = \"64MiB\"\n[[vm]]\nname = \"web1\"\nsize = \"16MiB\"\n";
 
 #[test]
 fn no_thread_of_a_serving_daemon_has_a_capability_or_may_start_a_program() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let mut daemon = Daemon::start(dir.path(), ONE_VM);
+    let mut daemon = Daemon::start(dir.path(), &format!("metrics = \"{}\"\n{ONE_VM}", free_address()));
     let memory = Memory::with_bytes(16 << 20).unwrap();
     let mut device = Device::connect(daemon.socket("web1"), memory, Options::default()).unwrap();
     let mut queue = device.start().unwrap().remove(0);
@@ -33,12 +34,12 @@ fn no_thread_of_a_serving_daemon_has_a_capability_or_may_start_a_program() {
         assert_eq!(u64::from_str_radix(line("CapEff:"), 16), Ok(0), "{name}");
         assert_eq!(u64::from_str_radix(line("CapPrm:"), 16), Ok(0), "{name}");
         assert_eq!((line("NoNewPrivs:"), line("Seccomp:")), ("1", "2"), "{name}");
-        // A worker has a filter of its own on top of everybody's.
-        let filters = if name.starts_with("worker") { "2" } else { "1" };
+        // A worker and the thread that networks reach have a filter of their own on top of everybody's.
+        let filters = if name.starts_with("worker") || name == "metrics" { "2" } else { "1" };
         assert_eq!(line("Seccomp_filters:"), filters, "{name}");
         names.push(name.to_owned());
     }
-    for expected in ["worker-0", "shrinker", "session-web1", "control"] {
+    for expected in ["worker-0", "shrinker", "session-web1", "control", "metrics"] {
         assert!(names.iter().any(|name| name == expected), "{expected} is not among {names:?}");
     }
 }

@@ -180,7 +180,9 @@ fn fields(path: &str) -> Vec<(String, String)> {
     for line in text.lines() {
         if let Some(name) = line.strip_prefix("pub struct ") {
             owner = name.split([' ', '(', '{']).next().unwrap().to_owned();
-        } else if let Some((name, _)) = line.strip_prefix("    pub ").and_then(|line| line.split_once(": ")) {
+        } else if let Some((name, _)) = line.strip_prefix("    pub ").and_then(|line| line.split_once(": "))
+            && !name.contains(' ')
+        {
             fields.push((owner.clone(), name.to_owned()));
         }
     }

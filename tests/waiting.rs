@@ -150,7 +150,7 @@ fn a_store_fails_when_its_time_is_over() {
     assert!(start.elapsed() < deadline * 3, "{:?}", start.elapsed());
     let events = events(&host);
     assert_eq!((events.reject_reclaim_fail, events.delayed_stores, host.vms[0].errors()), (20, 20, 20));
-    let delays = events.store_delay_ms.0;
+    let delays = events.store_delay_ms.counts;
     assert_eq!(delays[..9], [0; 9], "none of them was answered within 256 ms");
     assert_eq!((delays.iter().sum::<u64>(), host.vms[0].waiting_stores()), (20, 0));
     make_room(&host, 0..20);

@@ -3,7 +3,7 @@
 mod parse;
 mod vm;
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -15,6 +15,7 @@ use ballast::control::{check, listing, table};
 use ballast::demo::DemoArgs;
 use ballast::ids::Bytes;
 use ballast::store::codec::Compressor;
+use ballast::top::{Shown, TopArgs};
 use clap::{Args, Parser, Subcommand};
 use indicatif::ProgressBar;
 
@@ -49,6 +50,8 @@ enum Command {
     Serve,
     /// Show what is stored and what that saves.
     Status,
+    /// Show what the VMs do, once a second.
+    Top(TopArgs),
     /// What concerns one VM.
     #[command(subcommand)]
     Vm(vm::VmCommand),
@@ -100,6 +103,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Serve => Ok(ballast::runtime::serve(global.load_config()?)?),
         Command::Status => status(global),
+        Command::Top(args) => top(global, &args),
         Command::Vm(command) => vm::run(global, command),
         Command::Pool(PoolCommand::Set { compressor, recompress, runtime, forget }) => {
             set_pool(global, PoolChange { compressor, recompress, runtime, forget })
@@ -146,6 +150,17 @@ impl Global {
 fn status(global: &Global) -> anyhow::Result<()> {
     let status = global.client()?.status()?;
     global.show(&status, || table::render(&status))
+}
+
+fn top(global: &Global, args: &TopArgs) -> anyhow::Result<()> {
+    // See no-color.org.
+    let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let shown = match (global.json, io::stdout().is_terminal()) {
+        (true, _) => Shown::Json,
+        (false, true) => Shown::Screen { colours },
+        (false, false) => Shown::Lines,
+    };
+    Ok(ballast::top::run(args, global.client()?, shown)?)
 }
 
 fn set_pool(global: &Global, change: PoolChange) -> anyhow::Result<()> {

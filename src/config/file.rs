@@ -34,6 +34,7 @@ struct File {
     lock_memory: Option<Value>,
     scrub: Option<Value>,
     vms_file: Option<Value>,
+    metrics: Option<Value>,
     #[serde(default)]
     pool: Pool,
     writeback: Option<Writeback>,
@@ -72,6 +73,7 @@ pub(super) fn parse(text: &str, host_bytes: u64) -> Result<Config, ConfigError> 
         )?,
         sandbox: Key::new("sandbox", file.sandbox.as_ref()).boolean(true)?,
         lock_memory: Key::new("lock_memory", file.lock_memory.as_ref()).boolean(false)?,
+        metrics: Key::new("metrics", file.metrics.as_ref()).optional_address()?,
         pool,
         writeback: file.writeback.as_ref().map(writeback::parse).transpose()?,
         scrub: Key::new("scrub", file.scrub.as_ref()).optional_duration(SCRUB)?,

@@ -98,6 +98,7 @@ impl Config {
             ("poll_us", whole(self.poll.as_micros())),
             ("sandbox", Some(Value::Boolean(self.sandbox))),
             ("lock_memory", Some(Value::Boolean(self.lock_memory))),
+            ("metrics", self.metrics.as_ref().and_then(text)),
             ("scrub", self.scrub.map(|period| duration(Some(period)))),
             ("pool.max", Some(size(pool.max_bytes))),
             ("pool.compressor", text(pool.compressor)),

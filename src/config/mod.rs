@@ -14,6 +14,7 @@ mod value;
 mod vm;
 mod writeback;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -59,6 +60,8 @@ pub struct Config {
     pub sandbox: bool,
     /// Whether the host may not swap out the pages that it holds in memory.
     pub lock_memory: bool,
+    /// Where Prometheus may ask for the metrics, beside the control socket.
+    pub metrics: Option<SocketAddr>,
     /// The memory that all VMs share.
     pub pool: PoolConfig,
     /// Where cold pages move to; without it they stay.

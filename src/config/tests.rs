@@ -18,7 +18,7 @@ fn an_empty_file_is_the_defaults() {
     assert_eq!(config.pool.max_bytes, (HOST_BYTES / 100 * 25) / 4096 * 4096);
     assert_eq!((config.pool.compressor, config.pool.accept_threshold_percent), (Compressor::Lz4, 90));
     assert_eq!((config.pool.store_deadline, config.pool.pressure), (Duration::from_secs(5), true));
-    assert_eq!(config.writeback, None);
+    assert_eq!((config.writeback, config.metrics), (None, None));
     assert!(config.vms.is_empty());
 }
 
@@ -32,6 +32,7 @@ fn every_key_is_read() {
         poll_us = 0
         sandbox = false
         scrub = "7d"
+        metrics = "[::1]:9464"
         [pool]
         max = "8GiB"
         compressor = "zstd:3"
@@ -62,6 +63,7 @@ fn every_key_is_read() {
     assert_eq!((config.workers, config.poll, config.host_bytes), (3, Duration::ZERO, HOST_BYTES));
     assert!(!config.sandbox);
     assert_eq!(config.scrub, Some(Duration::from_secs(7 * 24 * 3600)));
+    assert_eq!(config.metrics, Some("[::1]:9464".parse().unwrap()));
     let pool = PoolConfig {
         max_bytes: 8 << 30,
         compressor: Compressor::Zstd(3),
@@ -144,6 +146,10 @@ const REFUSED: &[(&str, [&str; 3])] = &[
     ("[[vm]]\nname = \"a\"\nsize = true", ["\"a\": size", "true", "size from"]),
     ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nlimit = \"1KiB\"", ["\"a\": limit", "\"1KiB\"", "1MiB"]),
     ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nqueues = 0", ["\"a\": queues", "= 0", "1 to 64"]),
+    ("metrics = \"localhost:9464\"", ["metrics", "\"localhost:9464\"", "numeric IP address and a port"]),
+    ("metrics = \"127.0.0.1\"", ["metrics", "\"127.0.0.1\"", "127.0.0.1:9464"]),
+    ("metrics = \"127.0.0.1:0\"", ["metrics", "127.0.0.1:0", "a port"]),
+    ("metrics = 9464", ["metrics", "9464", "[::1]:9464"]),
     ("socket_group = 36", ["socket_group", "36", "\"kvm\""]),
     (
         "[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nmigration = true",

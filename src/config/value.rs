@@ -2,6 +2,7 @@
 //! key, what was given and what is allowed. The types are checked here rather than by serde, whose messages would
 //! speak of Rust's types.
 
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -81,6 +82,15 @@ impl<'a> Key<'a> {
         let read =
             |value: &Value| duration(value.as_str()?).filter(|given| allowed.contains(given)).map(Some);
         self.or(None, &text, read)
+    }
+
+    /// A TCP address that may be left out. No names: the daemon would have to ask the network before it serves a page.
+    pub(super) fn optional_address(&self) -> Result<Option<SocketAddr>, ConfigError> {
+        let allowed = "must be a numeric IP address and a port, such as \"127.0.0.1:9464\" or \"[::1]:9464\"";
+        self.or(None, allowed, |value| {
+            let address: SocketAddr = value.as_str()?.parse().ok()?;
+            (address.port() > 0).then_some(Some(address))
+        })
     }
 
     /// A size in bytes. Without a default the key must be there.

@@ -30,16 +30,7 @@ const IN_FILE_AT: usize = 6;
 /// The whole answer, with a newline at its end.
 #[must_use]
 pub fn render(status: &Status) -> String {
-    let mut text = pool(&status.pool);
-    if status.shrinker.recompression_waits {
-        text.push_str("recompression: found no room, and tries again less and less often\n");
-    }
-    if let Some(file) = &status.writeback {
-        text.push_str(&writeback(file));
-    }
-    if let Some(source) = &status.pool.pressure_source {
-        text.push_str(&format!("pressure: told by {source}\n"));
-    }
+    let mut text = summary(status);
     text.push_str(&rows(&status.vms, status.writeback.is_some()));
     text
 }
@@ -52,7 +43,9 @@ pub fn vms(vms: &[VmStatus]) -> String {
 
 fn rows(vms: &[VmStatus], has_file: bool) -> String {
     if vms.is_empty() {
-        return "no VM is configured\n".to_owned();
+        return "no VM is configured
+"
+        .to_owned();
     }
     let mut columns = COLUMNS.to_vec();
     if has_file || vms.iter().any(|vm| vm.file_pages > 0) {
@@ -63,6 +56,26 @@ fn rows(vms: &[VmStatus], has_file: bool) -> String {
         if let Some(message) = &vm.message {
             text.push_str(&format!("{}: {message}\n", vm.name));
         }
+    }
+    text
+}
+
+/// The lines about what all VMs share, the most important one first.
+#[must_use]
+pub fn totals(status: &Status) -> Vec<String> {
+    summary(status).lines().map(str::to_owned).collect()
+}
+
+fn summary(status: &Status) -> String {
+    let mut text = pool(&status.pool);
+    if status.shrinker.recompression_waits {
+        text.push_str("recompression: found no room, and tries again less and less often\n");
+    }
+    if let Some(file) = &status.writeback {
+        text.push_str(&writeback(file));
+    }
+    if let Some(source) = &status.pool.pressure_source {
+        text.push_str(&format!("pressure: told by {source}\n"));
     }
     text
 }

@@ -15,6 +15,7 @@ pub mod dirty_log;
 pub mod fetches;
 pub mod guest_memory;
 pub mod inflight;
+pub mod latency;
 pub mod memory_table;
 pub mod prefetch;
 pub mod ring;

@@ -13,6 +13,7 @@ use super::complaints::{Comings, Complaints};
 pub use super::connections::SESSIONS_MAX;
 use super::connections::{Connections, Refused};
 use super::fetches::Fetches;
+use super::latency::Latencies;
 use super::roster::Roster;
 use crate::store::table::seconds_since_boot;
 use crate::store::vm::VmStore;
@@ -28,6 +29,7 @@ pub struct DeviceVm {
     errors: AtomicU64,
     /// Stores of all rings that wait for room, each ring's part being its [`WaitingShare`].
     waiting_stores: AtomicU64,
+    latencies: Arc<Latencies>,
     complaints: Complaints,
     comings: Comings,
     /// The last session was ended by us: its VMM may come back at once, and again.
@@ -60,6 +62,7 @@ impl DeviceVm {
             store: RwLock::new(store),
             errors: AtomicU64::new(0),
             waiting_stores: AtomicU64::new(0),
+            latencies: Arc::default(),
             complaints: Complaints::default(),
             comings: Comings::default(),
             failing: AtomicBool::new(false),
@@ -117,6 +120,12 @@ impl DeviceVm {
     #[must_use]
     pub fn waiting_stores(&self) -> u64 {
         self.waiting_stores.load(Ordering::Relaxed)
+    }
+
+    /// How long its requests took.
+    #[must_use]
+    pub fn latencies(&self) -> &Arc<Latencies> {
+        &self.latencies
     }
 
     /// What the log has been told of this VM.

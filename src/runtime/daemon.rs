@@ -1,6 +1,7 @@
 //! The rooms of a running daemon, held together: the store, the device, and the answers to control requests.
 
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use parking_lot::{Mutex, RwLock};
 
@@ -8,12 +9,13 @@ use super::served::Served;
 use super::{ServeError, reload, served, status};
 use crate::config::{Config, Layers};
 use crate::control::api::{
-    CHECK_RATE_BYTES_MIN, CheckOrder, CheckStatus, ClearError, Clearing, Host, NewVm, PoolChange, PoolStatus,
-    ReloadReport, Reloading, Removal, SetError, Status, VmChange, VmDetails, VmRemoved, VmStatus,
+    CHECK_RATE_BYTES_MIN, CheckOrder, CheckStatus, ClearError, Clearing, Exposition, Host, NewVm, PoolChange,
+    PoolStatus, ReloadReport, Reloading, Removal, SetError, Status, VmChange, VmDetails, VmRemoved, VmStatus,
 };
 use crate::control::socket::Sockets;
 use crate::device::Device;
 use crate::device::complaints::Chain;
+use crate::metrics;
 use crate::reclaim::policy::Policy;
 use crate::reclaim::pressure::{Files, Monitor};
 use crate::reclaim::shrinker::{self, Shrinker};
@@ -32,6 +34,8 @@ pub struct Daemon {
     pub(super) shrinker: Arc<shrinker::Handle>,
     pub(super) pressure: Option<Monitor>,
     pub(super) scrubber: scrub::Handle,
+    /// When it started, in seconds since 1970.
+    pub(super) start_time_seconds: u64,
     pub(super) sockets: Mutex<Sockets>,
     /// The VMs that are served, in the configuration's order. Held for moments.
     served: RwLock<Vec<Served>>,
@@ -75,9 +79,21 @@ impl Daemon {
         let shrinker = Arc::new(start_shrinker(&config, &store, &device)?);
         let pressure = config.pool.pressure.then(|| watch_pressure(&shrinker)).transpose()?;
         let scrubber = Scrubber::new(Arc::clone(&store), config.scrub).start().map_err(ServeError::Thread)?;
+        let start_time_seconds = UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
         let orders = Mutex::new(Orders { layers, running: config.clone() });
         let (sockets, served) = (Mutex::new(sockets), RwLock::new(vms));
-        Ok(Self { config, store, device, shrinker, pressure, scrubber, sockets, served, orders })
+        Ok(Self {
+            config,
+            store,
+            device,
+            shrinker,
+            pressure,
+            scrubber,
+            start_time_seconds,
+            sockets,
+            served,
+            orders,
+        })
     }
 
     /// Opens every VM's socket.
@@ -109,6 +125,10 @@ impl Daemon {
 impl Host for Daemon {
     fn status(&self) -> Status {
         status::of(self)
+    }
+
+    fn metrics(&self, exposition: Exposition) -> String {
+        metrics::render(&self.status(), exposition)
     }
 
     fn vm(&self, name: &str) -> Result<VmDetails, SetError> {

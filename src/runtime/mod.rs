@@ -22,6 +22,7 @@ use crate::config::{Config, ConfigError, Layers};
 use crate::control::access::{Access, GroupError};
 use crate::control::api::{Host, Reloading};
 use crate::control::server::Server;
+use crate::control::server::scraped::Unbound;
 use crate::control::socket::{BindError, Sockets};
 use crate::private;
 use crate::store::state::StateError;
@@ -94,6 +95,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     make_runtime_dir(&config.runtime_dir, access.gid())
         .map_err(|source| ServeError::RuntimeDir { path: config.runtime_dir.clone(), source })?;
     let sockets = Sockets::of_group(access.gid()).with_offered();
+    let scraped = config.metrics.map(|address| (address, Unbound::new(address)));
     let sandboxed = config.sandbox;
     if sandboxed {
         // Landlock takes paths that exist. When the directory can't be made, opening the state says why.
@@ -110,6 +112,12 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     }
     let _server = Server::start(control, access, Arc::clone(&daemon) as _).map_err(ServeError::Thread)?;
     keeper::start(Arc::clone(&daemon)).map_err(ServeError::Thread)?;
+    // An address that somebody else has is no reason to leave guests without their pages.
+    if let Some((address, socket)) = scraped
+        && let Err(err) = socket.and_then(|socket| socket.serve(daemon.clone()))
+    {
+        tracing::error!(%address, %err, "the metrics are on the control socket alone: the address can't be listened on");
+    }
     if sandboxed {
         sandbox::drop_capabilities();
     }

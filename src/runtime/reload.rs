@@ -83,6 +83,7 @@ fn verdict(key: &str, same_file: bool) -> Verdict {
         "runtime_dir" | "socket_group" => restart("VMMs are connected to the sockets that there are"),
         "vms_file" => restart("what is remembered stands in the one that there is"),
         "workers" | "poll_us" => restart("the workers are running"),
+        "metrics" => restart("its socket is made before the sandbox"),
         "sandbox" => restart("what was given up is not to be had back"),
         "pool.pressure" => restart("watching for it takes a right that was given up"),
         _ => restart("pages may be in the file that is open"),

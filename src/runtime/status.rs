@@ -3,19 +3,22 @@
 use super::daemon::Daemon;
 use super::served::Served;
 use crate::control::api::{
-    BadPage, CheckState, CheckStatus, CompressorPool, CompressorPoolState, Counters, PoolStatus,
-    RunsByReason, ShrinkerStatus, Status, VmState as ApiVmState, VmStatus,
+    BadPage, CheckState, CheckStatus, CompressorPool, CompressorPoolState, Counters, Histogram, LoadLatency,
+    PoolStatus, RunsByReason, ShrinkerStatus, Status, VmState as ApiVmState, VmStatus,
     WritebackState as ApiWritebackState, WritebackStatus, buckets,
 };
 use crate::device::complaints::Chain;
+use crate::device::latency::{FIRST_BUCKET_NS, Path};
+use crate::device::vm::DeviceVm;
 use crate::page::PAGE_SIZE_U64;
 use crate::scrub;
 use crate::store::VmState;
-use crate::store::accounting::{Accounting, Events, Held, PowersOfTwo};
+use crate::store::accounting::{Accounting, Events, Held};
 use crate::store::crashes::CRASHES_MAX;
+use crate::store::histogram::{PowersOfTwo, SIZE_STEP_BYTES};
 use crate::store::pool::POOLS_MAX;
 use crate::store::room::{Outlook, Shared};
-use crate::store::vm::VmStore;
+use crate::store::vm::{Source, VmStore};
 use crate::writeback::{OpenError, Writeback, WritebackState};
 
 /// What the daemon shows of itself.
@@ -38,6 +41,7 @@ pub(super) fn of(daemon: &Daemon) -> Status {
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         state_dir: daemon.config.state_dir.display().to_string(),
+        start_time_seconds: daemon.start_time_seconds,
         pool: pool_status(daemon, &vms, metadata_bytes),
         shrinker: shrinker_status(daemon),
         writeback: writeback_status(daemon),
@@ -70,8 +74,10 @@ fn pool_status(daemon: &Daemon, vms: &[VmStatus], metadata_bytes: u64) -> PoolSt
         pools: pools(daemon, &sums.objects_by_pool),
         pressure_source: daemon.pressure.as_ref().map(|monitor| monitor.source().to_string()),
         counters: vms.iter().map(|vm| vm.counters).sum(),
-        refault_age_seconds: buckets(&sums.refault_age_seconds.0),
-        store_delay_ms: buckets(&sums.store_delay_ms.0),
+        refault_age_seconds: buckets(&sums.refault_age_seconds.counts),
+        refault_age_seconds_sum: sums.refault_age_seconds.sum,
+        store_delay_ms: buckets(&sums.store_delay_ms.counts),
+        store_delay_ms_sum: sums.store_delay_ms.sum,
     }
 }
 
@@ -228,6 +234,12 @@ fn vm_status(served: &[Served], name: &str, vm: &VmState) -> VmStatus {
         waiting_stores: device_vm.map_or(0, |vm| vm.waiting_stores()),
         ..VmStatus::default()
     };
+    if let Some(vm) = device_vm {
+        let load = |source| latency(vm, Path::Load(source));
+        let (same_filled, pool, file) = (load(Source::SameFilled), load(Source::Pool), load(Source::File));
+        status.load_latency_ns = LoadLatency { same_filled, pool, file };
+        status.store_latency_ns = latency(vm, Path::Store);
+    }
     match vm {
         VmState::Ready(pages) => {
             if pages.table().crashes().is_quarantined() {
@@ -246,6 +258,11 @@ fn vm_status(served: &[Served], name: &str, vm: &VmState) -> VmStatus {
         }
     }
     status
+}
+
+fn latency(vm: &DeviceVm, path: Path) -> Histogram {
+    let latency = vm.latencies().get(path);
+    Histogram::doubling(FIRST_BUCKET_NS, &latency.counts, latency.sum_ns)
 }
 
 /// Why no VMM may attach to a VM, and what to do.
@@ -278,8 +295,12 @@ fn count(status: &mut VmStatus, pages: &VmStore) {
     status.loads = events.loads;
     status.invalidates = events.invalidates;
     status.counters = counters(&held, &events);
-    status.refault_age_seconds = buckets(&events.refault_age_seconds.0);
-    status.store_delay_ms = buckets(&events.store_delay_ms.0);
+    status.refault_age_seconds = buckets(&events.refault_age_seconds.counts);
+    status.refault_age_seconds_sum = events.refault_age_seconds.sum;
+    status.store_delay_ms = buckets(&events.store_delay_ms.counts);
+    status.store_delay_ms_sum = events.store_delay_ms.sum;
+    let sizes = events.compressed_bytes;
+    status.compressed_bytes = Histogram::even(SIZE_STEP_BYTES, &sizes.counts, sizes.sum);
 }
 
 fn counters(held: &Held, events: &Events) -> Counters {

@@ -1,10 +1,10 @@
 //! The one place that counts. A VM's numbers change under its lock, together with the entry that they describe, so
 //! they are never off by one; the pool's are sums over the VMs, made when somebody asks.
 
-use std::ops::AddAssign;
 use std::time::Duration;
 
 use super::entry::{Entry, Location};
+use super::histogram::{PowersOfTwo, Sizes};
 use super::object::{HEADER_BYTES, PAYLOAD_MAX};
 use super::pool::{POOLS_MAX, PoolId};
 
@@ -87,30 +87,8 @@ pub struct Events {
     pub refault_age_seconds: PowersOfTwo,
     /// How long stores waited for room, in milliseconds.
     pub store_delay_ms: PowersOfTwo,
-}
-
-/// Buckets of [`PowersOfTwo`]; the last one counts everything larger.
-pub const BUCKETS: usize = 24;
-
-/// A histogram: bucket n counts what is at most 2^n.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PowersOfTwo(pub [u64; BUCKETS]);
-
-impl PowersOfTwo {
-    /// Counts `value`.
-    pub fn count(&mut self, value: u64) {
-        let bits = u64::BITS - value.saturating_sub(1).leading_zeros();
-        let bucket = (bits as usize).min(BUCKETS - 1);
-        self.0[bucket] += 1;
-    }
-}
-
-impl AddAssign for PowersOfTwo {
-    fn add_assign(&mut self, other: Self) {
-        for (bucket, more) in self.0.iter_mut().zip(other.0) {
-            *bucket += more;
-        }
-    }
+    /// Payloads of the pages that were stored into the arena, in bytes.
+    pub compressed_bytes: Sizes,
 }
 
 impl Events {
@@ -197,22 +175,4 @@ impl Held {
 #[must_use]
 pub fn object_bytes(location: Location) -> usize {
     HEADER_BYTES + location.payload_bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bucket_counts_what_is_at_most_its_power_of_two() {
-        let mut histogram = PowersOfTwo::default();
-        for value in [0, 1, 2, 3, 4, 5, 1024, 1025, u64::MAX] {
-            histogram.count(value);
-        }
-        let mut expected = [0; BUCKETS];
-        for (bucket, count) in [(0, 2), (1, 1), (2, 2), (3, 1), (10, 1), (11, 1), (BUCKETS - 1, 1)] {
-            expected[bucket] = count;
-        }
-        assert_eq!(histogram.0, expected);
-    }
 }

@@ -12,6 +12,7 @@ pub mod codec;
 pub mod crashes;
 pub mod entry;
 mod file;
+pub mod histogram;
 pub mod lru;
 pub mod mapping;
 pub mod object;

@@ -1,5 +1,5 @@
 //! What threads may ask of the kernel: no capability, and for workers, who look at what guests wrote, only what serving
-//! pages takes. A call that is not allowed fails with EPERM and doesn't end the daemon: an unforeseen call in some
+//! pages takes; for the thread that networks may reach, only what answering takes. A call that is not allowed fails with EPERM and doesn't end the daemon: an unforeseen call in some
 //! library must not take every guest of the host with it.
 
 use std::collections::BTreeMap;
@@ -11,16 +11,17 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 
-/// What a worker may call: memory and locks, event descriptors, the clock, the arena's fallocate, the log, and its end.
-const WORKER_CALLS: &[c_long] = &[
-    // Memory: the allocator, the arena, guest memory that is unmapped after a worker's last look at it.
+use super::Role;
+
+/// What every restricted thread may call: memory and locks, event descriptors, the clock, the log, and its end.
+const COMMON_CALLS: &[c_long] = &[
+    // Memory: the allocator, and for workers guest memory that is unmapped after their last look at it.
     libc::SYS_brk,
     libc::SYS_mmap,
     libc::SYS_mremap,
     libc::SYS_munmap,
     libc::SYS_mprotect,
     libc::SYS_madvise,
-    libc::SYS_fallocate,
     // Locks and time.
     libc::SYS_futex,
     libc::SYS_sched_yield,
@@ -49,6 +50,22 @@ const WORKER_CALLS: &[c_long] = &[
     libc::SYS_exit_group,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_epoll_wait,
+];
+
+/// What a worker may call beside those: the arena and the tables grow.
+const WORKER_CALLS: &[c_long] = &[libc::SYS_fallocate];
+
+/// What the thread of the TCP address may call beside those: it takes connections on the socket that it has, and
+/// answers. It makes none.
+const SCRAPED_CALLS: &[c_long] = &[
+    libc::SYS_accept4,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_shutdown,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
 ];
 
 /// What no thread of the daemon has a use for, and whoever takes it over would.
@@ -99,12 +116,17 @@ fn unconditional(calls: &[c_long]) -> BTreeMap<c_long, Vec<SeccompRule>> {
     calls.iter().map(|call| (*call, Vec::new())).collect()
 }
 
-/// Restricts the calling thread, for good, to what a worker needs.
+/// Restricts the calling thread, for good, to what its role needs, where others could tell it what to do.
 ///
 /// # Errors
 /// When the kernel has no seccomp.
-pub(super) fn allow_only_what_workers_need() -> io::Result<()> {
-    apply(unconditional(WORKER_CALLS), refused(), SeccompAction::Allow)
+pub(super) fn restrict_calls(role: Role) -> io::Result<()> {
+    let more = match role {
+        Role::Worker => WORKER_CALLS,
+        Role::Scraped => SCRAPED_CALLS,
+        Role::FileIo | Role::Shrinker | Role::Scrubber | Role::Listener => return Ok(()),
+    };
+    apply(unconditional(&[COMMON_CALLS, more].concat()), refused(), SeccompAction::Allow)
 }
 
 /// Keeps the calling thread, and those that it starts from now on, from starting programs, from networks, and from

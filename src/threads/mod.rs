@@ -22,6 +22,8 @@ pub enum Role {
     Scrubber,
     /// Answers VMMs, clients and the kernel.
     Listener,
+    /// Answers whoever may reach a TCP address, and so may do nothing else.
+    Scraped,
 }
 
 impl Role {
@@ -30,7 +32,7 @@ impl Role {
     fn niceness(self) -> i32 {
         match self {
             Self::Worker | Self::FileIo => -5,
-            Self::Shrinker | Self::Scrubber | Self::Listener => 0,
+            Self::Shrinker | Self::Scrubber | Self::Listener | Self::Scraped => 0,
         }
     }
 }
@@ -49,10 +51,8 @@ pub fn spawn<T: Send + 'static>(
         if let Err(err) = drop_capabilities() {
             tracing::warn!(%err, "a thread keeps its capabilities");
         }
-        if role == Role::Worker
-            && let Err(err) = confine::allow_only_what_workers_need()
-        {
-            tracing::warn!(%err, "a worker's system calls are not restricted");
+        if let Err(err) = confine::restrict_calls(role) {
+            tracing::warn!(%err, ?role, "a thread's system calls are not restricted");
         }
         run()
     })
@@ -73,8 +73,8 @@ fn set_niceness(steps: i32) {
 mod tests {
     use super::*;
     use std::fs::{self, File};
-    use std::io::ErrorKind;
-    use std::net::{TcpListener, UdpSocket};
+    use std::io::{ErrorKind, Read, Write};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::os::unix::net::UnixListener;
     use std::process::Command;
 
@@ -124,14 +124,42 @@ mod tests {
     }
 
     #[test]
+    fn the_thread_that_networks_reach_answers_on_the_socket_that_it_has_and_opens_nothing() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let thread = spawn("metrics", Role::Scraped, move || {
+            let denied = |what: &str, result: io::Result<()>| {
+                assert_eq!(result.unwrap_err().kind(), ErrorKind::PermissionDenied, "{what}");
+            };
+            denied("open", File::open("/proc/self/status").map(drop));
+            denied("tcp", TcpListener::bind("127.0.0.1:0").map(drop));
+            denied("connect", TcpStream::connect(address).map(drop));
+            denied("run", Command::new("/bin/true").status().map(drop));
+            denied("thread", Builder::new().spawn(|| ()).map(drop));
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = [0; 3];
+            stream.read_exact(&mut asked).unwrap();
+            stream.write_all(&asked).unwrap();
+        });
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(b"abc").unwrap();
+        let mut answered = Vec::new();
+        stream.read_to_end(&mut answered).unwrap();
+        assert_eq!(answered, b"abc");
+        thread.unwrap().join().unwrap();
+    }
+
+    #[test]
     fn no_thread_has_a_capability_or_gets_one() {
-        for role in [Role::Worker, Role::FileIo, Role::Shrinker, Role::Scrubber, Role::Listener] {
+        for role in
+            [Role::Worker, Role::Scraped, Role::FileIo, Role::Shrinker, Role::Scrubber, Role::Listener]
+        {
             let (status, _) = observed(role);
             let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim();
             for set in ["CapEff:", "CapPrm:", "CapInh:", "CapAmb:"] {
                 assert_eq!(u64::from_str_radix(line(set), 16), Ok(0), "{role:?}, {set}");
             }
-            if role == Role::Worker {
+            if [Role::Worker, Role::Scraped].contains(&role) {
                 assert_eq!((line("Seccomp:"), line("NoNewPrivs:")), ("2", "1"));
             }
         }

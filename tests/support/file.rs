@@ -150,7 +150,7 @@ pub fn load_at(
     let mut fetched = None;
     loop {
         match vm.load(Slot(slot), fetched, page, now, scratch)? {
-            Loaded::Page => return Ok(()),
+            Loaded::Page(_) => return Ok(()),
             Loaded::InFile(wanted) => fetched = fetch(vm, vec![wanted]).pop(),
         }
     }

@@ -5,10 +5,12 @@
 pub mod daemon;
 pub mod file;
 pub mod guests;
+pub mod http;
 pub mod load;
 pub mod mount;
 pub mod usage;
 pub mod vm;
+pub mod working;
 pub mod world;
 
 use std::os::unix::net::UnixListener;

@@ -75,7 +75,7 @@ impl Sum for Counters {
 /// One bucket of a histogram.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Bucket {
-    /// The largest value that it counts, a power of two; the bucket before it counts the smaller ones.
+    /// The largest value that it counts; the bucket before it counts the smaller ones.
     pub le: u64,
     /// The values in this bucket alone.
     pub count: u64,

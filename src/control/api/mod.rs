@@ -4,6 +4,8 @@
 mod change;
 mod check;
 mod counters;
+mod exposition;
+mod histogram;
 mod reload;
 mod status;
 mod vm;
@@ -14,6 +16,8 @@ use utoipa::ToSchema;
 pub use self::change::{PoolChange, SetError, VmChange};
 pub use self::check::{BadPage, CHECK_RATE_BYTES_MIN, CheckOrder, CheckState, CheckStatus};
 pub use self::counters::{Bucket, Counters, buckets};
+pub use self::exposition::{Exposition, METRICS_PATH};
+pub use self::histogram::{Histogram, LoadLatency};
 pub use self::reload::{Change, ChangeOutcome, MigrationName, ReloadReport, Reloading, SettingValue};
 pub use self::status::{
     CompressorPool, CompressorPoolState, PoolStatus, RunsByReason, ShrinkerStatus, Status, VmState, VmStatus,
@@ -107,6 +111,9 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// When the configuration is refused; nothing is changed then.
     fn reload(&self, reloading: Reloading) -> Result<ReloadReport, SetError>;
+
+    /// The same as metrics for Prometheus.
+    fn metrics(&self, exposition: Exposition) -> String;
 
     /// Drops all pages of a powered-off VM and gives it a fresh swap header. May take a while.
     ///

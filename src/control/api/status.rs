@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::counters::{Bucket, Counters};
+use super::histogram::{Histogram, LoadLatency};
 
 /// `GET /api/v1/status`: the daemon as it is now.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -13,6 +14,8 @@ pub struct Status {
     pub version: String,
     /// Where its pages are.
     pub state_dir: String,
+    /// When it started, in seconds since 1970.
+    pub start_time_seconds: u64,
     /// What all VMs share.
     pub pool: PoolStatus,
     /// What takes pages out of the pool.
@@ -65,8 +68,12 @@ pub struct PoolStatus {
     pub counters: Counters,
     /// How long pages had not been used when a guest loaded them, all VMs together.
     pub refault_age_seconds: Vec<Bucket>,
+    /// The sum of what this counts.
+    pub refault_age_seconds_sum: u64,
     /// How long stores waited for room, all VMs together.
     pub store_delay_ms: Vec<Bucket>,
+    /// The sum of what this counts.
+    pub store_delay_ms_sum: u64,
 }
 
 /// What one compressor made, and is still held.
@@ -271,8 +278,18 @@ pub struct VmStatus {
     pub counters: Counters,
     /// How long pages had not been used when they were read, in seconds.
     pub refault_age_seconds: Vec<Bucket>,
+    /// The sum of what this counts.
+    pub refault_age_seconds_sum: u64,
     /// How long writes waited for room, those that did, in milliseconds.
     pub store_delay_ms: Vec<Bucket>,
+    /// The sum of what this counts.
+    pub store_delay_ms_sum: u64,
+    /// How long requests to write took, from when they were taken off the ring to their answers, in nanoseconds.
+    pub store_latency_ns: Histogram,
+    /// The same of requests to read, by where their pages were.
+    pub load_latency_ns: LoadLatency,
+    /// What the pages that it wrote were compressed to, in bytes; without those that repeat one word.
+    pub compressed_bytes: Histogram,
 }
 
 /// Whether a VM's device is served.

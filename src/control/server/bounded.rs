@@ -9,52 +9,50 @@ use std::time::Duration;
 
 use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::unix::SocketAddr;
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep};
 
 /// A listener with so many places.
-pub(super) struct Bounded {
-    listener: UnixListener,
+pub(super) struct Bounded<L> {
+    listener: L,
     places: Arc<Semaphore>,
     quiet_max: Duration,
 }
 
-impl Bounded {
-    pub(super) fn new(listener: UnixListener, connections_max: usize, quiet_max: Duration) -> Self {
+impl<L: Listener> Bounded<L> {
+    pub(super) fn new(listener: L, connections_max: usize, quiet_max: Duration) -> Self {
         Self { listener, places: Arc::new(Semaphore::new(connections_max)), quiet_max }
     }
 }
 
-impl Listener for Bounded {
-    type Io = Connection;
-    type Addr = SocketAddr;
+impl<L: Listener> Listener for Bounded<L> {
+    type Io = Connection<L::Io>;
+    type Addr = L::Addr;
 
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
+    async fn accept(&mut self) -> (Connection<L::Io>, L::Addr) {
         let place = Arc::clone(&self.places).acquire_owned().await.ok();
         let (stream, address) = Listener::accept(&mut self.listener).await;
         let quiet = Box::pin(sleep(self.quiet_max));
         (Connection { stream, quiet, quiet_max: self.quiet_max, _place: place }, address)
     }
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
+    fn local_addr(&self) -> io::Result<L::Addr> {
         self.listener.local_addr()
     }
 }
 
 /// A connection that has one of the places, until it is dropped.
-pub(super) struct Connection {
-    stream: UnixStream,
+pub(super) struct Connection<S> {
+    stream: S,
     /// When it has been quiet for too long.
     quiet: Pin<Box<Sleep>>,
     quiet_max: Duration,
     _place: Option<OwnedSemaphorePermit>,
 }
 
-impl Connection {
+impl<S> Connection<S> {
     /// The connection itself, for whoever asks who is at its other end.
-    pub(super) fn stream(&self) -> &UnixStream {
+    pub(super) fn stream(&self) -> &S {
         &self.stream
     }
 
@@ -72,7 +70,7 @@ impl Connection {
     }
 }
 
-impl AsyncRead for Connection {
+impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -83,7 +81,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -108,6 +106,7 @@ mod tests {
     use std::os::unix::net::UnixStream as Client;
 
     use super::*;
+    use tokio::net::UnixListener;
 
     #[test]
     fn a_connection_that_says_nothing_makes_room_for_the_next() {

@@ -3,7 +3,9 @@
 //! socket's file along.
 
 mod bounded;
+mod metrics;
 mod routes;
+pub mod scraped;
 
 use std::fs;
 use std::io;
@@ -105,8 +107,8 @@ async fn serve(listener: tokio::net::UnixListener, router: Router, stopped: ones
 #[derive(Clone, Copy, Debug)]
 struct Peer(Option<(u32, u32)>);
 
-impl Connected<IncomingStream<'_, Bounded>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Bounded>) -> Self {
+impl Connected<IncomingStream<'_, Bounded<tokio::net::UnixListener>>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Bounded<tokio::net::UnixListener>>) -> Self {
         Self(stream.io().stream().peer_cred().ok().map(|peer| (peer.uid(), peer.gid())))
     }
 }

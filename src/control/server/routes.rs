@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::Serialize;
@@ -15,7 +15,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::failure;
+use super::{failure, metrics as exposition};
 use crate::config::to_unknown_key;
 use crate::control::api::{
     CheckOrder, CheckStatus, ClearError, Clearing, ErrorBody, Host, NewVm, PoolChange, PoolStatus,
@@ -48,6 +48,7 @@ pub(super) fn described() -> OpenApiRouter<Arc<dyn Host>> {
         .routes(routes!(release_vm))
         .routes(routes!(reload))
         .routes(routes!(openapi))
+        .routes(routes!(metrics))
 }
 
 /// The description's text.
@@ -72,6 +73,18 @@ async fn openapi(Extension(Description(text)): Extension<Description>) -> Respon
     responses((status = 200, body = Status), (status = "default", body = ErrorBody)))]
 async fn status(State(host): Asked) -> Response {
     answer(move || Ok(host.status())).await
+}
+
+/// All numbers of the status for Prometheus: OpenMetrics for whoever accepts it, or the older text.
+#[utoipa::path(get, path = "/metrics", responses(
+    (status = 200, body = String, content_type = "application/openmetrics-text"),
+    (status = "default", body = ErrorBody)))]
+async fn metrics(State(host): Asked, headers: HeaderMap) -> Response {
+    let wanted = exposition::wanted(&headers);
+    match tokio::task::spawn_blocking(move || host.metrics(wanted)).await {
+        Ok(text) => exposition::answer(wanted, text),
+        Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
 }
 
 /// Changes what new pages are compressed with.

@@ -7,9 +7,9 @@ use hyper::body::Bytes;
 use serde_json::Value;
 
 use super::super::api::{
-    CHECK_PATH, CheckOrder, CheckState, CheckStatus, ClearError, Clearing, NewVm, OPENAPI_PATH, POOL_PATH,
-    PoolChange, PoolStatus, RELOAD_PATH, ReloadReport, Reloading, Removal, STATUS_PATH, SetError, Status,
-    VMS_PATH, VmChange, VmDetails, VmRemoved, VmStatus,
+    CHECK_PATH, CheckOrder, CheckState, CheckStatus, ClearError, Clearing, Exposition, NewVm, OPENAPI_PATH,
+    POOL_PATH, PoolChange, PoolStatus, RELOAD_PATH, ReloadReport, Reloading, Removal, STATUS_PATH, SetError,
+    Status, VMS_PATH, VmChange, VmDetails, VmRemoved, VmStatus,
 };
 use super::super::check;
 use super::super::client::{Client, ClientError};
@@ -23,6 +23,10 @@ impl Host for FakeHost {
     fn status(&self) -> Status {
         let vms = vec![VmStatus { name: "web1".to_owned(), stores: 7, ..VmStatus::default() }];
         Status { version: "1".to_owned(), vms, ..Status::default() }
+    }
+
+    fn metrics(&self, exposition: Exposition) -> String {
+        format!("{exposition:?}\n")
     }
 
     fn vm(&self, name: &str) -> Result<VmDetails, SetError> {

@@ -16,11 +16,14 @@ use super::request::{Kind, Request, Status};
 use crate::crash_point;
 use crate::device::complaints::{Chain, Complaint, Complaints};
 use crate::device::guest_memory::Memory;
+use crate::device::latency::Path;
 use crate::ids::Slot;
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64, Page};
 use crate::store::codec::Scratch;
 use crate::store::lru::Age;
-use crate::store::vm::{Fetched, InFile, LoadError, Loaded, StoreError, UpdateError, Updated, VmStore};
+use crate::store::vm::{
+    Fetched, InFile, LoadError, Loaded, Source, StoreError, UpdateError, Updated, VmStore,
+};
 
 /// Bytes of the serial number that GET_ID asks for.
 pub const SERIAL_BYTES: usize = 20;
@@ -52,6 +55,8 @@ pub struct Execution {
     fetched: Vec<Fetched>,
     /// The page at hand found no room before, and that was counted.
     refused: bool,
+    /// The slowest source of the pages that were loaded.
+    source: Source,
 }
 
 /// What a turn works with.
@@ -120,7 +125,14 @@ impl Execution {
     /// Starts on `request`.
     #[must_use]
     pub fn new(request: Request) -> Self {
-        Self { request, ranges: None, written: 0, fetched: Vec::new(), refused: false }
+        Self {
+            request,
+            ranges: None,
+            written: 0,
+            fetched: Vec::new(),
+            refused: false,
+            source: Source::SameFilled,
+        }
     }
 
     /// Where the status of the request goes.
@@ -133,6 +145,16 @@ impl Execution {
     #[must_use]
     pub fn is_store(&self) -> bool {
         self.request.kind == Kind::Store
+    }
+
+    /// What its latency counts as; `None` for what neither stores nor loads.
+    #[must_use]
+    pub fn path(&self) -> Option<Path> {
+        match self.request.kind {
+            Kind::Store => Some(Path::Store),
+            Kind::Load => Some(Path::Load(self.source)),
+            Kind::Flush | Kind::GetId | Kind::Discard | Kind::WriteZeroes => None,
+        }
     }
 
     /// Where tests make the daemon crash: at a store of a VM.
@@ -198,7 +220,7 @@ impl Execution {
     ) -> Result<(), Pause> {
         let fetched = self.take_fetched(slot);
         match turn.vm.load(slot, fetched, page, turn.now, scratch) {
-            Ok(Loaded::Page) => {}
+            Ok(Loaded::Page(source)) => self.source = self.source.max(source),
             Ok(Loaded::InFile(first)) => return Err(self.want(turn, slot, first)),
             Err(err) => return Err(turn.fail_load(slot, "a load", &err)),
         }
@@ -275,6 +297,7 @@ impl Execution {
     /// Asks for the page in `slot`, which is in the file, and for others there that the request is about to need.
     fn want(&mut self, turn: &Turn<'_>, slot: Slot, first: InFile) -> Pause {
         self.fetched = Vec::new();
+        self.source = Source::File;
         let more = turn.fetch_pages.min(FETCH_PAGES_MAX).saturating_sub(1);
         let end = self.request.position.saturating_add(self.request.length);
         let next = Slot(slot.0.saturating_add(1));

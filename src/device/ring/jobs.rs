@@ -13,21 +13,30 @@ use crate::device::blk::request::{Malformed, Request};
 use crate::device::fetches::{Fetches, OnTheirWay};
 use crate::store::vm::{Fetched, InFile, VmStore};
 
+/// A head that was taken off the available ring.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Taken {
+    pub(super) head: u16,
+    pub(super) at: Instant,
+}
+
 /// A head, and what its descriptors ask for.
-pub(super) type Parsed = (u16, Result<Request, Malformed>);
+pub(super) type Parsed = (Taken, Result<Request, Malformed>);
 
 /// A request that was started.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) head: u16,
+    /// When its head was taken.
+    pub(super) taken: Instant,
     pub(super) execution: Execution,
     /// Since when it has waited for room, if it ever had to.
     pub(super) since: Option<Instant>,
 }
 
 impl Job {
-    pub(super) fn new(head: u16, execution: Execution) -> Self {
-        Self { head, execution, since: None }
+    pub(super) fn new(Taken { head, at: taken }: Taken, execution: Execution) -> Self {
+        Self { head, taken, execution, since: None }
     }
 }
 
@@ -53,7 +62,7 @@ struct Fetching {
 #[derive(Debug)]
 pub(super) struct Jobs {
     /// Heads that were not started.
-    pub(super) taken: VecDeque<u16>,
+    pub(super) taken: VecDeque<Taken>,
     /// The head before those, which was parsed ahead of time.
     pub(super) parsed: Option<Parsed>,
     /// Requests that can go on.

@@ -9,7 +9,7 @@ mod work;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, Events, MutEventSubscriber, SubscriberId};
 use vhost_user_backend::{VringMutex, VringState, VringT};
@@ -21,11 +21,12 @@ use super::HOW_TO_SHARE;
 use super::complaints::Complaint;
 use super::guest_memory::{Memory, is_lost};
 use super::inflight::InflightQueue;
+use super::latency::RingLatencies;
 use super::roster::Roster;
 use super::vm::{DeviceVm, WaitingShare};
 use crate::page::Page;
 use crate::store::codec::Scratch;
-use jobs::Jobs;
+use jobs::{Jobs, Taken};
 
 /// The guest's memory as the session changes it.
 pub type GuestMemory = GuestMemoryAtomic<Memory>;
@@ -95,6 +96,8 @@ pub struct Ring {
     phase: Phase,
     /// The stores that wait for room, as the VM's status knows of them.
     waits: WaitingShare,
+    /// How long its requests took.
+    latencies: RingLatencies,
     /// Whether the roster knows that the ring has to be looked at now and then: stores wait for room, or loads for pages
     /// that others asked for to have come.
     looked_at: bool,
@@ -137,6 +140,7 @@ impl Ring {
     ) -> Self {
         let jobs = Jobs::new(Arc::clone(owner.vm.fetches()), store_deadline);
         let waits = WaitingShare::new(Arc::clone(&owner.vm));
+        let latencies = owner.vm.latencies().begin_ring();
         Self {
             vm: owner.vm,
             session: owner.session,
@@ -147,6 +151,7 @@ impl Ring {
             id: None,
             phase: Phase::Waiting,
             waits,
+            latencies,
             looked_at: false,
             stop: None,
             ending: Ending::Settle,
@@ -243,7 +248,9 @@ impl Ring {
         let used_index = queue.used_idx(&*memory, Ordering::Acquire)?.0;
         queue.set_next_used(used_index);
         if let Some(inflight) = &mut self.inflight {
-            self.jobs.taken = inflight.resume(used_index).into();
+            let at = Instant::now();
+            self.jobs.taken =
+                inflight.resume(used_index).into_iter().map(|head| Taken { head, at }).collect();
             let behind = u16::try_from(self.jobs.taken.len()).map_err(|_| Broken)?;
             queue.set_next_avail(used_index.wrapping_add(behind));
         }

@@ -121,6 +121,7 @@ impl Waiting {
 
 #[cfg(test)]
 mod tests {
+    use super::super::jobs::Taken;
     use super::*;
     use crate::device::blk::execute::Execution;
     use crate::device::blk::request::{Kind, Request};
@@ -137,7 +138,7 @@ mod tests {
             data: Segments::default(),
             status: GuestAddress(0),
         };
-        Job::new(head, Execution::new(request))
+        Job::new(Taken { head, at: Instant::now() }, Execution::new(request))
     }
 
     fn wait(waiting: &mut Waiting, head: u16, since: Instant) -> bool {

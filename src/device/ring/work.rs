@@ -8,7 +8,7 @@ use vhost_user_backend::VringT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
-use super::jobs::{Job, Parsed};
+use super::jobs::{Job, Parsed, Taken};
 use super::{Broken, Ending, Progress, Ring, Workbench};
 use crate::crash_point;
 use crate::device::blk::config_space::SECTOR_BYTES;
@@ -121,7 +121,7 @@ impl Ring {
             return Ok(());
         }
         let offered = queue.avail_idx(memory, Ordering::Acquire)?.0;
-        let (table, mut any) = (queue.desc_table(), false);
+        let (table, mut at) = (queue.desc_table(), None);
         for chain in queue.iter(memory)?.take(places) {
             let head = chain.head_index();
             if head >= size {
@@ -130,13 +130,13 @@ impl Ring {
             if let Some(inflight) = &mut self.inflight {
                 inflight.take(head);
             }
-            let at = u64::from(head).saturating_mul(u64::from(DESCRIPTOR_BYTES));
-            prefetch(memory, GuestAddress(table.saturating_add(at)), CHAIN_BYTES, Purpose::Read);
-            self.jobs.taken.push_back(head);
-            any = true;
+            let offset = u64::from(head).saturating_mul(u64::from(DESCRIPTOR_BYTES));
+            prefetch(memory, GuestAddress(table.saturating_add(offset)), CHAIN_BYTES, Purpose::Read);
+            // One look at the clock for all that are there.
+            self.jobs.taken.push_back(Taken { head, at: *at.get_or_insert_with(Instant::now) });
         }
         // An index that says there is more than can be read would keep us looking for ever.
-        if !any && offered != queue.next_avail() {
+        if at.is_none() && offered != queue.next_avail() {
             return Err(Broken);
         }
         Ok(())
@@ -153,15 +153,15 @@ impl Ring {
         if let Some(job) = self.jobs.next_started() {
             return self.proceed(job, turn, bench);
         }
-        let (head, request) = match self.next_taken(queue, turn) {
+        let (taken, request) = match self.next_taken(queue, turn) {
             None => return Step::Nothing,
-            Some((head, Ok(request))) => (head, request),
-            Some((head, Err(malformed))) => return Step::Answer(self.refuse(head, malformed, turn)),
+            Some((taken, Ok(request))) => (taken, request),
+            Some((taken, Err(malformed))) => return Step::Answer(self.refuse(taken.head, malformed, turn)),
         };
-        if self.inflight.as_ref().is_some_and(|inflight| inflight.is_fatal(head)) {
-            return Step::Answer(self.refuse_fatal(head, &request, turn));
+        if self.inflight.as_ref().is_some_and(|inflight| inflight.is_fatal(taken.head)) {
+            return Step::Answer(self.refuse_fatal(taken.head, &request, turn));
         }
-        let job = Job::new(head, Execution::new(request));
+        let job = Job::new(taken, Execution::new(request));
         if job.execution.is_store() && !self.jobs.waiting.is_empty() && self.stop.is_none() {
             turn.budget_pages = turn.budget_pages.saturating_sub(1);
             return self.wait(job, None, turn);
@@ -175,9 +175,9 @@ impl Ring {
         let table = DescriptorTable { address: GuestAddress(queue.desc_table()), size: queue.size() };
         let capacity = u64::from(turn.vm.slots()).saturating_mul(PAGE_SIZE_U64);
         let (jobs, inflight) = (&mut self.jobs, &self.inflight);
-        let parse = |head| {
-            let _executing = inflight.as_ref().and_then(|inflight| inflight.executing(head));
-            (head, request::parse(turn.memory, table, head, capacity))
+        let parse = |taken: Taken| {
+            let _executing = inflight.as_ref().and_then(|inflight| inflight.executing(taken.head));
+            (taken, request::parse(turn.memory, table, taken.head, capacity))
         };
         let next = jobs.parsed.take().or_else(|| jobs.taken.pop_front().map(parse))?;
         jobs.parsed = jobs.taken.pop_front().map(parse);
@@ -292,6 +292,9 @@ impl Ring {
         // However it ended: those that waited in vain have waited longest.
         if let Some(waited) = job.since.map(|since| since.elapsed()) {
             turn.vm.count(|events| events.delayed(waited));
+        }
+        if let Some(path) = job.execution.path() {
+            self.latencies.count(path, job.taken.elapsed());
         }
         if status != Status::Ok {
             self.vm.count_error();

@@ -2,7 +2,7 @@
 
 use super::tag::Tag;
 use crate::store::accounting::Events;
-use crate::store::entry::Entry;
+use crate::store::entry::{Entry, Location};
 use crate::store::lru::Age;
 use crate::store::object;
 use crate::store::pool::PoolId;
@@ -66,8 +66,10 @@ impl Cause {
             Self::Store(_) => {
                 events.stores += 1;
                 events.invalidates += u64::from(old != Entry::Empty);
-                let raw = matches!(new, Entry::Arena(at) if at.payload_bytes == object::PAYLOAD_MAX);
-                events.reject_compress_poor += u64::from(raw);
+                if let Entry::Arena(Location { payload_bytes, .. }) = new {
+                    events.reject_compress_poor += u64::from(payload_bytes == object::PAYLOAD_MAX);
+                    events.compressed_bytes.count(payload_bytes);
+                }
             }
             Self::Invalidate => events.invalidates += u64::from(old != Entry::Empty),
             Self::WriteBack => events.written_back_pages += 1,

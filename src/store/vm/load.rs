@@ -18,12 +18,23 @@ use crate::store::same_filled;
 use crate::store::table::Record;
 use crate::writeback::{BadRecord, Pin, ReadError, RecordBytes};
 
+/// Where a page comes from, the fastest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// Its entry says it all: it repeats one word, or its slot is empty.
+    SameFilled,
+    /// An object in the arena.
+    Pool,
+    /// A record in the writeback file.
+    File,
+}
+
 /// Where a page was found.
 #[derive(Debug)]
 #[must_use = "the page may not be there yet"]
 pub enum Loaded {
     /// It is in the caller's buffer.
-    Page,
+    Page(Source),
     /// It is in the writeback file: [`VmStore::fetch`] it and load again with what came.
     InFile(InFile),
 }
@@ -155,13 +166,16 @@ impl VmStore {
             let generation = fetched.generation;
             let result = self.load_fetched(fetched, page, now, scratch);
             if self.count_failure(result)? {
-                return Ok((Loaded::Page, generation));
+                return Ok((Loaded::Page(Source::File), generation));
             }
         }
         let (found, generation) = self.copy_out(slot, now, scratch);
         let result = found.and_then(|found| match found {
             Found::InFile(pin) => Ok(Loaded::InFile(InFile { slot, generation, pin })),
-            Found::Entry(entry) => self.unpack(slot, entry, page, scratch).map(|()| Loaded::Page),
+            Found::Entry(entry) => {
+                let source = if matches!(entry, Entry::Arena(_)) { Source::Pool } else { Source::SameFilled };
+                self.unpack(slot, entry, page, scratch).map(|()| Loaded::Page(source))
+            }
         });
         self.count_failure(result).map(|loaded| (loaded, generation))
     }
@@ -361,7 +375,7 @@ impl VmStore {
         loop {
             match self.load_generation(slot, fetched.take(), page, now, scratch)? {
                 (Loaded::InFile(in_file), _) => return Ok(Updated::InFile(in_file)),
-                (Loaded::Page, generation) => {
+                (Loaded::Page(_), generation) => {
                     change(page);
                     if self.store_if(slot, page, Some(generation), now, scratch)? {
                         return Ok(Updated::Done);

@@ -17,7 +17,7 @@ mod tag;
 
 pub use check::Checked;
 pub use limits::Limits;
-pub use load::{Fetched, InFile, LoadError, Loaded, UpdateError, Updated};
+pub use load::{Fetched, InFile, LoadError, Loaded, Source, UpdateError, Updated};
 pub use moves::Recompressed;
 pub use tag::Generation;
 pub(super) use tag::Tag;

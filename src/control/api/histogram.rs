@@ -1,0 +1,66 @@
+//! Histograms with the sum of what they counted.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::counters::{Bucket, buckets};
+
+/// Values of one kind, since the daemon started. The unit is in the name of the field that holds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct Histogram {
+    /// The sum of all values.
+    pub sum: u64,
+    /// How many values there were of which size. Empty buckets may be left out.
+    pub buckets: Vec<Bucket>,
+}
+
+impl Histogram {
+    /// One whose first bucket counts values up to `first`, and each of the others up to twice the one before.
+    #[must_use]
+    pub fn doubling(first: u64, counts: &[u64], sum: u64) -> Self {
+        let mut buckets = buckets(counts);
+        buckets.iter_mut().for_each(|bucket| bucket.le = bucket.le.saturating_mul(first));
+        Self { sum, buckets }
+    }
+
+    /// One whose buckets are `step` wide each.
+    #[must_use]
+    pub fn even(step: u64, counts: &[u64], sum: u64) -> Self {
+        let mut buckets = buckets(counts);
+        (1..).zip(&mut buckets).for_each(|(n, bucket)| bucket.le = step.saturating_mul(n));
+        Self { sum, buckets }
+    }
+
+    /// How many values there were.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(|bucket| bucket.count).sum()
+    }
+}
+
+/// How long requests to load took, by the slowest of the places where their pages were.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct LoadLatency {
+    /// Pages that repeat one word, and empty slots.
+    pub same_filled: Histogram,
+    /// Compressed pages in memory.
+    pub pool: Histogram,
+    /// Pages in the writeback file.
+    pub file: Histogram,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_double_or_are_even() {
+        let les = |histogram: Histogram| histogram.buckets.iter().map(|bucket| bucket.le).collect::<Vec<_>>();
+        let doubling = Histogram::doubling(256, &[0, 3, 1, 0], 7);
+        assert_eq!((doubling.count(), doubling.sum), (4, 7));
+        assert_eq!(les(doubling), [256, 512, 1024]);
+        assert_eq!(les(Histogram::even(256, &[1, 0, 1], 7)), [256, 512, 768]);
+    }
+}

@@ -1,0 +1,176 @@
+//! Whatever the status has is told, in both formats, and the formats are what they claim to be.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::*;
+use crate::control::api::{
+    Bucket, CompressorPool, Histogram, LoadLatency, PoolStatus, VmStatus, WritebackStatus,
+};
+
+/// Parts of the status that are sums over the VMs, or the same number twice; `sum(…)` makes them of what is told.
+const TOLD_OTHERWISE: &[&str] = &[
+    "/pool/object_bytes",
+    "/pool/payload_bytes",
+    "/pool/stored_pages",
+    "/pool/same_filled_pages",
+    "/pool/duplicates",
+    "/pool/file_pages",
+    "/pool/lost_pages",
+    "/pool/waiting_stores",
+    "/pool/counters/",
+    "/pool/refault_age_seconds",
+    "/pool/store_delay_ms",
+    "/vms/0/counters/stored_incompressible_pages",
+];
+
+/// A status in which nothing is left out.
+fn full_status() -> Status {
+    let histogram = || Histogram { sum: 0, buckets: vec![Bucket { le: 256, count: 0 }] };
+    let vm = VmStatus {
+        name: "we\"b\\1".to_owned(),
+        refault_age_seconds: vec![Bucket { le: 1, count: 0 }],
+        store_delay_ms: vec![Bucket { le: 1, count: 0 }],
+        store_latency_ns: histogram(),
+        load_latency_ns: LoadLatency { same_filled: histogram(), pool: histogram(), file: histogram() },
+        compressed_bytes: histogram(),
+        ..VmStatus::default()
+    };
+    let pool = PoolStatus { pools: vec![CompressorPool::default()], ..PoolStatus::default() };
+    let file = WritebackStatus { daily_limit_bytes: Some(0), ..WritebackStatus::default() };
+    Status { pool, writeback: Some(file), vms: vec![vm], ..Status::default() }
+}
+
+/// Gives every number of `value` another value; those that are not told elsewhere go to `given`, by their paths.
+fn number_all(value: &mut Value, path: &str, next: &mut u32, given: &mut BTreeMap<String, u32>) {
+    match value {
+        Value::Object(map) => {
+            for (name, value) in map {
+                number_all(value, &format!("{path}/{name}"), next, given);
+            }
+        }
+        Value::Array(values) => {
+            for (n, value) in values.iter_mut().enumerate() {
+                number_all(value, &format!("{path}/{n}"), next, given);
+            }
+        }
+        // A bucket's end is no number that is counted.
+        Value::Number(_) if !path.ends_with("/le") => {
+            *next += 7;
+            *value = (*next).into();
+            if !TOLD_OTHERWISE.iter().any(|told| path.starts_with(told)) {
+                given.insert(path.to_owned(), *next);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The values of all samples.
+fn values(text: &str) -> BTreeSet<&str> {
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    samples.map(|line| line.rsplit_once(' ').unwrap().1).collect()
+}
+
+#[test]
+fn every_number_of_the_status_is_told() {
+    let mut value = serde_json::to_value(full_status()).unwrap();
+    let mut given = BTreeMap::new();
+    number_all(&mut value, "", &mut 100_003, &mut given);
+    assert!(given.len() > 70, "{given:?}");
+    let status: Status = serde_json::from_value(value).unwrap();
+    for exposition in [Exposition::OpenMetrics, Exposition::Text] {
+        let text = render(&status, exposition);
+        let told = values(&text);
+        for (path, number) in &given {
+            let number = f64::from(*number);
+            // In base units.
+            let per = [("percent", 100.0), ("_ms_sum", 1e3), ("_ns/sum", 1e9), ("latency_ns/", 1e9)];
+            let per = per.iter().find(|(name, _)| path.contains(name) && !path.ends_with("/count"));
+            let expected = number / per.map_or(1.0, |(_, per)| *per);
+            let forms = [expected.to_string(), format!("{expected:.1}")];
+            assert!(forms.iter().any(|form| told.contains(form.as_str())), "{path} = {number} is not told");
+        }
+    }
+}
+
+#[test]
+fn what_is_said_to_be_told_otherwise_is_there() {
+    let value = serde_json::to_value(full_status()).unwrap();
+    for path in TOLD_OTHERWISE {
+        assert!(value.pointer(path.trim_end_matches('/')).is_some(), "{path}");
+    }
+}
+
+/// The declared families with their types, by what their samples begin with.
+fn families(text: &str) -> Vec<(&str, &str)> {
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    types.map(|family| family.split_once(' ').unwrap()).collect()
+}
+
+#[test]
+fn both_texts_say_the_same_and_differ_where_the_formats_do() {
+    let status = full_status();
+    let (open, text) = (render(&status, Exposition::OpenMetrics), render(&status, Exposition::Text));
+    let samples = |text: &str| {
+        text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(samples(&open), samples(&text));
+    assert!(open.ends_with("\n# EOF\n") && !text.contains("# EOF") && !text.contains("# UNIT"));
+    for line in [
+        "# TYPE ballast_vm_stores counter",
+        "# TYPE ballast_build info",
+        "# UNIT ballast_pool_max_bytes bytes",
+        "# UNIT ballast_vm_store_latency_seconds seconds",
+        "ballast_vm_stores_total{vm=\"we\\\"b\\\\1\"} 0",
+        "ballast_vm_store_latency_seconds_bucket{vm=\"we\\\"b\\\\1\",le=\"0.000000256\"} 0",
+        "ballast_vm_refault_age_seconds_bucket{vm=\"we\\\"b\\\\1\",le=\"4194304.0\"} 0",
+        "ballast_vm_load_latency_seconds_bucket{vm=\"we\\\"b\\\\1\",source=\"file\",le=\"+Inf\"} 0",
+    ] {
+        assert!(open.lines().any(|other| other == line), "{line}");
+    }
+    for line in ["# TYPE ballast_vm_stores_total counter", "# TYPE ballast_build_info gauge"] {
+        assert!(text.lines().any(|other| other == line), "{line}");
+    }
+    assert!(!open.contains("_total counter"));
+}
+
+#[test]
+fn names_keep_to_the_conventions_and_are_declared_once() {
+    let text = render(&full_status(), Exposition::Text);
+    let mut seen = BTreeSet::new();
+    for (name, kind) in families(&text) {
+        assert!(name.starts_with("ballast_") && seen.insert(name), "{name}");
+        assert_eq!(name.ends_with("_total"), kind == "counter", "{name}");
+        assert!(!["_ms", "_ns", "_us", "_percent"].iter().any(|unit| name.ends_with(unit)), "{name}");
+        let help = format!("# HELP {name} ");
+        let help = text.lines().find_map(|line| line.strip_prefix(&*help)).unwrap();
+        assert!(help.ends_with('.') && help.len() > 10, "{name}: {help}");
+    }
+    assert!(seen.len() > 60);
+}
+
+#[test]
+fn buckets_add_up() {
+    let mut status = full_status();
+    let bucket = |le, count| Bucket { le, count };
+    // Empty ones are left out, and the last one of these has no end.
+    status.vms[0].store_latency_ns =
+        Histogram { sum: 1500, buckets: vec![bucket(512, 2), bucket(1024, 1), bucket(256 << 27, 4)] };
+    let text = render(&status, Exposition::Text);
+    let ends = text.lines().filter(|line| line.starts_with("ballast_vm_store_latency_seconds_"));
+    let counts: Vec<_> = ends.map(|line| line.rsplit_once(' ').unwrap().1).collect();
+    let mut expected = vec!["0", "2"];
+    expected.extend(["3"; 25]);
+    expected.extend(["7", "0.0000015", "7"]);
+    assert_eq!(counts, expected);
+}
+
+#[test]
+fn a_daemon_without_vms_or_a_file_has_no_families_without_samples() {
+    let text = render(&Status::default(), Exposition::OpenMetrics);
+    assert!(!text.contains("ballast_vm_") && !text.contains("ballast_writeback_"), "{text}");
+    let many = Status { vms: vec![VmStatus::default(); 2], ..Status::default() };
+    assert_eq!(render(&many, Exposition::Text).matches("# TYPE ballast_vm_stores_total ").count(), 1);
+}

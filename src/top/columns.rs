@@ -1,0 +1,192 @@
+//! The columns: what stands in them, what a key or `--sort` calls them, and how they sort.
+
+use std::cmp::Ordering;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use super::rows::Row;
+use crate::ids::Bytes;
+
+/// What a VM's row has, in the order in which it is shown where there is room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Column {
+    /// Its name.
+    Vm,
+    /// Pages written in a second.
+    Stores,
+    /// Pages read in a second.
+    Loads,
+    /// Pages read from the writeback file in a second.
+    File,
+    /// What 99 % of its loads took at most.
+    P99,
+    /// How far its pages shrink.
+    Ratio,
+    /// Its pages in memory.
+    Stored,
+    /// What that saves.
+    Saved,
+    /// The share of its limit that it uses.
+    Limit,
+    /// Stores that wait for room.
+    Waiting,
+}
+
+impl Column {
+    /// All of them.
+    pub(super) const ALL: [Self; 10] = [
+        Self::Vm,
+        Self::Stores,
+        Self::Loads,
+        Self::File,
+        Self::P99,
+        Self::Ratio,
+        Self::Stored,
+        Self::Saved,
+        Self::Limit,
+        Self::Waiting,
+    ];
+
+    /// The heading; the key that sorts by the column is the letter that stands first of those not taken before it.
+    pub(super) fn heading(self) -> &'static str {
+        match self {
+            Self::Vm => "VM",
+            Self::Stores => "STORES/s",
+            Self::Loads => "LOADS/s",
+            Self::File => "FILE/s",
+            Self::P99 => "LOAD P99",
+            Self::Ratio => "RATIO",
+            Self::Stored => "STORED",
+            Self::Saved => "SAVED",
+            Self::Limit => "LIMIT",
+            Self::Waiting => "WAITING",
+        }
+    }
+
+    /// The key that sorts by it.
+    pub(super) fn key(self) -> char {
+        match self {
+            Self::Vm => 'n',
+            Self::Stores => 's',
+            Self::Loads => 'l',
+            Self::File => 'f',
+            Self::P99 => 'p',
+            Self::Ratio => 'r',
+            Self::Stored => 't',
+            Self::Saved => 'v',
+            Self::Limit => 'u',
+            Self::Waiting => 'w',
+        }
+    }
+
+    /// Cells that a number in it takes; a name takes what it takes.
+    pub(super) fn width(self) -> u16 {
+        match self {
+            Self::Vm => 12,
+            Self::Ratio | Self::Limit => 6,
+            Self::File | Self::Waiting => 7,
+            Self::Stores | Self::Loads | Self::P99 => 8,
+            Self::Stored | Self::Saved => 10,
+        }
+    }
+
+    /// What stands in it.
+    pub(super) fn text(self, row: &Row) -> String {
+        let rate = |rate: Option<f64>| rate.map_or_else(none, |rate| format!("{rate:.0}"));
+        match self {
+            Self::Vm if row.state == "ready" => row.vm.clone(),
+            Self::Vm => format!("{} ({})", row.vm, row.state),
+            Self::Stores => rate(row.stores_per_second),
+            Self::Loads => rate(row.loads_per_second),
+            Self::File => rate(row.file_loads_per_second),
+            Self::P99 => row.load_p99_ns.map_or_else(none, |p99| short(Duration::from_nanos(p99))),
+            Self::Ratio => row.ratio.map_or_else(none, |ratio| format!("{ratio:.2}")),
+            Self::Stored => Bytes(row.stored_bytes).to_string(),
+            Self::Saved => Bytes(row.saved_bytes).to_string(),
+            Self::Limit => row.limit_used.map_or_else(none, |used| format!("{:.0}%", used * 100.0)),
+            Self::Waiting => row.waiting_stores.to_string(),
+        }
+    }
+
+    /// Names from the first letter on, numbers from the largest; what has none comes last.
+    fn compare(self, a: &Row, b: &Row) -> Ordering {
+        let by = |of: fn(&Row) -> f64| of(b).total_cmp(&of(a));
+        match self {
+            Self::Vm => Ordering::Equal,
+            Self::Stores => by(|row| row.stores_per_second.unwrap_or(-1.0)),
+            Self::Loads => by(|row| row.loads_per_second.unwrap_or(-1.0)),
+            Self::File => by(|row| row.file_loads_per_second.unwrap_or(-1.0)),
+            Self::Ratio => by(|row| row.ratio.unwrap_or(-1.0)),
+            Self::Limit => by(|row| row.limit_used.unwrap_or(-1.0)),
+            Self::P99 => b.load_p99_ns.cmp(&a.load_p99_ns),
+            Self::Stored => b.stored_bytes.cmp(&a.stored_bytes),
+            Self::Saved => b.saved_bytes.cmp(&a.saved_bytes),
+            Self::Waiting => b.waiting_stores.cmp(&a.waiting_stores),
+        }
+    }
+
+    /// The rows in this column's order, equal ones by name.
+    pub(super) fn sorted(self, rows: &[Row]) -> Vec<&Row> {
+        let mut rows: Vec<_> = rows.iter().collect();
+        rows.sort_by(|a, b| self.compare(a, b).then_with(|| a.vm.cmp(&b.vm)));
+        rows
+    }
+}
+
+fn none() -> String {
+    "-".to_owned()
+}
+
+/// A duration in three figures or fewer.
+fn short(duration: Duration) -> String {
+    let units = [("s", 1e9), ("ms", 1e6), ("us", 1e3)];
+    let ns = duration.as_nanos() as f64;
+    let (name, unit) = units.into_iter().find(|(_, unit)| ns >= *unit).unwrap_or(("ns", 1.0));
+    let number = ns / unit;
+    if number < 10.0 { format!("{number:.1}{name}") } else { format!("{number:.0}{name}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_sort_from_the_largest_names_from_the_first_and_unknowns_come_last() {
+        let row = |vm: &str, stores: Option<f64>, stored_bytes| Row {
+            vm: vm.to_owned(),
+            stores_per_second: stores,
+            stored_bytes,
+            ..Row::default()
+        };
+        let rows = [row("b", None, 5), row("c", Some(1.0), 5), row("a", Some(3.0), 1)];
+        let names =
+            |column: Column| column.sorted(&rows).iter().map(|row| row.vm.clone()).collect::<String>();
+        assert_eq!([Column::Vm, Column::Stores, Column::Stored].map(names), ["abc", "acb", "bca"]);
+    }
+
+    #[test]
+    fn every_column_has_a_key_of_its_own_and_fits_its_width() {
+        let row = Row {
+            stores_per_second: Some(999_999.0),
+            load_p99_ns: Some(8_192),
+            limit_used: Some(1.0),
+            ratio: Some(12.345),
+            stored_bytes: (1 << 40) - 1,
+            ..Row::default()
+        };
+        let mut keys: Vec<_> = Column::ALL.iter().map(|column| column.key()).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), Column::ALL.len());
+        for column in Column::ALL.into_iter().skip(1) {
+            let width = usize::from(column.width());
+            assert!(column.heading().len() <= width && column.text(&row).len() <= width, "{column:?}");
+        }
+        assert_eq!(Column::P99.text(&row), "8.2us");
+        assert_eq!(
+            [600, 1 << 20, 3 << 30].map(|ns| short(Duration::from_nanos(ns))),
+            ["600ns", "1.0ms", "3.2s"]
+        );
+    }
+}
