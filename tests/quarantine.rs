@@ -205,7 +205,7 @@ fn a_quarantine_is_shown_and_ends_with_the_pages_too() {
     daemon.kill();
     // As after three crashes in a row.
     let table = File::options().write(true).open(daemon.table("web1")).unwrap();
-    table.write_all_at(&3u32.to_le_bytes(), 164).unwrap();
+    table.write_all_at(&[3; 4], 164).unwrap();
     daemon.restart();
     let shown = String::from_utf8(daemon.ask(&["status"]).stdout).unwrap();
     let row = shown.lines().find(|line| line.starts_with("web1 ")).unwrap();

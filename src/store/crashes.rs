@@ -11,6 +11,10 @@ use super::mapping::HalfWord;
 /// out again after the first, and is failed after the second. The third says that there will be more.
 pub const CRASHES_MAX: u32 = 3;
 
+/// The count stands in each byte of its half-word, so that it is changed by one store and a flipped bit changes nothing.
+const COUNT_MAX: u32 = 0xff;
+const IN_EACH_BYTE: u32 = 0x0101_0101;
+
 /// Crashes further apart than this are not in a row.
 const APART_SECONDS: u32 = 60 * 60;
 
@@ -22,10 +26,14 @@ pub struct Crashes<'table> {
 }
 
 impl Crashes<'_> {
-    /// How many there were.
+    /// How many there were, up to 255: what three of the four bytes say. Where no three agree, none: a VM is not put out of
+    /// service by damage.
     #[must_use]
     pub fn count(&self) -> u32 {
-        self.count.load(Ordering::Acquire)
+        let bytes = self.count.load(Ordering::Acquire).to_le_bytes();
+        let agree = |byte: &&u8| bytes.iter().filter(|other| other == byte).count() >= 3;
+        // One of the first two is among any three that agree.
+        bytes[..2].iter().find(agree).map_or(0, |byte| u32::from(*byte))
     }
 
     /// Whether the VM's requests are not to be carried out any more.
@@ -40,7 +48,7 @@ impl Crashes<'_> {
         let in_row = now_seconds.saturating_sub(self.last_seconds.load(Ordering::Relaxed)) < APART_SECONDS;
         // A quarantine does not end by itself, and after all no crash is counted that was not there.
         let before = if in_row || count >= CRASHES_MAX { count } else { 0 };
-        self.count.store(before.saturating_add(1), Ordering::Release);
+        self.count.store((before + 1).min(COUNT_MAX) * IN_EACH_BYTE, Ordering::Release);
         self.last_seconds.store(now_seconds, Ordering::Release);
     }
 
@@ -72,5 +80,23 @@ mod tests {
         assert!(!crashes.is_quarantined());
         crashes.add(1_000_001);
         assert_eq!(crashes.count(), 1);
+    }
+
+    #[test]
+    fn a_flipped_bit_of_the_count_changes_nothing_and_worse_damage_makes_it_none() {
+        let mapping = Mapping::new(tempfile::tempfile().unwrap(), 4096).unwrap();
+        mapping.back(0, 4096).unwrap();
+        let crashes = Crashes { count: mapping.half_word(0), last_seconds: mapping.half_word(4) };
+        for count in 0..=256 {
+            let stands_there = mapping.half_word(0).load(Ordering::Relaxed);
+            for bit in 0..32 {
+                mapping.half_word(0).store(stands_there ^ 1 << bit, Ordering::Relaxed);
+                assert_eq!(crashes.count(), count.min(COUNT_MAX), "bit {bit}");
+            }
+            mapping.half_word(0).store(stands_there ^ 0x0001_0200, Ordering::Relaxed);
+            assert_eq!(crashes.count(), 0);
+            mapping.half_word(0).store(stands_there, Ordering::Relaxed);
+            crashes.add(10);
+        }
     }
 }

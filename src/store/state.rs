@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! STATE_DIR/lock             held exclusively by the daemon that runs on it
-//! STATE_DIR/state            64 bytes, little-endian, replaced whole by rename:
+//! STATE_DIR/state            twice the same 64 bytes, little-endian, replaced whole by rename:
 //!                              0 magic "BALLAST\0"   8 version u32    12 next VM number u32
 //!                             16 random id [u8; 16]  32 bytes of arena per span length u64
 //!                             40 zeros               60 crc32c of all before u32
@@ -28,7 +28,9 @@ use crate::private;
 const MAGIC: &[u8; 8] = b"BALLAST\0";
 /// The version of all state files. A state of another version is refused, never misread.
 pub const STATE_VERSION: u32 = 3;
-const STATE_BYTES: usize = 64;
+const RECORD_BYTES: usize = 64;
+/// The same record stands there so often, so that no flipped bit costs the state.
+const COPIES: usize = 2;
 
 /// Even a small host's state must be usable with a larger pool after the next change of its configuration.
 const REGION_BYTES_MIN: u64 = 16 << 30;
@@ -137,7 +139,7 @@ impl StateDir {
         let mut dir = Self { path: path.to_owned(), header: Header::fresh(host_bytes)?, _lock: lock };
         let state_path = path.join("state");
         match fs::read(&state_path) {
-            Ok(bytes) => dir.header = Header::parse(&bytes, &state_path)?,
+            Ok(bytes) => dir.read(&bytes, &state_path)?,
             Err(err) if err.kind() == io::ErrorKind::NotFound => {
                 // Files without the state that names them belong to nobody that could still use them safely.
                 if dir.arena_path().exists() {
@@ -148,6 +150,19 @@ impl StateDir {
             Err(err) => return Err(StateError::io("read", &state_path)(err)),
         }
         Ok(dir)
+    }
+
+    /// Goes on with a state that is there, and mends it when not all of its copies are sound.
+    fn read(&mut self, bytes: &[u8], path: &Path) -> Result<(), StateError> {
+        self.header = Header::parse(bytes, path)?;
+        if bytes == self.header.encode() {
+            return Ok(());
+        }
+        // As long as a build wrote it that knew of no copy.
+        if bytes.len() > RECORD_BYTES {
+            tracing::error!(path = %path.display(), "one copy of the state is damaged; it is mended from the other");
+        }
+        self.save()
     }
 
     fn save(&self) -> Result<(), StateError> {
@@ -246,8 +261,8 @@ impl Header {
         Ok(Self { next_vm: 1, id, region_bytes })
     }
 
-    fn encode(&self) -> [u8; STATE_BYTES] {
-        let mut bytes = [0; STATE_BYTES];
+    fn encode(&self) -> [u8; COPIES * RECORD_BYTES] {
+        let mut bytes = [0; RECORD_BYTES];
         bytes[..8].copy_from_slice(MAGIC);
         bytes[8..12].copy_from_slice(&STATE_VERSION.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.next_vm.to_le_bytes());
@@ -255,16 +270,18 @@ impl Header {
         bytes[32..40].copy_from_slice(&self.region_bytes.to_le_bytes());
         let checksum = crc32c::crc32c(&bytes[..60]);
         bytes[60..].copy_from_slice(&checksum.to_le_bytes());
-        bytes
+        std::array::from_fn(|i| bytes[i % RECORD_BYTES])
     }
 
+    /// What the first sound copy says.
     fn parse(bytes: &[u8], path: &Path) -> Result<Self, StateError> {
-        let damaged = || StateError::Damaged { path: path.to_owned() };
-        let bytes: &[u8; STATE_BYTES] = bytes.try_into().map_err(|_| damaged())?;
+        let checksum = |record: &[u8; RECORD_BYTES]| crc32c::crc32c(&record[..60]).to_le_bytes();
+        let is_sound =
+            |record: &&[u8; RECORD_BYTES]| record.starts_with(MAGIC) && record[60..] == checksum(record);
+        let copies = bytes.as_chunks::<RECORD_BYTES>().0.iter().take(COPIES);
+        let bytes =
+            copies.filter(is_sound).next().ok_or_else(|| StateError::Damaged { path: path.to_owned() })?;
         let half_word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
-        if &bytes[..8] != MAGIC || half_word(60) != crc32c::crc32c(&bytes[..60]) {
-            return Err(damaged());
-        }
         if half_word(8) != STATE_VERSION {
             let path = path.parent().unwrap_or(path).to_owned();
             return Err(StateError::Version { path, found: half_word(8) });
@@ -304,16 +321,35 @@ mod tests {
         let path = dir.path().join("state");
         let good = fs::read(&path).unwrap();
 
-        let mut newer = good.clone();
+        let mut newer = good[..RECORD_BYTES].to_vec();
         newer[8] = 4;
         let checksum = crc32c::crc32c(&newer[..60]);
         newer[60..].copy_from_slice(&checksum.to_le_bytes());
         fs::write(&path, newer).unwrap();
         assert!(matches!(StateDir::open(dir.path(), 1 << 30), Err(StateError::Version { found: 4, .. })));
 
-        for damaged in [&good[..63], &[0; 64][..]] {
+        for damaged in [&good[..63], &[0; 64][..], &[0; 128][..]] {
             fs::write(&path, damaged).unwrap();
             assert!(matches!(StateDir::open(dir.path(), 1 << 30), Err(StateError::Damaged { .. })));
+        }
+    }
+
+    #[test]
+    fn a_copy_that_is_damaged_or_missing_is_mended() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(StateDir::open(dir.path(), 1 << 30).unwrap());
+        let path = dir.path().join("state");
+        let good = fs::read(&path).unwrap();
+        let mut cut = good.clone();
+        cut.pop();
+        let mut second = good.clone();
+        second[RECORD_BYTES..].fill(0);
+        let mut first = good.clone();
+        first[..RECORD_BYTES].fill(0);
+        for damaged in [first, second, cut, good[..RECORD_BYTES].to_vec()] {
+            fs::write(&path, damaged).unwrap();
+            drop(StateDir::open(dir.path(), 1 << 30).unwrap());
+            assert_eq!(fs::read(&path).unwrap(), good);
         }
     }
 }

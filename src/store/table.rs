@@ -8,9 +8,9 @@
 //!          16 slots u32  20 length of the name u32  24 name  88 crc32c of all before u32
 //!          96 u32: all bits set once the VM's first pages (its swap header) are in place
 //!          128 the key of the VM's records in the writeback file  160 crc32c of the key u32
-//!          164 crashes in a row while working for the VM u32  168 the last one's second of the boot-time clock u32
-//!          172 the second of the boot-time clock at which a VMM was connected last u32
-//! 2048   the same again but for the words at 96, 164, 168 and 172, in case the first one is damaged
+//!          164 crashes in a row while working for the VM, once in each byte  168 the last one's second of the boot-time clock u32
+//!          176 the second of the boot-time clock at which a VMM was connected last u32  180 the complement of that
+//! 2048   the same again but for the words at 96 and from 164 on, in case the first one is damaged
 //! 4096   chunk 0: 4096 entries of 8 bytes, then 4096 ages of 4 bytes
 //! 53248  chunk 1, and so on
 //! ```
@@ -42,7 +42,7 @@ const KEY_BYTES: usize = 32;
 const KEY_CHECKSUM_AT: usize = KEY_AT + KEY_BYTES;
 const CRASHES_AT: u64 = 164;
 const LAST_CRASH_AT: u64 = 168;
-const LAST_CONNECTED_AT: u64 = 172;
+const LAST_CONNECTED_AT: u64 = 176;
 const COPY_AT: usize = PAGE_SIZE / 2;
 /// The longest name of a VM, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
@@ -116,10 +116,14 @@ impl Table {
         let header = Header { vm, slots, key };
         page.chunks_exact_mut(COPY_AT).try_for_each(|copy| header.encode(name, copy))?;
         let new = path.with_extension("new");
-        private::write(&new, &page)?;
-        // Before the table has its name: one that is shorter was cut short.
-        crash_point::after(fs::OpenOptions::new().write(true).open(&new)?.set_len(file_bytes(slots)))?;
-        crash_point::after(fs::rename(&new, path))?;
+        let made = || {
+            private::write(&new, &page)?;
+            // Before the table has its name: one that is shorter was cut short.
+            crash_point::after(fs::OpenOptions::new().write(true).open(&new)?.set_len(file_bytes(slots)))?;
+            crash_point::after(fs::rename(&new, path))
+        };
+        // Where there is no room it would take some for nothing.
+        made().inspect_err(|_| drop(fs::remove_file(&new)))?;
         Self::open(path, name)
     }
 
@@ -134,15 +138,20 @@ impl Table {
             io::ErrorKind::UnexpectedEof => TableError::Header,
             _ => TableError::Io(err),
         })?;
-        let mut copies = page.chunks_exact(COPY_AT).map(|copy| Header::parse(name, copy));
-        let header = match copies.next().flatten() {
-            Some(header) => header,
-            None => {
-                let second = copies.next().flatten().ok_or(TableError::Header)?;
-                tracing::error!(path = %path.display(), "the page table's header is damaged; its copy is sound");
-                second
+        let copies = page.chunks_exact_mut(COPY_AT);
+        let (mut damaged, mut header) = (Vec::new(), None);
+        for copy in copies {
+            match Header::parse(name, copy) {
+                Some(found) => header = Some(found),
+                None => damaged.push(copy),
             }
-        };
+        }
+        let header = header.ok_or(TableError::Header)?;
+        if !damaged.is_empty() {
+            tracing::error!(path = %path.display(), "one copy of the page table's header is damaged; it is mended from the other");
+            damaged.into_iter().try_for_each(|copy| header.encode(name, copy))?;
+            crash_point::after(file.write_all_at(&page, 0))?;
+        }
         let (found, wanted) = (file.metadata()?.len(), file_bytes(header.slots));
         if found < wanted {
             return Err(TableError::CutShort { found, wanted });
@@ -244,12 +253,17 @@ impl Table {
     /// The second of the boot-time clock at which a VMM was connected last; 0 when that is not known.
     #[must_use]
     pub fn last_connected(&self) -> u32 {
-        self.mapping.half_word(LAST_CONNECTED_AT).load(Ordering::Relaxed)
+        let word = self.mapping.word(LAST_CONNECTED_AT).load(Ordering::Relaxed);
+        let (seconds, complement) = (low_half(word), low_half(word >> 32));
+        // A VM may be cleared for what stands here, so damage is no answer.
+        if complement == !seconds { seconds } else { 0 }
     }
 
     /// Notes that a VMM is connected at this second.
     pub fn note_connected(&self, now_seconds: u32) {
-        self.mapping.half_word(LAST_CONNECTED_AT).store(now_seconds.max(1), Ordering::Relaxed);
+        let seconds = now_seconds.max(1);
+        let word = u64::from(seconds) | u64::from(!seconds) << 32;
+        self.mapping.word(LAST_CONNECTED_AT).store(word, Ordering::Relaxed);
     }
 
     /// How often the daemon has ended itself while it worked for the VM.
@@ -353,7 +367,9 @@ impl Header {
         header[16..20].copy_from_slice(&self.slots.to_le_bytes());
         let length = u32::try_from(name.len()).map_err(|_| TableError::Header)?;
         header[20..24].copy_from_slice(&length.to_le_bytes());
-        let room = header[24..24 + NAME_BYTES_MAX].get_mut(..name.len()).ok_or(TableError::Header)?;
+        let room = &mut header[24..24 + NAME_BYTES_MAX];
+        room.fill(0);
+        let room = room.get_mut(..name.len()).ok_or(TableError::Header)?;
         room.copy_from_slice(name.as_bytes());
         let checksum = crc32c::crc32c(&header[..CHECKSUM_AT]);
         header[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
@@ -376,6 +392,10 @@ impl Header {
                 == Some(name.as_bytes());
         sound.then(|| Self { vm: VmId(half_word(12)), slots: half_word(16), key })
     }
+}
+
+fn low_half(word: u64) -> u32 {
+    u32::try_from(word & u64::from(u32::MAX)).unwrap_or_default()
 }
 
 fn chunks(slots: u32) -> usize {

@@ -209,10 +209,11 @@ impl Writeback {
             .map_err(OpenError::io("opened", path, known))?;
         let target = target.ok_or_else(|| OpenError::InUse { path: path.clone() })?;
         let segments = segments_for(&target, options, known)?;
-        let found = target.look().map_err(OpenError::io("read", path, known))?;
+        let (found, is_whole) = target.look().map_err(OpenError::io("read", path, known))?;
         let known = match (known, found) {
             (Some(known), Found::Header(id)) if id == known.id => {
-                extend(&target, &mut state, Known { segments: segments.max(known.segments), ..known }, path)?
+                let wanted = Known { segments: segments.max(known.segments), ..known };
+                extend(&target, &mut state, wanted, is_whole, path)?
             }
             (Some(Known { id, .. }), found) => {
                 return Err(OpenError::WrongFile { path: path.clone(), found, expected: id });
@@ -243,11 +244,20 @@ fn segments_for(target: &Target, options: &Options, known: Option<Known>) -> Res
 }
 
 /// Goes on with the file that the state knows. It may have been configured larger; a smaller one keeps what lives
-/// beyond, and the state keeps knowing so.
-fn extend(target: &Target, state: &mut State, wanted: Known, path: &Path) -> Result<Known, OpenError> {
+/// beyond, and the state keeps knowing so. A header that `is_whole` stands there twice; another is mended.
+fn extend(
+    target: &Target,
+    state: &mut State,
+    wanted: Known,
+    is_whole: bool,
+    path: &Path,
+) -> Result<Known, OpenError> {
     let known = Some(wanted);
     target.lengthen(bytes_of(wanted), false).map_err(OpenError::io("extended", path, known))?;
-    if state.known() != known {
+    if !is_whole {
+        tracing::warn!(path = %path.display(), "the writeback file's header stood there once: it is written twice");
+    }
+    if state.known() != known || !is_whole {
         target.write_header(wanted.id, wanted.segments).map_err(OpenError::io("written", path, known))?;
         state.set_known(Some(wanted))?;
     }

@@ -1,11 +1,14 @@
 //! What outlives the daemon, in one small file of the state directory: which writeback file the page tables' places
 //! are in, the write counters that were given out, and what was written today. Each is a record of 64 bytes with its
-//! own checksum, replaced by a single write inside one page, so a kill leaves the old one or the new one.
+//! own checksum, replaced by a single write inside one page, so a kill leaves the old one or the new one. All of that
+//! stands there twice, because bits flip: first one copy is written, then the other, and nothing goes by a record before
+//! both are. Of two sound copies that differ the first counts, so the change was made or never acted upon.
 //!
 //! ```text
 //!   0 which file: magic "BALLWBS\0"   8 version u32    12 segments u32   16 file id [u8; 16], zeros for none
 //!  64 counters:   first counter that no record has u64
 //! 128 wear:       day u32, zeros u32  8 bytes written that day u64       16 bytes written ever u64
+//! 192 the same again
 //! ```
 //! A record's last four bytes are the crc32c of those before; all else is zeros.
 
@@ -23,7 +26,10 @@ use crate::private;
 const MAGIC: &[u8; 8] = b"BALLWBS\0";
 const VERSION: u32 = 1;
 const RECORD_BYTES: usize = 64;
-const STATE_BYTES: usize = 3 * RECORD_BYTES;
+const RECORDS: usize = 3;
+const COPY_BYTES: usize = RECORDS * RECORD_BYTES;
+/// Where each copy starts.
+const COPIES_AT: [usize; 2] = [0, COPY_BYTES];
 const CHECKED_BYTES: usize = RECORD_BYTES - 4;
 const COUNTERS_AT: u64 = 64;
 const WEAR_AT: u64 = 128;
@@ -111,14 +117,7 @@ impl State {
         let file = private::open(path).map_err(io_error("open", path))?;
         let bytes = fs::read(path).map_err(io_error("read", path))?;
         let damaged = || StateError::Damaged { path: path.to_owned() };
-        let bytes: [u8; STATE_BYTES] = bytes.try_into().map_err(|_| damaged())?;
-        let records = bytes.as_chunks::<RECORD_BYTES>().0;
-        let intact = |record: &[u8; RECORD_BYTES]| {
-            crc32c::crc32c(&record[..CHECKED_BYTES]).to_le_bytes() == record[CHECKED_BYTES..]
-        };
-        if !records.iter().all(intact) || !records[0].starts_with(MAGIC) {
-            return Err(damaged());
-        }
+        let records = sound(&bytes).ok_or_else(damaged)?;
         let word =
             |record: usize, at: usize| u32::from_le_bytes(std::array::from_fn(|i| records[record][at + i]));
         let long =
@@ -126,6 +125,7 @@ impl State {
         if word(0, 8) != VERSION {
             return Err(StateError::Version { path: path.to_owned(), found: word(0, 8) });
         }
+        mend(&file, path, &bytes, &records)?;
         let id: [u8; 16] = std::array::from_fn(|i| records[0][16 + i]);
         let known = (id != [0; 16]).then(|| Known { id: FileId(id), segments: word(0, 12) });
         // Memory is taken for each of them, and a file that long made.
@@ -205,8 +205,44 @@ impl State {
     }
 
     fn write(&self, at: u64, record: [u8; RECORD_BYTES]) -> Result<(), StateError> {
-        crash_point::after(self.file.write_all_at(&record, at)).map_err(io_error("write", &self.path))
+        COPIES_AT.iter().try_for_each(|copy| {
+            crash_point::after(self.file.write_all_at(&record, *copy as u64 + at))
+                .map_err(io_error("write", &self.path))
+        })
     }
+}
+
+type Records = [[u8; RECORD_BYTES]; RECORDS];
+
+/// Each record from the first copy that is sound.
+fn sound(bytes: &[u8]) -> Option<Records> {
+    let mut records = [[0; RECORD_BYTES]; RECORDS];
+    for (index, record) in records.iter_mut().enumerate() {
+        let copies = COPIES_AT
+            .iter()
+            .filter_map(|copy| bytes.get(copy + index * RECORD_BYTES..)?.first_chunk::<RECORD_BYTES>());
+        *record = *copies.into_iter().find(|copy| is_sound(index, copy))?;
+    }
+    Some(records)
+}
+
+fn is_sound(index: usize, record: &[u8; RECORD_BYTES]) -> bool {
+    let checksum = crc32c::crc32c(&record[..CHECKED_BYTES]).to_le_bytes();
+    checksum == record[CHECKED_BYTES..] && (index > 0 || record.starts_with(MAGIC))
+}
+
+/// Makes both copies what is gone by, before anything is.
+fn mend(file: &File, path: &Path, found: &[u8], records: &Records) -> Result<(), StateError> {
+    let right = [records.as_flattened(), records.as_flattened()].concat();
+    if found == right {
+        return Ok(());
+    }
+    let mut copies = found.as_chunks::<RECORD_BYTES>().0.iter().enumerate();
+    // A kill between the two writes leaves sound ones, and a build that knew of one copy wrote no other.
+    if !copies.all(|(index, copy)| is_sound(index % RECORDS, copy)) {
+        tracing::error!(path = %path.display(), "one copy of the writeback state is damaged; it is mended from the other");
+    }
+    crash_point::after(file.write_all_at(&right, 0)).map_err(io_error("write", path))
 }
 
 /// Segments of a file that is as long as a place can tell.
@@ -224,7 +260,8 @@ fn create(path: &Path) -> Result<(), StateError> {
     let records =
         [known_record(None), record(&[(0, &counter.to_le_bytes())]), record(&[(0, &0u32.to_le_bytes())])];
     let new = path.with_extension("new");
-    private::write(&new, records.as_flattened()).map_err(io_error("write", &new))?;
+    private::write(&new, &[records.as_flattened(), records.as_flattened()].concat())
+        .map_err(io_error("write", &new))?;
     crash_point::after(fs::rename(&new, path)).map_err(io_error("replace", path))
 }
 
@@ -289,22 +326,57 @@ mod tests {
     }
 
     #[test]
-    fn damage_and_other_versions_are_refused() {
+    fn one_damaged_copy_is_mended_and_two_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        drop(State::open(&path(&dir)).unwrap());
+        let mut state = State::open(&path(&dir)).unwrap();
+        let known = Some(Known { id: FileId([3; 16]), segments: 77 });
+        state.set_known(known).unwrap();
+        state.count_written(20_000, 5).unwrap();
+        let end = state.take_counters(7).unwrap().end;
         let good = fs::read(path(&dir)).unwrap();
-        for bit in (0..good.len() * 8).step_by(5) {
+        for bit in 0..good.len() * 8 {
             let mut damaged = good.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
+            fs::write(path(&dir), &damaged).unwrap();
+            let mut state = State::open(&path(&dir)).unwrap();
+            assert_eq!((state.known(), state.written_on(20_000)), (known, 5), "bit {bit}");
+            assert_eq!(fs::read(path(&dir)).unwrap(), good, "bit {bit}");
+            assert!(state.take_counters(1).unwrap().start >= end);
+            damaged[(bit / 8 + COPY_BYTES) % good.len()] ^= 1;
             fs::write(path(&dir), damaged).unwrap();
             assert!(matches!(State::open(&path(&dir)), Err(StateError::Damaged { .. })), "bit {bit}");
         }
-        let mut newer = good;
+    }
+
+    #[test]
+    fn a_state_of_one_copy_gets_another_and_other_versions_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(State::open(&path(&dir)).unwrap());
+        let good = fs::read(path(&dir)).unwrap();
+        fs::write(path(&dir), &good[..COPY_BYTES]).unwrap();
+        drop(State::open(&path(&dir)).unwrap());
+        assert_eq!(fs::read(path(&dir)).unwrap(), good);
+        let mut newer = good[..COPY_BYTES].to_vec();
         newer[8] = 2;
         let checksum = crc32c::crc32c(&newer[..60]);
         newer[60..64].copy_from_slice(&checksum.to_le_bytes());
         fs::write(path(&dir), newer).unwrap();
         assert!(matches!(State::open(&path(&dir)), Err(StateError::Version { found: 2, .. })));
+    }
+
+    /// As a kill between the two writes leaves it.
+    #[test]
+    fn of_two_sound_copies_the_first_counts_whichever_is_the_newer() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = State::open(&path(&dir)).unwrap();
+        let old = fs::read(path(&dir)).unwrap();
+        state.count_written(20_000, 5).unwrap();
+        let new = fs::read(path(&dir)).unwrap();
+        for (first, second, written) in [(&new, &old, 5), (&old, &new, 0)] {
+            fs::write(path(&dir), [&first[..COPY_BYTES], &second[..COPY_BYTES]].concat()).unwrap();
+            assert_eq!(State::open(&path(&dir)).unwrap().written_on(20_000), written);
+            assert_eq!(&fs::read(path(&dir)).unwrap(), first);
+        }
     }
 
     #[test]

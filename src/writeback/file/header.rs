@@ -1,5 +1,5 @@
-//! The header of the writeback file, in its first block: which file this is. A file is Ballast's to write only when
-//! it has one, or when its first segment is empty.
+//! The header of the writeback file, in its first block and again in the second: which file this is. A file is Ballast's
+//! to write only when it has one, or when its first segment is empty.
 //!
 //! ```text
 //!  0         8         12         16        32       60       64
@@ -19,6 +19,8 @@ const MAGIC: &[u8; 8] = b"BALLWBF\0";
 /// The version of the file's layout.
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 64;
+/// Where the copies stand, in case a bit of one flips.
+const COPIES_AT: [usize; 2] = [0, BLOCK_BYTES];
 
 /// Names one writeback file among all others.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -70,6 +72,26 @@ impl Found {
         if bytes.iter().all(|byte| *byte == 0) {
             return Self::Nothing;
         }
+        let [first, second] = Self::copies(bytes);
+        if matches!(first, Self::Damaged | Self::Data) && matches!(second, Self::Header(_)) {
+            second
+        } else {
+            first
+        }
+    }
+
+    /// Whether both copies of the header are there, and sound.
+    #[must_use]
+    pub fn is_whole(bytes: &[u8]) -> bool {
+        let [first, second] = Self::copies(bytes);
+        first == second && matches!(first, Self::Header(_))
+    }
+
+    fn copies(bytes: &[u8]) -> [Self; 2] {
+        COPIES_AT.map(|at| bytes.get(at..).map_or(Self::Data, Self::in_copy))
+    }
+
+    fn in_copy(bytes: &[u8]) -> Self {
         let Some(header) = bytes.first_chunk::<HEADER_BYTES>().filter(|header| header.starts_with(MAGIC))
         else {
             return Self::Data;
@@ -95,18 +117,20 @@ impl fmt::Display for Found {
     }
 }
 
-/// The first block of the file `id` with so many segments.
+/// The first blocks of the file `id` with so many segments.
 #[must_use]
 pub fn encode(id: FileId, segments: u32) -> Buffer {
-    let mut block = Buffer::zeroed(BLOCK_BYTES);
-    let bytes = block.bytes_mut();
+    let mut blocks = Buffer::zeroed(COPIES_AT.len() * BLOCK_BYTES);
+    let bytes = blocks.bytes_mut();
     bytes[..8].copy_from_slice(MAGIC);
     bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
     bytes[12..16].copy_from_slice(&segments.to_le_bytes());
     bytes[16..32].copy_from_slice(&id.0);
     let checksum = crc32c::crc32c(&bytes[..60]);
     bytes[60..64].copy_from_slice(&checksum.to_le_bytes());
-    block
+    let (first, second) = bytes.split_at_mut(BLOCK_BYTES);
+    second.copy_from_slice(first);
+    blocks
 }
 
 #[cfg(test)]
@@ -123,8 +147,19 @@ mod tests {
             Found::in_segment(&bytes)
         };
         assert_eq!(found(&|_| {}), Found::Header(id));
-        assert_eq!(found(&|bytes| bytes[20] ^= 1), Found::Damaged);
-        assert_eq!(found(&|bytes| bytes[0] ^= 1), Found::Data);
+        for bit in 0..64 * 8 {
+            let flip = |bytes: &mut Vec<u8>| bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(found(&flip), Found::Header(id), "there is a copy");
+        }
+        let flip_both =
+            |bytes: &mut Vec<u8>, at: usize| COPIES_AT.iter().for_each(|copy| bytes[copy + at] ^= 1);
+        assert_eq!(found(&|bytes| flip_both(bytes, 20)), Found::Damaged);
+        assert_eq!(found(&|bytes| flip_both(bytes, 0)), Found::Data);
+        assert_eq!(
+            found(&|bytes| bytes.truncate(BLOCK_BYTES)),
+            Found::Header(id),
+            "as an older build made it"
+        );
         assert_eq!(found(&|bytes| bytes.truncate(63)), Found::Data);
         assert_eq!(found(&|bytes| bytes.fill(0)), Found::Nothing);
         assert_eq!(found(&Vec::clear), Found::Nothing);
@@ -134,6 +169,7 @@ mod tests {
             bytes[60..64].copy_from_slice(&checksum.to_le_bytes());
         };
         assert_eq!(found(&newer), Found::Version(2));
+        assert!(Found::is_whole(block.bytes()) && !Found::is_whole(&block.bytes()[..BLOCK_BYTES]));
         assert_eq!(id.to_string(), "07".repeat(16));
     }
 }

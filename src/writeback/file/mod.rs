@@ -105,11 +105,11 @@ impl Target {
         self.device
     }
 
-    /// Says what the first segment holds.
+    /// Says what the first segment holds, and whether both copies of its header are sound.
     ///
     /// # Errors
     /// Those of reading.
-    pub fn look(&self) -> io::Result<Found> {
+    pub fn look(&self) -> io::Result<(Found, bool)> {
         let mut segment = Buffer::zeroed(SEGMENT_BYTES);
         let mut reached = 0;
         while reached < SEGMENT_BYTES {
@@ -123,7 +123,8 @@ impl Target {
                 bytes => reached += bytes,
             }
         }
-        Ok(Found::in_segment(&segment.bytes()[..reached]))
+        let bytes = &segment.bytes()[..reached];
+        Ok((Found::in_segment(bytes), Found::is_whole(bytes)))
     }
 
     /// Bytes of the device, or `wanted` for a file, which can become as long as that.
@@ -163,7 +164,7 @@ impl Target {
         if self.device { Ok(()) } else { self.file.set_len(bytes) }
     }
 
-    /// Writes the header.
+    /// Writes the header, both copies of it.
     ///
     /// # Errors
     /// Those of writing.

@@ -172,19 +172,21 @@ impl Template {
 fn mend(file: &File, which: usize) {
     if which == 3 {
         // A file may have sixteen million segments, which take their time to be counted again.
-        let mut segments = [0; 4];
-        let _ = file.read_exact_at(&mut segments, 12);
-        let segments = u32::from_le_bytes(segments);
-        if (SEGMENTS_MAX..1 << 24).contains(&segments) {
-            file.write_all_at(&(segments % SEGMENTS_MAX).to_le_bytes(), 12).expect("it is written");
+        for at in [12, 192 + 12] {
+            let mut segments = [0; 4];
+            let _ = file.read_exact_at(&mut segments, at);
+            let segments = u32::from_le_bytes(segments);
+            if (SEGMENTS_MAX..1 << 24).contains(&segments) {
+                file.write_all_at(&(segments % SEGMENTS_MAX).to_le_bytes(), at).expect("it is written");
+            }
         }
     }
     // Where a checksum is, and from where on what it is of.
     let checksums: &[(u64, u64)] = match which {
-        0 => &[(0, 60)],
+        0 => &[(0, 60), (64, 124)],
         1 => &[(0, 88), (128, 160), (2048, 2048 + 88), (2048 + 128, 2048 + 160)],
-        3 => &[(0, 60), (64, 124), (128, 188)],
-        4 => &[(0, 60)],
+        3 => &[(0, 60), (64, 124), (128, 188), (192, 252), (256, 316), (320, 380)],
+        4 => &[(0, 60), (4096, 4156)],
         _ => &[],
     };
     for (start, end) in checksums {
