@@ -66,6 +66,12 @@ pub fn summary(status: &CheckStatus) -> String {
     if more > 0 {
         text.push_str(&format!("bad: and {more} more\n"));
     }
+    if status.missing_pages > 0 {
+        let pages = status.missing_pages;
+        text.push_str(&format!(
+            "not checked: {pages} pages in a writeback file that is missing, see `ballast status`\n"
+        ));
+    }
     for vm in &status.not_checked {
         text.push_str(&format!("not checked: {vm} is out of service, see `ballast status`\n"));
     }
@@ -75,10 +81,11 @@ pub fn summary(status: &CheckStatus) -> String {
 /// What is wrong, if anything is, in a few words.
 #[must_use]
 pub fn verdict(status: &CheckStatus) -> Option<String> {
-    match (status.bad_pages, status.not_checked.len()) {
-        (0, 0) => None,
-        (0, _) => Some("not all VMs could be checked".to_owned()),
-        (pages, _) => Some(format!(
+    match (status.bad_pages, status.missing_pages, status.not_checked.len()) {
+        (0, 0, 0) => None,
+        (0, 0, _) => Some("not all VMs could be checked".to_owned()),
+        (0, _, _) => Some("not all pages could be checked: a writeback file is missing".to_owned()),
+        (pages, _, _) => Some(format!(
             "{pages} stored pages are bad: reading them is an error until their guests write them again"
         )),
     }
@@ -102,7 +109,9 @@ mod tests {
         assert!(text.ends_with("3 same-filled, 1000 in memory, 20 in the file, 0 bad\n"), "{text}");
         assert_eq!(verdict(&status), None);
         status.not_checked = vec!["db".to_owned()];
-        assert!(verdict(&status).is_some());
+        assert!(verdict(&status).unwrap().contains("VMs"));
+        status.missing_pages = 9;
+        assert!(verdict(&status).unwrap().contains("missing"));
         status.bad_pages = 102;
         status.bad =
             vec![BadPage { vm: "web1".to_owned(), slot: 7, reason: "the checksum differs".to_owned() }];
@@ -111,6 +120,7 @@ mod tests {
         let expected = [
             "bad: web1 slot 7: the checksum differs",
             "bad: and 101 more",
+            "not checked: 9 pages in a writeback file that is missing, see `ballast status`",
             "not checked: db is out of service, see `ballast status`",
         ];
         assert_eq!(lines, expected);

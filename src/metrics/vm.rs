@@ -92,7 +92,11 @@ const NUMBERS: &[Number<VmStatus>] = &[
     counter("ballast_vm_checked_pages", "Pages that a check or a round of scrubbing looked at.", |vm| {
         vm.counters.checked_pages
     }),
-    counter("ballast_vm_bad_pages", "Pages found bad, by a load or a check.", |vm| vm.counters.bad_pages),
+    counter(
+        "ballast_vm_bad_pages",
+        "Pages found bad, by a load or a check; while 1024 are bad, no more are counted.",
+        |vm| vm.counters.bad_pages,
+    ),
     counter("ballast_vm_written_back_pages", "Pages moved to the writeback file.", |vm| {
         vm.counters.written_back_pages
     }),

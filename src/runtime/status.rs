@@ -221,6 +221,7 @@ pub(super) fn check(progress: scrub::Progress) -> CheckStatus {
         file_pages: progress.file_pages,
         bad_pages: progress.bad_pages,
         bad: bad.map(|page| BadPage { vm: page.vm, slot: page.slot.0, reason: page.reason }).collect(),
+        missing_pages: progress.missing_pages,
         not_checked: progress.not_checked,
     }
 }

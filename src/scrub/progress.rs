@@ -56,6 +56,8 @@ pub struct Progress {
     pub bad_pages: u64,
     /// The first of them, at most [`BAD_SHOWN_MAX`].
     pub bad: Vec<BadPage>,
+    /// Pages in a writeback file that is missing: they were not looked at.
+    pub missing_pages: u64,
     /// VMs that are out of service.
     pub not_checked: Vec<String>,
 }
@@ -73,6 +75,7 @@ impl Progress {
             file_pages: 0,
             bad_pages: 0,
             bad: Vec::new(),
+            missing_pages: 0,
             not_checked,
         }
     }

@@ -65,7 +65,7 @@ pub struct Scrubber {
     check: Option<(u64, Task)>,
     round: Option<Task>,
     /// Pages of this round, and bad ones among them.
-    round_pages: (u64, u64),
+    round_pages: (u64, u64, u64),
     scratch: Scratch,
 }
 
@@ -84,7 +84,7 @@ impl Scrubber {
         let desk = Arc::new(Desk::default());
         desk.papers.lock().period = period;
         let scratch = Scratch::default();
-        Self { store, desk, check: None, round: None, round_pages: (0, 0), scratch }
+        Self { store, desk, check: None, round: None, round_pages: (0, 0, 0), scratch }
     }
 
     /// Runs it on a thread of its own.
@@ -156,14 +156,22 @@ impl Scrubber {
         let pages: u64 = self.store.in_use().iter().map(|vm| pages_of(&vm.accounting().held)).sum();
         let (wait, seen) = self.step(&mut task, pages as f64 / period.as_secs_f64(), None);
         if let Some(seen) = seen {
-            let (pages, bad) = &mut self.round_pages;
+            let (pages, bad, missing) = &mut self.round_pages;
             *pages += u64::from(seen.pages());
             *bad += u64::from(seen.bad_pages);
+            *missing += u64::from(seen.missing_pages);
             if seen.ended {
-                if *pages > 0 {
+                if *missing > 0 {
+                    tracing::info!(
+                        pages,
+                        bad,
+                        missing,
+                        "every stored page was looked at that is in no missing file"
+                    );
+                } else if *pages > 0 {
                     tracing::info!(pages, bad, "every stored page was looked at");
                 }
-                self.round_pages = (0, 0);
+                self.round_pages = (0, 0, 0);
                 task.walk = Walk::over(names(&self.store, None));
             }
         }
@@ -197,6 +205,7 @@ impl Scrubber {
         progress.arena_pages += u64::from(seen.arena_pages);
         progress.file_pages += u64::from(seen.file_pages);
         progress.bad_pages += u64::from(seen.bad_pages);
+        progress.missing_pages += u64::from(seen.missing_pages);
         progress.bad.extend(seen.bad);
         progress.bad.truncate(BAD_SHOWN_MAX);
         if seen.ended {

@@ -33,6 +33,8 @@ pub(super) struct Seen {
     pub arena_pages: u32,
     pub file_pages: u32,
     pub bad_pages: u32,
+    /// Pages in a file that is missing, which are not looked at.
+    pub missing_pages: u32,
     pub bad: Vec<BadPage>,
     /// Whether the walk has come to its end.
     pub ended: bool,
@@ -106,6 +108,7 @@ impl Look<'_> {
                 Ok(Checked::SameFilled) => self.seen.same_filled_pages += 1,
                 Ok(Checked::Arena) => self.seen.arena_pages += 1,
                 Ok(Checked::InFile(wanted)) => self.in_file.push(wanted),
+                Err(LoadError::FileMissing) => self.seen.missing_pages += 1,
                 Err(err) => self.bad(slot, &err),
             }
             next = Slot(slot.0.checked_add(1)?);

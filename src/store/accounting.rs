@@ -69,7 +69,8 @@ pub struct Events {
     pub file_load_fail: u64,
     /// Pages looked at by a check or a round of scrubbing.
     pub checked_pages: u64,
-    /// Pages found bad, by a load or a check; each counts once until it is overwritten.
+    /// Pages found bad, by a load or a check; each counts once until it is overwritten, and 1024 at most are known as bad
+    /// at once.
     pub bad_pages: u64,
     /// Pages written to the writeback file.
     pub written_back_pages: u64,

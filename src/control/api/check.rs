@@ -42,6 +42,8 @@ pub struct CheckStatus {
     pub bad_pages: u64,
     /// The first of them, a hundred at most.
     pub bad: Vec<BadPage>,
+    /// Pages in a writeback file that is missing: they could not be looked at.
+    pub missing_pages: u64,
     /// VMs that are out of service.
     pub not_checked: Vec<String>,
 }

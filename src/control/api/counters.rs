@@ -27,7 +27,8 @@ pub struct Counters {
     pub file_load_fail: u64,
     /// Pages that a check or a round of scrubbing looked at.
     pub checked_pages: u64,
-    /// Pages that were found bad, by a load or a check; each counts once until it is written again.
+    /// Pages that were found bad, by a load or a check; each counts once until it is written again. While 1024 of a VM's are
+    /// bad, further ones are not counted here; a check counts all.
     pub bad_pages: u64,
     /// Pages moved to the writeback file.
     pub written_back_pages: u64,

@@ -13,7 +13,8 @@ use crate::store::entry::Entry;
 use crate::store::object;
 use crate::store::table::Record;
 
-/// The most bad pages of a VM that are remembered at once. With more than that, nobody reads each of their lines.
+/// The most bad pages of a VM that are remembered at once, and so the most that are counted: of what isn't remembered
+/// nobody knows whether it was counted before. With more than that, nobody reads each of their lines.
 const BAD_MAX: usize = 1024;
 
 /// What a slot holds, if it is sound.
@@ -45,8 +46,8 @@ impl VmStore {
             Entry::SameFilled(_) => return Ok(Checked::SameFilled),
             Entry::Lost => return Err(LoadError::Lost),
             Entry::File(place) => {
-                let pin = self.shared.file.as_ref().and_then(|file| file.begin_read(place));
-                let pin = pin.ok_or(LoadError::NotInFile)?;
+                let file = self.shared.file.as_ref().ok_or(LoadError::FileMissing)?;
+                let pin = file.begin_read(place).ok_or(LoadError::NotInFile)?;
                 return Ok(Checked::InFile(InFile { slot, generation: Tag::of(tag).generation(), pin }));
             }
             Entry::Arena(location) => {

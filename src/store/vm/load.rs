@@ -97,10 +97,10 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// Whether the stored page itself is bad; else the file may give it another time.
+    /// Whether the stored page itself is bad; else the file may give it another time, or another start find the file.
     #[must_use]
     pub fn is_damage(&self) -> bool {
-        !matches!(self, Self::Read(_))
+        !matches!(self, Self::Read(_) | Self::FileMissing)
     }
 }
 
