@@ -7,6 +7,7 @@
 mod support;
 
 use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -248,6 +249,15 @@ fn assert_kept(disk: &mut Queue, slots: std::ops::Range<u64>, kept: &[u64]) {
     }
 }
 
+/// Leaves the file system so many pages of room, by a file that takes the others. How many bytes that has.
+fn fill_up(path: &Path, free_pages: u64) -> u64 {
+    let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
+    while file.write_all(&[1; 4096]).is_ok() {}
+    let bytes = file.metadata().unwrap().len() / 4096 * 4096 - free_pages * 4096;
+    file.set_len(bytes).unwrap();
+    bytes
+}
+
 #[test]
 fn a_full_state_directory_refuses_stores_and_nothing_else() {
     let dir = tmpfs();
@@ -269,15 +279,34 @@ fn a_full_state_directory_refuses_stores_and_nothing_else() {
     daemon.restart();
     device.reconnect(PATIENCE).unwrap();
     assert_kept(&mut disk, 1..1501, &kept);
+    // A VM that is new then is out of service and says why; the others are served.
+    drop((device, disk));
+    daemon.configure(&format!("{config}[[vm]]\nname = \"late\"\nsize = \"32MiB\"\n"));
+    for free_pages in 0..3 {
+        daemon.kill();
+        let filled = fill_up(&state.join("filler"), free_pages);
+        daemon.restart();
+        let late = daemon.vm("late");
+        let message = late["message"].as_str().unwrap_or_default();
+        assert!(late["state"] == "damaged" && message.contains("ballast vm clear late"), "{late}");
+        assert!(message.contains("No space left") || message.contains("no memory left"), "{filled}: {late}");
+        assert!(daemon.log().contains("the VM is out of service"), "{}", daemon.log());
+        assert_kept(&mut attach(&daemon, "web1").1, 1..1501, &kept);
+    }
+    fs::remove_file(state.join("filler")).unwrap();
+    let (_device, mut disk) = attach(&daemon, "web1");
     // What a guest gives up makes room, and so does whoever makes it larger.
     disk.discard(kept[0], 100).unwrap();
     assert!(fill(&mut disk, kept[0], 10).len() == 10);
     mount(&["-o", "remount,size=32M"], &state).unwrap();
     assert_eq!(fill(&mut disk, 2000, 1000).len(), 1000);
     assert!(disk.write_pages(8000, &[page_of(4, 1)]).is_ok());
+    assert!(daemon.ask(&["vm", "clear", "late"]).status.success());
+    assert_eq!(daemon.vm("late")["state"], "ready");
+    drop(put(&daemon, "late"));
     // Before it was there, too: a daemon that starts without room for its files says what it needs.
     daemon.kill();
-    drop((device, disk));
+    drop(disk);
     let small = dir.path().join("small");
     let Some(_small) = Mount::tmpfs(&small, "4k") else { return };
     let text = fs::read_to_string(daemon.config()).unwrap().replace("/state\"", "/small\"");
@@ -348,5 +377,6 @@ fn a_state_directory_that_cannot_be_made_is_named() {
     fs::write(at, text.replace("/state\"", "/log/state\"")).unwrap();
     let output = serve(at).stderr(Stdio::piped()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.code() == Some(1) && said.contains("/log/state"), "{said}");
+    // What it remembers is looked for there first, and that is part of the configuration.
+    assert!(output.status.code() == Some(2) && said.contains("/log/state"), "{said}");
 }

@@ -7,7 +7,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::served::Served;
 use super::{ServeError, reload, served, status};
-use crate::config::{Config, Layers};
+use crate::config::{Config, Layers, VmConfig};
 use crate::control::api::{
     CHECK_RATE_BYTES_MIN, CheckOrder, CheckStatus, ClearError, Clearing, Exposition, Host, NewVm, PoolChange,
     PoolStatus, ReloadReport, Reloading, Removal, SetError, Status, VmChange, VmDetails, VmRemoved, VmStatus,
@@ -72,8 +72,7 @@ impl Daemon {
             .map_err(ServeError::Thread)?;
         let mut vms = Vec::new();
         for vm in &config.vms {
-            let served = Served::of(vm, store.ready(&vm.name));
-            vms.push(served.map_err(|source| ServeError::SwapHeader { name: vm.name.clone(), source })?);
+            vms.push(serve_or_not(vm, &store));
         }
         let device = Arc::new(device);
         let shrinker = Arc::new(start_shrinker(&config, &store, &device)?);
@@ -214,6 +213,15 @@ fn tell_what_is_wrong(store: &Store) {
             tracing::error!(vm = name, pages, "pages of the VM are in the missing file: loads of them fail");
         }
     });
+}
+
+/// A VM, in service or, when it is new and there is no room for its swap header, out of it.
+fn serve_or_not(vm: &VmConfig, store: &Store) -> Served {
+    Served::of(vm, store.ready(&vm.name)).unwrap_or_else(|err| {
+        tracing::error!(vm = vm.name, err = %Chain(&err), "the VM is out of service: its swap header can't be stored");
+        store.put_out_of_service(&vm.name, &err);
+        Served::without_pages(vm)
+    })
 }
 
 fn open_file(config: &Config) -> Result<Option<Writeback>, OpenError> {

@@ -29,9 +29,18 @@ impl Served {
     /// A VM with these pages, which have a swap header then; nobody can connect to it yet.
     pub(super) fn of(config: &VmConfig, pages: Option<Arc<VmStore>>) -> Result<Self, StoreError> {
         pages.as_ref().map_or(Ok(()), |pages| initialise(pages, config))?;
+        Ok(Self::with(config, pages))
+    }
+
+    /// A VM that is out of service.
+    pub(super) fn without_pages(config: &VmConfig) -> Self {
+        Self::with(config, None)
+    }
+
+    fn with(config: &VmConfig, pages: Option<Arc<VmStore>>) -> Self {
         let migrates = config.migration == Migration::SameHost;
         let device = Arc::new(DeviceVm::new(&config.name, config.queues, migrates, pages));
-        Ok(Self { config: config.clone(), device, listener: None })
+        Self { config: config.clone(), device, listener: None }
     }
 
     /// Accepts VMMs from now on.

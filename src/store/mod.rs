@@ -150,7 +150,8 @@ impl Store {
     /// know the file that it knew. [`Shared::missing`] says why there is none, should there be one.
     ///
     /// # Errors
-    /// When the state as a whole can't be used. A single VM's damage takes only that VM out of service.
+    /// When the state as a whole can't be used. What is the matter with a single VM, whose table is damaged or, if it is
+    /// new, can't be made, takes only that VM out of service.
     pub fn open(
         config: StoreConfig,
         specs: Vec<VmSpec>,
@@ -187,10 +188,15 @@ impl Store {
         }
         for spec in &specs {
             if !vms.contains_key(&spec.name) {
-                let vm = create(&mut dir, spec, &shared).map_err(|err| {
-                    StateError::io("make a page table in", &config.state_dir)(io_error(err))
-                })?;
-                vms.insert(spec.name.clone(), VmState::Ready(vm));
+                let vm = match create(&mut dir, spec, &shared) {
+                    Ok(vm) => VmState::Ready(vm),
+                    // Those that have pages need not wait for it.
+                    Err(err) => VmState::Damaged(Damaged {
+                        reason: not_made(&spec.name, &err),
+                        named: Arc::default(),
+                    }),
+                };
+                vms.insert(spec.name.clone(), vm);
             }
         }
         let store =
@@ -310,6 +316,16 @@ impl Store {
     pub fn remove(&self, name: &str) -> Result<(), ClearError> {
         self.withdraw(name);
         self.clear(name)
+    }
+
+    /// Takes a VM out of service whose first pages can't be stored; `clear` brings it back.
+    pub fn put_out_of_service(&self, name: &str, cause: &dyn std::error::Error) {
+        if let Some(state) = self.vms.lock().get_mut(name)
+            && let VmState::Ready(vm) = state
+        {
+            let named = Arc::new(recovery::named_by(vm.table()));
+            *state = VmState::Damaged(Damaged { reason: not_made(name, cause), named });
+        }
     }
 
     /// Serves a VM no more, but keeps its pages.
@@ -446,6 +462,12 @@ fn create(dir: &mut StateDir, spec: &VmSpec, shared: &Arc<Shared>) -> Result<Arc
     Ok(Arc::new(VmStore::new(table, Arc::clone(shared), spec.limits, held)))
 }
 
-fn io_error(err: ClearError) -> std::io::Error {
-    std::io::Error::other(err)
+/// Why a new VM is out of service, and what to do.
+fn not_made(name: &str, err: &dyn std::error::Error) -> String {
+    let cause = std::iter::successors(Some(err), |err| err.source()).map(ToString::to_string);
+    format!(
+        "the VM is new, and what it needs in the state directory can't be made: {}; the file system may need room: make \
+         some, and run `ballast vm clear {name}` or start the daemon again",
+        cause.collect::<Vec<_>>().join(": ")
+    )
 }

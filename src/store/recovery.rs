@@ -124,6 +124,20 @@ pub fn salvage(path: &Path, shared: &Shared) -> io::Result<Named> {
     Ok(named)
 }
 
+/// What the sound entries of a table name that was adopted before.
+pub(super) fn named_by(table: &Table) -> Named {
+    let mut named = Named::default();
+    for slot in table.backed_slots() {
+        let entry = table.record(slot).map(|record| record.entry.load(Ordering::Acquire));
+        match entry.map(|entry| Entry::unpack(entry, slot)) {
+            Some(Ok(Entry::Arena(location))) => named.objects.push(location),
+            Some(Ok(Entry::File(place))) => named.places.push(place),
+            _ => {}
+        }
+    }
+    named
+}
+
 /// What is wrong with an entry.
 #[derive(Debug, thiserror::Error)]
 enum Damage {
