@@ -9,7 +9,8 @@
 pub const CRASH_AFTER: &str = "BALLAST_CRASH_AFTER";
 
 /// The environment variable that makes the daemon crash by its own doing at a store: `VM:SLOT:HOW`, where `HOW` is
-/// `abort`, `panic` or `overflow` (of the stack).
+/// `abort`, `panic` or `overflow` (of the stack); or `forbidden`, which has the worker try what it may not do, and crash if
+/// it may.
 pub const CRASH_STORING: &str = "BALLAST_CRASH_STORING";
 
 /// Something that outlives the process was changed just now.
@@ -81,10 +82,24 @@ mod armed {
         if told_vm == vm && slots.contains(slot) {
             match how.as_str() {
                 "panic" => panic!("told to"),
+                "forbidden" => try_what_is_forbidden(),
                 "overflow" => drop(black_box(overflow([*slot; 64]))),
                 _ => std::process::abort(),
             }
         }
+    }
+
+    fn try_what_is_forbidden() {
+        let tried = [
+            ("socket", std::net::TcpListener::bind("127.0.0.1:0").map(drop)),
+            ("file", std::fs::File::open("/etc/passwd").map(drop)),
+            ("program", std::process::Command::new("/bin/true").status().map(drop)),
+        ];
+        for (what, result) in tried {
+            let refused = result.is_err_and(|err| err.kind() == std::io::ErrorKind::PermissionDenied);
+            assert!(refused, "a worker gets a {what}");
+        }
+        tracing::warn!("a worker tried what is forbidden, and was refused");
     }
 
     #[allow(unconditional_recursion, reason = "that is how a stack overflows")]

@@ -50,32 +50,43 @@ fn the_control_socket_asks_who_is_there_whatever_its_mode() {
     };
     open_all(&daemon);
     assert!(status_as(0, 0, &daemon).status.success());
-    assert!(status_as(NOBODY, 0, &daemon).status.success(), "its group is the socket's");
-    let refused = status_as(NOBODY, NOBODY, &daemon);
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(refused.status.code() == Some(1) && said.contains("socket_group"), "{refused:?}");
+    for gid in [NOBODY, 0] {
+        let refused = status_as(NOBODY, gid, &daemon);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(1) && said.contains("control_group"), "{refused:?}");
+    }
 
     let group = Command::new("getent").args(["group", &NOBODY.to_string()]).output().unwrap();
     let group = String::from_utf8(group.stdout).unwrap();
     let group = group.split(':').next().unwrap();
-    daemon.configure(&format!("socket_group = \"{group}\"\n{VM}"));
-    daemon.kill();
+    let own = rustix::process::getegid().as_raw();
     let run = daemon.socket("control").parent().unwrap().to_owned();
-    fs::remove_dir_all(&run).unwrap();
-    daemon.restart();
-    let metadata = fs::metadata(&run).unwrap();
-    assert_eq!(
-        (metadata.gid(), metadata.permissions().mode() & 0o777),
-        (NOBODY, 0o750),
-        "its group may pass"
-    );
-    for socket in ["control", "web1"] {
-        let metadata = fs::metadata(daemon.socket(socket)).unwrap();
-        assert_eq!((metadata.gid(), metadata.permissions().mode() & 0o777), (NOBODY, 0o660), "{socket}");
-    }
-    open_all(&daemon);
+    let restart = |daemon: &mut Daemon, config: String, expected: [(&Path, u32, u32); 3]| {
+        daemon.configure(&config);
+        daemon.kill();
+        fs::remove_dir_all(&run).unwrap();
+        daemon.restart();
+        for (path, gid, mode) in expected {
+            let metadata = fs::metadata(path).unwrap();
+            let found = (metadata.gid(), metadata.permissions().mode() & 0o777);
+            assert_eq!(found, (gid, mode), "{}", path.display());
+        }
+        open_all(daemon);
+    };
+    // The group of the VMMs gets to the VMs' sockets, and gives no orders.
+    let (control, web1) = (daemon.socket("control"), daemon.socket("web1"));
+    let config = format!("socket_group = \"{group}\"\n{VM}");
+    restart(&mut daemon, config, [(&run, NOBODY, 0o750), (&control, own, 0o600), (&web1, NOBODY, 0o660)]);
+    let refused = status_as(NOBODY, NOBODY, &daemon);
+    assert!(refused.status.code() == Some(1), "{refused:?}");
+    // One that may give orders gets to no VM's socket.
+    let config = format!("control_group = \"{group}\"\n{VM}");
+    restart(&mut daemon, config, [(&run, own, 0o751), (&control, NOBODY, 0o660), (&web1, own, 0o660)]);
     assert!(status_as(NOBODY, NOBODY, &daemon).status.success());
     assert_eq!(status_as(NOBODY - 1, NOBODY - 1, &daemon).status.code(), Some(1));
+    let config = format!("socket_group = \"{group}\"\ncontrol_group = \"{group}\"\n{VM}");
+    restart(&mut daemon, config, [(&run, NOBODY, 0o750), (&control, NOBODY, 0o660), (&web1, NOBODY, 0o660)]);
+    assert!(status_as(NOBODY, NOBODY, &daemon).status.success());
 }
 
 #[test]

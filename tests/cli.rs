@@ -17,7 +17,7 @@ use ballast::control::server::Server;
 use ballast::control::socket::Sockets;
 
 fn fake_server(socket: &Path) -> Server {
-    let access = Access::of_group(None).unwrap();
+    let access = Access::of_control(None).unwrap();
     let listener = Sockets::of_group(access.gid()).listen(socket).unwrap();
     Server::start(listener, access, Arc::new(FakeHost)).unwrap()
 }

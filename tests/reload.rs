@@ -53,9 +53,11 @@ const TABLE: &[(&str, &str, &[[&str; 4]])] = &[
     ("[pool]", "[pool]\nstore_deadline_ms = 50", &[["pool.store_deadline_ms", "5000", "50", "now"]]),
     (
         "workers = 2",
-        "workers = 3\npoll_us = 0\nsandbox = false\nlock_memory = true\nsocket_group = \"daemon\"",
+        "workers = 3\npoll_us = 0\nsandbox = false\nlock_memory = true\nsocket_group = \"daemon\"\n\
+         control_group = \"adm\"",
         &[
             ["socket_group", "null", "daemon", "restart"],
+            ["control_group", "null", "adm", "restart"],
             ["workers", "2", "3", "restart"],
             ["poll_us", "50", "0", "restart"],
             ["sandbox", "true", "false", "restart"],

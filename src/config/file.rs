@@ -30,6 +30,7 @@ struct File {
     workers: Option<Value>,
     poll_us: Option<Value>,
     socket_group: Option<Value>,
+    control_group: Option<Value>,
     sandbox: Option<Value>,
     lock_memory: Option<Value>,
     scrub: Option<Value>,
@@ -66,11 +67,8 @@ pub(super) fn parse(text: &str, host_bytes: u64) -> Result<Config, ConfigError> 
         runtime_dir: Key::new("runtime_dir", file.runtime_dir.as_ref()).directory(RUNTIME_DIR_DEFAULT)?,
         workers: workers as usize,
         poll: Duration::from_micros(u64::from(poll_us)),
-        socket_group: Key::new("socket_group", file.socket_group.as_ref()).or(
-            None,
-            "must be the name of a group, such as \"kvm\"",
-            |value| value.as_str().filter(|name| !name.is_empty()).map(|name| Some(name.to_owned())),
-        )?,
+        socket_group: group("socket_group", file.socket_group.as_ref(), "kvm")?,
+        control_group: group("control_group", file.control_group.as_ref(), "adm")?,
         sandbox: Key::new("sandbox", file.sandbox.as_ref()).boolean(true)?,
         lock_memory: Key::new("lock_memory", file.lock_memory.as_ref()).boolean(false)?,
         metrics: Key::new("metrics", file.metrics.as_ref()).optional_address()?,
@@ -83,6 +81,13 @@ pub(super) fn parse(text: &str, host_bytes: u64) -> Result<Config, ConfigError> 
     };
     check_socket_paths(&config)?;
     Ok(config)
+}
+
+fn group(key: &str, value: Option<&Value>, example: &str) -> Result<Option<String>, ConfigError> {
+    let allowed = format!("must be the name of a group, such as \"{example}\"");
+    Key::new(key, value).or(None, &allowed, |value| {
+        value.as_str().filter(|name| !name.is_empty()).map(|name| Some(name.to_owned()))
+    })
 }
 
 /// The `[[vm]]` sections of a text that was found to be right, as they are written.

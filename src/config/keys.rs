@@ -94,6 +94,7 @@ impl Config {
             ("runtime_dir", text(self.runtime_dir.display())),
             ("vms_file", text(self.vms_file.display())),
             ("socket_group", self.socket_group.as_ref().and_then(text)),
+            ("control_group", self.control_group.as_ref().and_then(text)),
             ("workers", whole(self.workers as u128)),
             ("poll_us", whole(self.poll.as_micros())),
             ("sandbox", Some(Value::Boolean(self.sandbox))),

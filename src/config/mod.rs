@@ -54,8 +54,10 @@ pub struct Config {
     pub workers: usize,
     /// How long an idle worker keeps looking for work before it sleeps.
     pub poll: Duration,
-    /// The group that may connect to the sockets; without one it is that of the daemon's process.
+    /// The group that may connect to the VMs' sockets; without one it is that of the daemon's process.
     pub socket_group: Option<String>,
+    /// The group that may give orders at the control socket; without one nobody but root and the daemon's own user may.
+    pub control_group: Option<String>,
     /// Whether the daemon gives up what it does not need: other files, programs, networks, capabilities.
     pub sandbox: bool,
     /// Whether the host may not swap out the pages that it holds in memory.

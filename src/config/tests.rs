@@ -151,6 +151,7 @@ const REFUSED: &[(&str, [&str; 3])] = &[
     ("metrics = \"127.0.0.1:0\"", ["metrics", "127.0.0.1:0", "a port"]),
     ("metrics = 9464", ["metrics", "9464", "[::1]:9464"]),
     ("socket_group = 36", ["socket_group", "36", "\"kvm\""]),
+    ("control_group = \"\"", ["control_group", "\"\"", "\"adm\""]),
     (
         "[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nmigration = true",
         ["\"a\": migration", "true", "\"same-host\""],

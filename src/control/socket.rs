@@ -17,7 +17,7 @@ use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Resource, getrlimit};
 
-/// Who may connect: the owner and the group. A VMM that runs as another user joins the group.
+/// Who may connect to a VM's socket: the owner and the group. A VMM that runs as another user joins the group.
 const SOCKET_MODE: u32 = 0o660;
 /// Connections that wait to be accepted; each VM has one VMM, so more than a few are a client gone wild.
 const BACKLOG: i32 = 64;
@@ -99,17 +99,25 @@ impl Sockets {
         self
     }
 
-    /// Listens on `path`, as owner and group only; the directory must exist.
+    /// Listens on `path` for a VMM, as owner and group only; the directory must exist.
     ///
     /// # Errors
     /// When another process listens there, when something else has this name, or when the system refuses.
     pub fn listen(&mut self, path: &Path) -> Result<Arc<UnixListener>, BindError> {
+        self.listen_as(path, self.gid, SOCKET_MODE)
+    }
+
+    /// Listens on `path` with this group and mode.
+    ///
+    /// # Errors
+    /// As for [`Self::listen`].
+    pub fn listen_as(&mut self, path: &Path, gid: u32, mode: u32) -> Result<Arc<UnixListener>, BindError> {
         match self.offered.iter_mut().find(|offered| offered.path == path) {
             Some(offered) => {
                 offered.used = true;
                 Ok(Arc::clone(&offered.socket))
             }
-            None => bind(path, self.gid).map(Arc::new),
+            None => bind(path, gid, mode).map(Arc::new),
         }
     }
 
@@ -141,17 +149,17 @@ impl Sockets {
     }
 }
 
-fn bind(path: &Path, gid: u32) -> Result<UnixListener, BindError> {
+fn bind(path: &Path, gid: u32, mode: u32) -> Result<UnixListener, BindError> {
     let io = |source: io::Error| BindError::Io { path: path.to_owned(), source };
     let address = SocketAddrUnix::new(path).map_err(|errno| io(errno.into()))?;
     remove_stale(path, &address)?;
-    listen(&address)
+    listen(&address, mode)
         .map_err(|errno| match errno {
             // Somebody came first since we looked.
             Errno::ADDRINUSE => BindError::InUse { path: path.to_owned() },
             errno => io(errno.into()),
         })?
-        .into_listener(path, gid)
+        .into_listener(path, gid, mode)
         .map_err(io)
 }
 
@@ -159,11 +167,11 @@ fn bind(path: &Path, gid: u32) -> Result<UnixListener, BindError> {
 struct Listening(OwnedFd);
 
 impl Listening {
-    fn into_listener(self, path: &Path, gid: u32) -> io::Result<UnixListener> {
+    fn into_listener(self, path: &Path, gid: u32, mode: u32) -> io::Result<UnixListener> {
         if fs::metadata(path)?.gid() != gid {
             chown(path, None, Some(gid))?;
         }
-        fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
         Ok(UnixListener::from(above_all_connections(self.0)))
     }
 }
@@ -176,10 +184,10 @@ fn above_all_connections(socket: OwnedFd) -> OwnedFd {
     moved.unwrap_or(socket)
 }
 
-fn listen(address: &SocketAddrUnix) -> Result<Listening, Errno> {
+fn listen(address: &SocketAddrUnix, mode: u32) -> Result<Listening, Errno> {
     let fd = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     // Linux gives the file the mode that the unbound socket has: so there is no moment at which others could connect.
-    rustix::fs::fchmod(&fd, Mode::from_raw_mode(SOCKET_MODE))?;
+    rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
     net::bind(&fd, address)?;
     net::listen(&fd, BACKLOG)?;
     Ok(Listening(fd))

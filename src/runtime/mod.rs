@@ -29,6 +29,8 @@ use crate::store::state::StateError;
 use daemon::Daemon;
 
 const RUNTIME_DIR_MODE: u32 = 0o750;
+/// Where another group may give orders, it has to get to the control socket. Others may pass, and see nothing.
+const SHARED_RUNTIME_DIR_MODE: u32 = 0o751;
 
 /// Why the daemon can't run.
 #[derive(Debug, thiserror::Error)]
@@ -59,14 +61,6 @@ pub enum ServeError {
     /// What is remembered can't be used, or not together with the configuration.
     #[error("the daemon can't start with what is remembered")]
     Config(#[source] ConfigError),
-    /// A new VM's swap header can't be stored.
-    #[error("the VM {name}: its swap header can't be stored")]
-    SwapHeader {
-        /// The VM.
-        name: String,
-        /// Why.
-        source: crate::store::vm::StoreError,
-    },
     /// A thread can't be started.
     #[error("a thread can't be started")]
     Thread(#[source] io::Error),
@@ -75,7 +69,7 @@ pub enum ServeError {
 /// Runs the daemon until the process is killed. SIGHUP has it read the configuration again.
 ///
 /// # Errors
-/// When it can't start. A VM whose pages are damaged doesn't keep it from starting.
+/// When it can't start. A VM whose pages are damaged, or that is new and can't be made, doesn't keep it from starting.
 pub fn serve(config: Config) -> Result<(), ServeError> {
     // Before there are threads: they all keep it blocked, and this one waits for it.
     let mut hangup = SigSet::empty();
@@ -88,11 +82,16 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let control_path = config.control_socket();
     let layers = Layers::load(config).map_err(ServeError::Config)?;
     let config = layers.file.clone();
-    let access = Access::of_group(config.socket_group.as_deref())?;
-    if let Err(err) = access.join() {
+    let (access, control_access) = (
+        Access::of_vms(config.socket_group.as_deref())?,
+        Access::of_control(config.control_group.as_deref())?,
+    );
+    if let Err(err) = access.join().and_then(|()| control_access.join()) {
         tracing::warn!(%err, "the daemon can't join the group of its sockets: it may be unable to make more of them later");
     }
-    make_runtime_dir(&config.runtime_dir, access.gid())
+    let one_group = config.control_group.is_none() || control_access.gid() == access.gid();
+    let runtime_dir_mode = if one_group { RUNTIME_DIR_MODE } else { SHARED_RUNTIME_DIR_MODE };
+    make_runtime_dir(&config.runtime_dir, access.gid(), runtime_dir_mode)
         .map_err(|source| ServeError::RuntimeDir { path: config.runtime_dir.clone(), source })?;
     let sockets = Sockets::of_group(access.gid()).with_offered();
     let scraped = config.metrics.map(|address| (address, Unbound::new(address)));
@@ -105,12 +104,14 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     }
     // The state's lock comes first: whoever holds it is the daemon, and stale sockets are then nobody else's.
     let daemon = Arc::new(Daemon::open(layers, sockets)?);
-    let control = daemon.sockets.lock().listen(&control_path)?;
+    let control =
+        daemon.sockets.lock().listen_as(&control_path, control_access.gid(), control_access.mode())?;
     daemon.listen()?;
     for path in daemon.sockets.lock().unused() {
         tracing::warn!(path = %path.display(), "systemd listens there for the daemon, and no VM has this socket");
     }
-    let _server = Server::start(control, access, Arc::clone(&daemon) as _).map_err(ServeError::Thread)?;
+    let _server =
+        Server::start(control, control_access, Arc::clone(&daemon) as _).map_err(ServeError::Thread)?;
     keeper::start(Arc::clone(&daemon)).map_err(ServeError::Thread)?;
     // An address that somebody else has is no reason to leave guests without their pages.
     if let Some((address, socket)) = scraped
@@ -132,14 +133,14 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     }
 }
 
-/// Makes the directory of the sockets so that their group can pass. One that exists is somebody's decision.
-fn make_runtime_dir(path: &Path, gid: u32) -> io::Result<()> {
+/// Makes the directory of the sockets so that their groups can pass. One that exists is somebody's decision.
+fn make_runtime_dir(path: &Path, gid: u32, mode: u32) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
     fs::create_dir_all(path)?;
     chown(path, None, Some(gid))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(RUNTIME_DIR_MODE))
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
 /// A VM takes some descriptors and a VMM some more; the usual soft limit of 1024 is soon used up.

@@ -81,6 +81,7 @@ fn verdict(key: &str, same_file: bool) -> Verdict {
         "writeback.idle" | "writeback.daily_limit" if same_file => now(),
         "state_dir" | "lock_memory" => restart("the pages are where and as they are"),
         "runtime_dir" | "socket_group" => restart("VMMs are connected to the sockets that there are"),
+        "control_group" => restart("groups are looked up before the sandbox"),
         "vms_file" => restart("what is remembered stands in the one that there is"),
         "workers" | "poll_us" => restart("the workers are running"),
         "metrics" => restart("its socket is made before the sandbox"),

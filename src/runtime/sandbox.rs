@@ -77,8 +77,12 @@ pub fn enter(files: &Files) {
     }
 }
 
-/// Gives up the capabilities of the calling thread, the last one that has any.
+/// Gives up the capabilities of the calling thread, the last one that has any, and rings, once the writeback file has its
+/// own.
 pub fn drop_capabilities() {
+    if let Err(err) = threads::forbid_rings() {
+        tracing::warn!(%err, "io_uring is not restricted");
+    }
     if let Err(err) = threads::drop_capabilities() {
         tracing::warn!(%err, "the daemon keeps its capabilities");
     }

@@ -96,6 +96,10 @@ const NOBODYS_CALLS: &[c_long] = &[
     libc::SYS_keyctl,
 ];
 
+/// What makes a ring that carries out calls which no filter sees. The writeback file's is made, and restricted, before
+/// any thread of its own is there; after that no thread needs another.
+const RING_CALLS: &[c_long] = &[libc::SYS_io_uring_setup, libc::SYS_io_uring_register];
+
 fn refused() -> SeccompAction {
     SeccompAction::Errno(libc::EPERM.unsigned_abs())
 }
@@ -124,9 +128,17 @@ pub(super) fn restrict_calls(role: Role) -> io::Result<()> {
     let more = match role {
         Role::Worker => WORKER_CALLS,
         Role::Scraped => SCRAPED_CALLS,
-        Role::FileIo | Role::Shrinker | Role::Scrubber | Role::Listener => return Ok(()),
+        Role::FileIo | Role::Shrinker | Role::Scrubber | Role::Listener => return forbid_rings(),
     };
     apply(unconditional(&[COMMON_CALLS, more].concat()), refused(), SeccompAction::Allow)
+}
+
+/// Keeps the calling thread, and those that it starts from now on, from making rings. For good.
+///
+/// # Errors
+/// When the kernel has no seccomp.
+pub fn forbid_rings() -> io::Result<()> {
+    apply(unconditional(RING_CALLS), SeccompAction::Allow, refused())
 }
 
 /// Keeps the calling thread, and those that it starts from now on, from starting programs, from networks, and from

@@ -4,7 +4,7 @@
 
 mod confine;
 
-pub use confine::{drop_capabilities, forbid_what_nobody_needs};
+pub use confine::{drop_capabilities, forbid_rings, forbid_what_nobody_needs};
 
 use std::io;
 use std::thread::{Builder, JoinHandle};
@@ -121,6 +121,16 @@ mod tests {
             denied("thread", Builder::new().spawn(|| ()).map(drop));
         });
         thread.unwrap().join().unwrap();
+    }
+
+    #[test]
+    fn no_thread_makes_a_ring_whose_calls_nobody_filters() {
+        for role in
+            [Role::Worker, Role::Scraped, Role::FileIo, Role::Shrinker, Role::Scrubber, Role::Listener]
+        {
+            let ring = spawn("ring", role, || io_uring::IoUring::new(2).map(drop)).unwrap().join().unwrap();
+            assert_eq!(ring.unwrap_err().kind(), ErrorKind::PermissionDenied, "{role:?}");
+        }
     }
 
     #[test]

@@ -123,7 +123,7 @@ async fn let_in(
         Some((uid, gid)) if access.allows(uid, gid) => next.run(request).await,
         _ => failure(
             StatusCode::FORBIDDEN,
-            "the control socket is for root, the daemon's user and the group of the socket: see `socket_group`",
+            "the control socket is for root, the daemon's user and the group that `control_group` names",
         ),
     }
 }

@@ -107,7 +107,7 @@ fn known() -> Vec<String> {
 fn started() -> (tempfile::TempDir, PathBuf, Server) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("control.sock");
-    let access = Access::of_group(None).unwrap();
+    let access = Access::of_control(None).unwrap();
     let listener = socket::Sockets::of_group(access.gid()).listen(&path).unwrap();
     let server = Server::start(listener, access, Arc::new(FakeHost)).unwrap();
     (dir, path, server)

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use io_uring::register::Restriction;
 use io_uring::squeue::Entry;
 use io_uring::types::Fd;
 use io_uring::{IoUring, Probe, cqueue, opcode};
@@ -18,6 +19,9 @@ use crate::writeback::file::Target;
 
 /// What the completion of the wake-up is told by; requests are told by their index.
 const WAKE: u64 = u64::MAX;
+
+/// All that the ring does: it has operations that make sockets and open files, which no filter of system calls sees.
+const OPERATIONS: [u8; 3] = [opcode::Read::CODE, opcode::Write::CODE, opcode::PollAdd::CODE];
 
 /// A ring, used by one thread.
 pub struct Ring {
@@ -35,17 +39,17 @@ impl Ring {
     /// A ring for up to `requests_max` requests at a time.
     ///
     /// # Errors
-    /// When io_uring is forbidden, or too old to read and write.
+    /// When io_uring is forbidden, or too old to be restricted to reading and writing (before Linux 5.10).
     pub fn new(target: Target, requests_max: u16) -> io::Result<Self> {
         // One more for the wake-up: the submission queue has room for everything at once.
-        let ring = IoUring::new(u32::from(requests_max) + 1)?;
+        let ring = IoUring::builder().setup_r_disabled().build(u32::from(requests_max) + 1)?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
-        for code in [opcode::Read::CODE, opcode::Write::CODE, opcode::PollAdd::CODE] {
-            if !probe.is_supported(code) {
-                return Err(io::ErrorKind::Unsupported.into());
-            }
+        if !OPERATIONS.iter().all(|code| probe.is_supported(*code)) {
+            return Err(io::ErrorKind::Unsupported.into());
         }
+        ring.submitter().register_restrictions(&mut OPERATIONS.map(Restriction::sqe_op))?;
+        ring.submitter().register_enable_rings()?;
         // A sandbox may allow the set-up and forbid the use. An empty ring that may be entered says so at once.
         ring.submit()?;
         let requests_max = usize::from(requests_max);
@@ -162,5 +166,35 @@ impl Drop for Ring {
             // Their ends are not told: who drops the ring does so after the last, or is panicking.
             self.reap();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn the_ring_makes_no_sockets_and_opens_no_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Target::open(&dir.path().join("file"), true, Duration::ZERO).unwrap().unwrap();
+        // Where the kernel has none, threads do the work, which the filter of system calls sees.
+        let mut ring = match Ring::new(target, 4) {
+            Ok(ring) => ring,
+            Err(err) => return eprintln!("no io_uring on this machine, nothing to restrict: {err}"),
+        };
+        let path = c"/dev/null";
+        let entries = [
+            opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
+            opcode::OpenAt::new(Fd(libc::AT_FDCWD), path.as_ptr()).build(),
+            opcode::Nop::new().build(),
+        ];
+        for entry in entries {
+            ring.push(&entry);
+            ring.enter().unwrap();
+            let results: Vec<_> = ring.ring.completion().map(|entry| entry.result()).collect();
+            assert_eq!(results, [-libc::EACCES]);
+        }
+        assert!(ring.ring.submitter().register_probe(&mut Probe::new()).is_err(), "nor is more registered");
     }
 }
