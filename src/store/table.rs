@@ -254,7 +254,8 @@ impl Table {
     #[must_use]
     pub fn last_connected(&self) -> u32 {
         let word = self.mapping.word(LAST_CONNECTED_AT).load(Ordering::Relaxed);
-        let (seconds, complement) = (low_half(word), low_half(word >> 32));
+        let half = |word: u64| u32::try_from(word & u64::from(u32::MAX)).unwrap_or(0);
+        let (seconds, complement) = (half(word), half(word >> 32));
         // A VM may be cleared for what stands here, so damage is no answer.
         if complement == !seconds { seconds } else { 0 }
     }
@@ -392,10 +393,6 @@ impl Header {
                 == Some(name.as_bytes());
         sound.then(|| Self { vm: VmId(half_word(12)), slots: half_word(16), key })
     }
-}
-
-fn low_half(word: u64) -> u32 {
-    u32::try_from(word & u64::from(u32::MAX)).unwrap_or_default()
 }
 
 fn chunks(slots: u32) -> usize {
