@@ -278,9 +278,8 @@ impl Header {
         let checksum = |record: &[u8; RECORD_BYTES]| crc32c::crc32c(&record[..60]).to_le_bytes();
         let is_sound =
             |record: &&[u8; RECORD_BYTES]| record.starts_with(MAGIC) && record[60..] == checksum(record);
-        let copies = bytes.as_chunks::<RECORD_BYTES>().0.iter().take(COPIES);
-        let bytes =
-            copies.filter(is_sound).next().ok_or_else(|| StateError::Damaged { path: path.to_owned() })?;
+        let mut copies = bytes.as_chunks::<RECORD_BYTES>().0.iter().take(COPIES);
+        let bytes = copies.find(is_sound).ok_or_else(|| StateError::Damaged { path: path.to_owned() })?;
         let half_word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
         if half_word(8) != STATE_VERSION {
             let path = path.parent().unwrap_or(path).to_owned();
