@@ -212,8 +212,11 @@ fn a_vm_is_cleared_only_when_no_vmm_is_connected() {
     assert!(stderr(&output).contains("power it off"), "{}", stderr(&output));
     assert!(queue.read_pages(10, 60).unwrap() == pages());
     drop((device, queue));
+    let poor = || daemon.status()["pool"]["counters"]["reject_compress_poor"].as_u64().unwrap();
+    let before = poor();
     clear(&daemon, "web1");
     assert_eq!(daemon.vm("web1")["stored_pages"], 1, "the swap header is left");
+    assert!(before > 0 && poor() == before, "what has happened stays counted: {before} and {}", poor());
     let (_device, mut queue) = attach(&daemon, "web1");
     assert!(queue.read_pages(10, 60).unwrap().iter().all(|page| page == &ZERO_PAGE));
     assert_eq!(&queue.read_page(0).unwrap()[4086..], b"SWAPSPACE2");

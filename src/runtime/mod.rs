@@ -3,6 +3,7 @@
 //! and every start takes it.
 
 mod daemon;
+mod heap;
 mod keeper;
 mod reload;
 mod sandbox;
@@ -81,6 +82,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let mut hangup = SigSet::empty();
     hangup.add(Signal::SIGHUP);
     hangup.thread_block().map_err(|errno| ServeError::Thread(errno.into()))?;
+    heap::give_back_large_blocks();
     raise_open_files();
     // Sockets are for owner and group from their first moment: a VMM that is refused by one that is not yet may give up.
     rustix::process::umask(rustix::fs::Mode::RWXO);

@@ -73,7 +73,7 @@ fn pool_status(daemon: &Daemon, vms: &[VmStatus], metadata_bytes: u64) -> PoolSt
         compressor: compressor.to_string(),
         pools: pools(daemon, &sums.objects_by_pool),
         pressure_source: daemon.pressure.as_ref().map(|monitor| monitor.source().to_string()),
-        counters: vms.iter().map(|vm| vm.counters).sum(),
+        counters: vms.iter().map(|vm| vm.counters).chain([sums.past]).sum(),
         refault_age_seconds: buckets(&sums.refault_age_seconds.counts),
         refault_age_seconds_sum: sums.refault_age_seconds.sum,
         store_delay_ms: buckets(&sums.store_delay_ms.counts),
@@ -94,16 +94,23 @@ fn stuck(shared: &Shared) -> Option<&'static str> {
 }
 
 /// What is summed over the VMs and doesn't stand in their status.
-#[derive(Default)]
 struct Sums {
     objects_by_pool: [u64; POOLS_MAX],
     refault_age_seconds: PowersOfTwo,
     store_delay_ms: PowersOfTwo,
+    /// What happened to VMs whose pages were dropped.
+    past: Counters,
 }
 
 impl Sums {
     fn of(daemon: &Daemon) -> Self {
-        let mut sums = Self::default();
+        let past = daemon.store.past_events();
+        let mut sums = Self {
+            objects_by_pool: [0; POOLS_MAX],
+            refault_age_seconds: past.refault_age_seconds,
+            store_delay_ms: past.store_delay_ms,
+            past: counters(&Held::default(), &past),
+        };
         for vm in daemon.store.in_use() {
             let Accounting { held, events } = vm.accounting();
             for (sum, more) in sums.objects_by_pool.iter_mut().zip(held.objects_by_pool) {

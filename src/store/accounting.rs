@@ -1,6 +1,7 @@
 //! The one place that counts. A VM's numbers change under its lock, together with the entry that they describe, so
 //! they are never off by one; the pool's are sums over the VMs, made when somebody asks.
 
+use std::ops::AddAssign;
 use std::time::Duration;
 
 use super::entry::{Entry, Location};
@@ -101,6 +102,35 @@ impl Events {
     pub fn delayed(&mut self, waited: Duration) {
         self.delayed_stores += 1;
         self.store_delay_ms.count(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
+    }
+}
+
+/// For the numbers of VMs that are gone: what has happened stays counted.
+impl AddAssign for Events {
+    fn add_assign(&mut self, more: Self) {
+        self.stores += more.stores;
+        self.loads += more.loads;
+        self.invalidates += more.invalidates;
+        self.limit_hit += more.limit_hit;
+        self.pool_limit_hit += more.pool_limit_hit;
+        self.reject_alloc_fail += more.reject_alloc_fail;
+        self.reject_reclaim_fail += more.reject_reclaim_fail;
+        self.reject_compress_poor += more.reject_compress_poor;
+        self.reject_fatal += more.reject_fatal;
+        self.delayed_stores += more.delayed_stores;
+        self.decompress_fail += more.decompress_fail;
+        self.file_load_fail += more.file_load_fail;
+        self.checked_pages += more.checked_pages;
+        self.bad_pages += more.bad_pages;
+        self.written_back_pages += more.written_back_pages;
+        self.loaded_from_file += more.loaded_from_file;
+        self.promoted_pages += more.promoted_pages;
+        self.compacted_pages += more.compacted_pages;
+        self.recompressed_pages += more.recompressed_pages;
+        self.given_up_pages += more.given_up_pages;
+        self.refault_age_seconds += more.refault_age_seconds;
+        self.store_delay_ms += more.store_delay_ms;
+        self.compressed_bytes += more.compressed_bytes;
     }
 }
 

@@ -24,6 +24,8 @@ use crate::ids::Slot;
 const TICK_MS: u64 = 32;
 
 const TICKS_MASK: u32 = (1 << 31) - 1;
+/// By how much a time that is taken for now may be before the one that a page was used at: half an hour.
+const EARLIER_TICKS_MAX: u32 = 1 << 16;
 const NOT_LOADED: u32 = 1 << 31;
 
 /// When a page was last used on the boot-time clock, and whether it was loaded since it was stored.
@@ -66,8 +68,8 @@ impl Age {
 
     fn ticks_until(self, now: Self) -> u32 {
         let ticks = (now.0 & TICKS_MASK).wrapping_sub(self.0 & TICKS_MASK) & TICKS_MASK;
-        // A clock that reads a little less on another core is not two years of age.
-        if ticks > TICKS_MASK / 2 { 0 } else { ticks }
+        // A clock that reads a little less on another core, or was read a while ago, is not two years of age.
+        if ticks > TICKS_MASK - EARLIER_TICKS_MAX { 0 } else { ticks }
     }
 
     /// How cold the page is at `now`; of two pages the one with more leaves first. Copies of guest memory count double.
@@ -155,6 +157,8 @@ impl Found {
 mod tests {
     use super::*;
 
+    const TWO_YEARS_TICKS: u64 = 2 * 365 * 24 * 3600 * 1000 / TICK_MS;
+
     fn at(ticks: u64) -> Age {
         Age::stored(Duration::from_millis(ticks * TICK_MS))
     }
@@ -167,6 +171,12 @@ mod tests {
         assert_eq!(now.loaded().coldness(now), now.coldness(now));
         // A clock that is a little behind.
         assert_eq!((at(101).coldness(now), at(101).until(now)), (0, Duration::ZERO));
+        // A host that is up for two years.
+        let later = at(TWO_YEARS_TICKS);
+        assert_eq!(at(100).coldness(later), u32::try_from(TWO_YEARS_TICKS - 100).unwrap());
+        assert!(
+            at(101).coldness(later) < at(100).coldness(later) && at(TWO_YEARS_TICKS + 9).coldness(later) == 0
+        );
     }
 
     #[test]

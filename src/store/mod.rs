@@ -41,6 +41,7 @@ use state::{StateDir, StateError, StateId};
 use table::Table;
 use vm::{Limits, VmStore};
 
+use self::accounting::Events;
 use crate::crash_point;
 use crate::ids::Slot;
 use crate::private;
@@ -142,6 +143,8 @@ pub struct Store {
     vms: Mutex<BTreeMap<String, VmState>>,
     /// The VMs that are to be served.
     specs: Mutex<Vec<VmSpec>>,
+    /// What happened to VMs whose pages were dropped.
+    past_events: Mutex<Events>,
 }
 
 impl Store {
@@ -193,8 +196,14 @@ impl Store {
                 vms.insert(spec.name.clone(), VmState::Ready(vm));
             }
         }
-        let store =
-            Self { config, shared, dir: Mutex::new(dir), vms: Mutex::new(vms), specs: Mutex::new(specs) };
+        let store = Self {
+            config,
+            shared,
+            dir: Mutex::new(dir),
+            vms: Mutex::new(vms),
+            specs: Mutex::new(specs),
+            past_events: Mutex::default(),
+        };
         store.forget_file_if_unused()?;
         Ok(store)
     }
@@ -312,6 +321,12 @@ impl Store {
         self.clear(name)
     }
 
+    /// What has happened to VMs whose pages were dropped since.
+    #[must_use]
+    pub fn past_events(&self) -> Events {
+        *self.past_events.lock()
+    }
+
     /// Serves a VM no more, but keeps its pages.
     pub fn withdraw(&self, name: &str) {
         self.specs.lock().retain(|spec| spec.name != name);
@@ -350,6 +365,7 @@ impl Store {
                 while let Some(slot) = from {
                     from = vm.invalidate_some(slot, Slot(vm.slots()));
                 }
+                *self.past_events.lock() += vm.accounting().events;
             }
             Some(VmState::Damaged(damaged)) => {
                 for object in &damaged.named.objects {

@@ -43,6 +43,8 @@ struct Lists {
     /// The same two beyond the limit, until the file ends there.
     beyond_clean: Vec<SegmentIndex>,
     beyond: Vec<SegmentIndex>,
+    /// The file ends at the limit. Whoever freed the last of what was beyond it may only then come to put it on a list.
+    is_beyond_gone: bool,
 }
 
 /// Why a recovered entry can't be right.
@@ -197,9 +199,16 @@ impl Segments {
     /// Only one of those who see the segment idle succeeds; once it has no live bytes nobody can pin it again.
     fn retire_if_idle(&self, segment: SegmentIndex) {
         if self.word(segment).compare_exchange(CLOSED, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            let mut lists = self.lists.lock();
-            let list = if segment.0 < self.limit { &mut lists.dead } else { &mut lists.beyond };
-            list.push(segment);
+            self.retire(segment);
+        }
+    }
+
+    fn retire(&self, segment: SegmentIndex) {
+        let mut lists = self.lists.lock();
+        if segment.0 < self.limit {
+            lists.dead.push(segment);
+        } else if !lists.is_beyond_gone {
+            lists.beyond.push(segment);
         }
     }
 
@@ -292,7 +301,7 @@ impl Segments {
             return false;
         }
         let mut lists = self.lists.lock();
-        (lists.beyond_clean, lists.beyond) = (Vec::new(), Vec::new());
+        (lists.beyond_clean, lists.beyond, lists.is_beyond_gone) = (Vec::new(), Vec::new(), true);
         true
     }
 
@@ -384,6 +393,16 @@ mod tests {
         segments.put_back(&dead);
         assert_eq!((segments.take(0), segments.take(0)), (Some(SegmentIndex(1)), Some(SegmentIndex(3))));
         assert_eq!(segments.take(0), None);
+    }
+
+    #[test]
+    fn a_segment_that_is_retired_after_the_file_was_cut_is_never_written() {
+        let segments = Segments::new(5, 4);
+        // Whoever freed its last record has not come to put it on a list.
+        segments.finish_adoption(true);
+        assert!(segments.give_up_beyond());
+        segments.retire(SegmentIndex(4));
+        assert_eq!((segments.take_beyond(), segments.free_beyond_count()), (None, 0));
     }
 
     #[test]

@@ -164,7 +164,7 @@ pub struct WritebackStatus {
     pub free_segments: u64,
     /// Bytes in the file that an entry names.
     pub live_bytes: u64,
-    /// Bytes written to it since the daemon started.
+    /// Bytes written to it since its state was made, by all daemons.
     pub written_bytes: u64,
     /// Bytes written to it today.
     pub written_today_bytes: u64,
