@@ -13,6 +13,9 @@ pub const CRASH_AFTER: &str = "BALLAST_CRASH_AFTER";
 /// it may.
 pub const CRASH_STORING: &str = "BALLAST_CRASH_STORING";
 
+/// The environment variable that makes the daemon crash when a VMM says how long a queue is: `VM:HOW`, as above.
+pub const CRASH_HEARING: &str = "BALLAST_CRASH_HEARING";
+
 /// Something that outlives the process was changed just now.
 #[inline]
 pub fn passed() {
@@ -35,6 +38,14 @@ pub fn storing(vm: &str, slots: std::ops::Range<u64>) {
     #[cfg(debug_assertions)]
     armed::storing(vm, &slots);
     let _ = (vm, slots);
+}
+
+/// A VM's VMM has said something.
+#[inline]
+pub fn hearing(vm: &str) {
+    #[cfg(debug_assertions)]
+    armed::hearing(vm);
+    let _ = vm;
 }
 
 #[cfg(debug_assertions)]
@@ -80,12 +91,24 @@ mod armed {
     pub(super) fn storing(vm: &str, slots: &Range<u64>) {
         let Some((told_vm, slot, how)) = TOLD.get_or_init(told) else { return };
         if told_vm == vm && slots.contains(slot) {
-            match how.as_str() {
-                "panic" => panic!("told to"),
-                "forbidden" => try_what_is_forbidden(),
-                "overflow" => drop(black_box(overflow([*slot; 64]))),
-                _ => std::process::abort(),
-            }
+            crash(how);
+        }
+    }
+
+    pub(super) fn hearing(vm: &str) {
+        let Ok(text) = std::env::var(super::CRASH_HEARING) else { return };
+        let (told_vm, how) = text.split_once(':').unwrap_or_else(|| panic!("{text}: VM:HOW"));
+        if told_vm == vm {
+            crash(how);
+        }
+    }
+
+    fn crash(how: &str) {
+        match how {
+            "panic" => panic!("told to"),
+            "forbidden" => try_what_is_forbidden(),
+            "overflow" => drop(black_box(overflow([7; 64]))),
+            _ => std::process::abort(),
         }
     }
 

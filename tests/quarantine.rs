@@ -11,7 +11,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use ballast::crash_point::CRASH_STORING;
+use ballast::crash_point::{CRASH_HEARING, CRASH_STORING};
 use ballast::frontend::{Device, Manners, Memory, Op, Options, Queue, Status};
 use ballast::page::Page;
 use support::daemon::Daemon;
@@ -196,6 +196,33 @@ fn whatever_way_it_crashes_counts_and_what_comes_from_outside_does_not() {
     }
     web1.assert_all(1);
     assert!(web1.queue.read_page(FATAL_SLOT).unwrap() == page(FATAL_SLOT, 4));
+}
+
+#[test]
+fn a_vmm_whose_messages_crash_the_daemon_is_quarantined_too() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut daemon = Daemon::start(dir.path(), CONFIG);
+    let mut web1 = Vm::attach(&daemon, "web1", Manners::Qemu);
+    let mut web2 = Vm::attach(&daemon, "web2", Manners::Qemu);
+    [&mut web1, &mut web2].into_iter().for_each(|vm| vm.store_all(1));
+    for (count, how) in [(1, "abort"), (2, "panic"), (3, "overflow")] {
+        daemon.restart_with(&[(CRASH_HEARING, &*format!("web1:{how}"))]);
+        web2.reconnect();
+        web2.assert_all(1);
+        // The daemon may be gone before all is said.
+        let _ = web1.device.reconnect(Duration::from_millis(100));
+        assert_eq!(wait_for_crash(&mut daemon), Some(libc::SIGABRT), "{how}");
+        daemon.restart();
+        assert_eq!(crashes(&daemon, "web1").0, count, "{how}");
+    }
+    assert_eq!(crashes(&daemon, "web1").1, "quarantined");
+    assert!(web1.device.reconnect(Duration::from_millis(300)).is_err());
+    assert_eq!(crashes(&daemon, "web2"), (0, "ready".to_owned()));
+    web2.reconnect();
+    web2.assert_all(1);
+    assert!(daemon.ask(&["vm", "release", "web1"]).status.success());
+    web1.reconnect();
+    web1.assert_all(1);
 }
 
 #[test]

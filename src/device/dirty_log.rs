@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
+use super::handed;
 use super::signals::watch::Watch;
 use crate::page::PAGE_SIZE_U64;
 
@@ -31,14 +32,12 @@ impl DirtyLog {
     /// Maps `bytes` of `file` from `offset` on.
     ///
     /// # Errors
-    /// When the file is shorter, the log larger than any guest needs, or the kernel won't map it.
+    /// When the file can't be used, the log is larger than any guest needs, or the kernel won't map it.
     pub fn open(file: File, offset: u64, bytes: u64) -> io::Result<Self> {
-        let metadata = file.metadata()?;
-        let end = offset.checked_add(bytes);
-        if bytes > LOG_BYTES_MAX || end.is_none_or(|end| metadata.is_file() && end > metadata.len()) {
-            let length = metadata.len();
-            return Err(io::Error::other(format!("a dirty log of {bytes} bytes in a file of {length}")));
+        if bytes > LOG_BYTES_MAX {
+            return Err(io::Error::other(format!("a dirty log of {bytes} bytes: {LOG_BYTES_MAX} at most")));
         }
+        handed::check_memory(&file, offset, bytes)?;
         let length = usize::try_from(bytes).map_err(io::Error::other)?;
         let map = MmapRegion::from_file(FileOffset::new(file, offset), length).map_err(io::Error::other)?;
         Ok(Self { watch: Watch::new(map.as_ptr(), length)?, map })

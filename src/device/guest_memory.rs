@@ -7,7 +7,7 @@ use std::sync::Arc;
 use vm_memory::bitmap::BS;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
     GuestMemoryRegionBytes, GuestRegionCollection, GuestRegionMmap, GuestUsize, MemoryRegionAddress,
     VolatileSlice,
 };
@@ -31,13 +31,18 @@ impl Region {
     /// is noted in `log`.
     ///
     /// # Errors
-    /// When the kernel doesn't map it, it would reach beyond the address space, or it can't be watched.
+    /// When the log has no room for it, the kernel doesn't map it, it would reach beyond the address space, or it can't be
+    /// watched.
     pub fn map(
         file: FileOffset,
         length: usize,
         start: GuestAddress,
         log: Option<Arc<DirtyLog>>,
     ) -> io::Result<Self> {
+        let end = start.0.saturating_add(length as u64);
+        if log.as_ref().is_some_and(|log| !log.reaches(end)) {
+            return Err(io::Error::other("a dirty log that is too short for the guest's memory"));
+        }
         let mapping = MmapRegionBuilder::new_with_bitmap(length, RegionLog::new(log, start.0))
             .with_file_offset(file)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -53,11 +58,8 @@ impl Region {
     /// The same memory, mapped again, with another log or none.
     ///
     /// # Errors
-    /// As [`Self::map`], and when the log has no room for it.
+    /// As [`Self::map`].
     pub fn with_log(&self, log: Option<Arc<DirtyLog>>) -> io::Result<Self> {
-        if log.as_ref().is_some_and(|log| !log.reaches(self.last_addr().raw_value().saturating_add(1))) {
-            return Err(io::Error::other("a dirty log that is too short for the guest's memory"));
-        }
         let file = self.file_offset().ok_or(io::ErrorKind::InvalidInput)?.clone();
         Self::map(file, self.mapped.size(), self.start_addr(), log)
     }

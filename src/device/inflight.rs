@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
+use super::handed::{self, Unusable};
 use super::signals::blame::{self, Executing};
 use super::signals::watch::Watch;
 use crate::crash_point;
@@ -54,6 +55,9 @@ pub enum InflightError {
     /// It can't be made or mapped.
     #[error("the in-flight region can't be mapped")]
     Map(#[from] std::io::Error),
+    /// Its file is none to be mapped.
+    #[error("an in-flight region that is not one of this daemon's: {0}")]
+    Unusable(#[from] Unusable),
     /// The VMM's numbers don't fit together.
     #[error("the in-flight region is {found} bytes long, and {queues} queues of {queue_size} need {needed}")]
     Size {
@@ -147,6 +151,7 @@ impl InflightRegion {
         if queues == 0 || queue_size == 0 || found < needed as u64 {
             return Err(InflightError::Size { found, needed: needed as u64, queues, queue_size });
         }
+        handed::check_memory(file, offset, needed as u64)?;
         let map = MmapRegion::from_file(FileOffset::new(file.try_clone()?, offset), needed)
             .map_err(std::io::Error::other)?;
         let watch = Watch::new(map.as_ptr(), map.size())?;

@@ -14,6 +14,8 @@ use vm_memory::{
 use super::HOW_TO_SHARE;
 use super::dirty_log::DirtyLog;
 use super::guest_memory::{Memory, Region};
+use super::handed;
+use super::memory_share::{Extent, MemoryShare, TooMuch};
 use super::ring::GuestMemory;
 use super::session::refused;
 
@@ -29,12 +31,8 @@ pub struct MemoryTable {
     memory: GuestMemory,
     mappings: Vec<Mapping>,
     log: Option<Arc<DirtyLog>>,
-}
-
-impl Default for MemoryTable {
-    fn default() -> Self {
-        Self { memory: GuestMemoryAtomic::new(Memory::new()), mappings: Vec::new(), log: None }
-    }
+    /// All of the mappings, as part of what the VM may have.
+    share: MemoryShare,
 }
 
 fn memory_error(err: vm_memory::GuestRegionCollectionError) -> VhostError {
@@ -42,6 +40,12 @@ fn memory_error(err: vm_memory::GuestRegionCollectionError) -> VhostError {
 }
 
 impl MemoryTable {
+    /// Without memory. What comes counts as `share`.
+    #[must_use]
+    pub fn new(share: MemoryShare) -> Self {
+        Self { memory: GuestMemoryAtomic::new(Memory::new()), mappings: Vec::new(), log: None, share }
+    }
+
     /// The memory, for whoever is to see what becomes of it.
     #[must_use]
     pub fn memory(&self) -> GuestMemory {
@@ -67,8 +71,14 @@ impl MemoryTable {
     /// Puts these regions in the place of all that were there.
     ///
     /// # Errors
-    /// When one can't be mapped or they overlap; the table is as it was then.
+    /// When one can't be mapped, they overlap, or are more than the VM may have; the table is as it was then.
     pub fn replace(&mut self, regions: &[VhostUserMemoryRegion], files: Vec<File>) -> VhostResult<()> {
+        self.counted(Extent::of(regions.iter().map(|region| region.memory_size)), |table| {
+            table.map_all(regions, files)
+        })
+    }
+
+    fn map_all(&mut self, regions: &[VhostUserMemoryRegion], files: Vec<File>) -> VhostResult<()> {
         let mapped = regions.iter().zip(files).map(|(region, file)| self.map(region, file));
         let (mapped, mappings): (Vec<_>, _) = mapped.collect::<VhostResult<Vec<_>>>()?.into_iter().unzip();
         self.publish(Memory::from_regions(mapped).map_err(memory_error)?)?;
@@ -81,10 +91,28 @@ impl MemoryTable {
     /// # Errors
     /// As [`Self::replace`].
     pub fn add(&mut self, region: &VhostUserMemoryRegion, file: File) -> VhostResult<()> {
-        let (mapped, mapping) = self.map(region, file)?;
-        self.publish(self.memory.memory().insert_region(Arc::new(mapped)).map_err(memory_error)?)?;
-        self.mappings.push(mapping);
-        Ok(())
+        let own = self.mappings.iter().map(|mapping| mapping.bytes);
+        self.counted(Extent::of(own.chain([region.memory_size])), |table| {
+            let (mapped, mapping) = table.map(region, file)?;
+            table.publish(table.memory.memory().insert_region(Arc::new(mapped)).map_err(memory_error)?)?;
+            table.mappings.push(mapping);
+            Ok(())
+        })
+    }
+
+    /// Changes the table so that it has so much, if the VM may have that.
+    fn counted(
+        &mut self,
+        extent: Extent,
+        change: impl FnOnce(&mut Self) -> VhostResult<()>,
+    ) -> VhostResult<()> {
+        let before = self.share.own();
+        let too_much = |err: TooMuch| refused(err.to_string());
+        // Whatever comes of it has its place, and to give some back never fails.
+        self.share.set(before.max(extent)).map_err(too_much)?;
+        let changed = change(self);
+        self.share.set(if changed.is_ok() { extent } else { before }).map_err(too_much)?;
+        changed
     }
 
     /// Takes a region away.
@@ -96,7 +124,8 @@ impl MemoryTable {
         let (memory, removed) = self.memory.memory().remove_region(start, bytes).map_err(memory_error)?;
         self.publish(memory)?;
         self.mappings.retain(|mapping| mapping.guest_address != removed.start_addr().0);
-        Ok(())
+        let left = Extent::of(self.mappings.iter().map(|mapping| mapping.bytes));
+        self.share.set(left).map_err(|err| refused(err.to_string()))
     }
 
     /// Maps all of the memory again, with this log or without one. Says whether anything changed; a turn that is under
@@ -119,14 +148,8 @@ impl MemoryTable {
     }
 
     fn map(&self, region: &VhostUserMemoryRegion, file: File) -> VhostResult<(Region, Mapping)> {
-        let end = region.mmap_offset.checked_add(region.memory_size);
-        let metadata = file.metadata().map_err(VhostError::ReqHandlerError)?;
-        let length = metadata.len();
-        // A region beyond its file would be SIGBUS at the first touch. Device files have no length.
-        if metadata.is_file() && end.is_none_or(|end| end > length) {
-            let wanted = region.memory_size;
-            return Err(refused(format!("a memory region of {wanted} bytes in a file of {length}")));
-        }
+        handed::check_memory(&file, region.mmap_offset, region.memory_size)
+            .map_err(|err| refused(format!("a memory region: {err}")))?;
         let bytes = usize::try_from(region.memory_size).map_err(|_| VhostError::InvalidParam)?;
         let (file, start) = (FileOffset::new(file, region.mmap_offset), GuestAddress(region.guest_phys_addr));
         let mapped =
@@ -143,5 +166,53 @@ impl MemoryTable {
         // The old map goes when the last turn that looks at it ends.
         self.memory.lock().map_err(|_| VhostError::BackendInternalError)?.replace(memory);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory_share::VmExtent;
+    use super::*;
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    fn file(bytes: u64) -> File {
+        let file = File::from(memfd_create("test", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(bytes).unwrap();
+        file
+    }
+
+    /// One page at a page of the guest's.
+    fn page(at: u64) -> VhostUserMemoryRegion {
+        VhostUserMemoryRegion::new(at * 4096, 4096, 0x7f00_0000_0000 + at * 4096, 0)
+    }
+
+    #[test]
+    fn memory_that_comes_while_writes_are_logged_has_to_be_within_the_log() {
+        let mut table = MemoryTable::new(MemoryShare::new(VmExtent::default()));
+        table.replace(&[page(0)], vec![file(4096)]).unwrap();
+        // For sixteen pages.
+        let log = Arc::new(DirtyLog::open(file(2), 0, 2).unwrap());
+        assert!(table.set_log(Some(log)).unwrap());
+        table.add(&page(15), file(4096)).unwrap();
+        table.add(&page(16), file(4096)).unwrap_err();
+        table.replace(&[page(1), page(16)], vec![file(4096), file(4096)]).unwrap_err();
+        assert!(table.guest_address(page(15).user_addr).is_ok(), "the table is as it was");
+        let log = Arc::new(DirtyLog::open(file(3), 0, 3).unwrap());
+        assert!(table.set_log(Some(log)).unwrap());
+        table.add(&page(16), file(4096)).unwrap();
+    }
+
+    #[test]
+    fn what_is_refused_or_removed_counts_no_more() {
+        let vm = VmExtent::default();
+        let mut table = MemoryTable::new(MemoryShare::new(Arc::clone(&vm)));
+        table.replace(&[page(0), page(1)], vec![file(4096), file(4096)]).unwrap();
+        table.add(&page(1), file(4096)).unwrap_err();
+        table.replace(&[page(2)], vec![file(1)]).unwrap_err();
+        assert_eq!(*vm.lock(), Extent { regions: 2, bytes: 8192 });
+        table.remove(&page(1)).unwrap();
+        assert_eq!(*vm.lock(), Extent { regions: 1, bytes: 4096 });
+        drop(table);
+        assert_eq!(*vm.lock(), Extent::default());
     }
 }

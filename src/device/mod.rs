@@ -14,8 +14,10 @@ pub mod connections;
 pub mod dirty_log;
 pub mod fetches;
 pub mod guest_memory;
+pub mod handed;
 pub mod inflight;
 pub mod latency;
+pub mod memory_share;
 pub mod memory_table;
 pub mod prefetch;
 pub mod ring;
@@ -145,6 +147,9 @@ fn serve(stream: UnixStream, session: Session, vm: &DeviceVm) {
     if !vm.is_failing() && vm.comings().is_told() {
         tracing::info!(vm = vm.name(), "a VMM connected");
     }
+    // Whatever a message makes this thread do is done for this VM.
+    let pages = vm.store();
+    let _working = signals::blame::working(pages.table());
     let session = Arc::new(Mutex::new(session));
     let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&session));
     let end = loop {

@@ -64,6 +64,12 @@ impl Roster {
         self.lists.lock().active.retain(|other| *other != ring);
     }
 
+    /// Forgets a ring that is gone, whatever it waited for.
+    pub fn forget(&self, ring: SubscriberId) {
+        self.remove(ring);
+        self.set_waiting(ring, false);
+    }
+
     /// Makes `round` the rings that are to have a turn.
     pub fn copy_to(&self, round: &mut Vec<SubscriberId>) {
         round.clear();

@@ -21,17 +21,18 @@ use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::blk::config_space;
 use super::dirty_log::DirtyLog;
+use super::handed;
 use super::inflight::{self, InflightRegion};
+use super::memory_share::{MEMORY_SLOTS_MAX, MemoryShare};
 use super::memory_table::MemoryTable;
 use super::ring::{Ending, Owner, Ring, Vring};
 use super::vm::DeviceVm;
 use super::worker::{Seat, Worker};
+use crate::crash_point;
 use crate::store::state::StateId;
 
 /// The longest queue.
 pub const QUEUE_SIZE_MAX: u16 = 1024;
-/// Regions of guest memory; more than any VMM has places for.
-const MEMORY_SLOTS_MAX: u64 = 509;
 
 /// One VMM's connection.
 pub struct Session {
@@ -57,12 +58,8 @@ struct SessionQueue {
     seat: Option<(usize, Seat)>,
 }
 
-/// A VMM chooses what its eventfds are; reading or writing one must not keep a worker from everybody else's rings.
-fn never_blocking(file: File) -> VhostResult<File> {
-    rustix::fs::fcntl_getfl(&file)
-        .and_then(|flags| rustix::fs::fcntl_setfl(&file, flags | rustix::fs::OFlags::NONBLOCK))
-        .map_err(|err| VhostError::ReqHandlerError(err.into()))?;
-    Ok(file)
+fn event(file: Option<File>) -> VhostResult<Option<File>> {
+    file.map(handed::event).transpose().map_err(|err| VhostError::ReqHandlerError(err.into()))
 }
 
 pub(super) fn refused(what: impl Into<String>) -> VhostError {
@@ -81,7 +78,7 @@ impl Session {
         store_deadline: Duration,
         state_id: StateId,
     ) -> Result<Self, virtio_queue::Error> {
-        let memory = MemoryTable::default();
+        let memory = MemoryTable::new(MemoryShare::new(Arc::clone(vm.mapped())));
         let queues = (0..vm.queues())
             .map(|_| {
                 let vring = Vring::new(memory.memory(), QUEUE_SIZE_MAX)?;
@@ -232,6 +229,7 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> VhostResult<()> {
+        crash_point::hearing(self.vm.name());
         if self.queue(index)?.seat.is_some() {
             return Err(refused(format!("a new size for queue {index}, which is running")));
         }
@@ -284,11 +282,11 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> VhostResult<()> {
         let index = u32::from(index);
+        let kick = event(file)?;
         let was_running = self.queue(index)?.seat.is_some();
         if was_running {
             self.stop(index, Ending::Settle)?;
         }
-        let kick = file.map(never_blocking).transpose()?;
         let queue = self.queue(index)?;
         queue.has_kick = kick.is_some();
         queue.vring.set_kick(kick);
@@ -296,7 +294,7 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_vring_call(&mut self, index: u8, file: Option<File>) -> VhostResult<()> {
-        let call = file.map(never_blocking).transpose()?;
+        let call = event(file)?;
         let queue = self.queue(u32::from(index))?;
         let given = call.is_some();
         queue.vring.set_call(call);
@@ -309,7 +307,8 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_vring_err(&mut self, index: u8, file: Option<File>) -> VhostResult<()> {
-        self.queue(u32::from(index))?.vring.set_err(file);
+        let err = event(file)?;
+        self.queue(u32::from(index))?.vring.set_err(err);
         Ok(())
     }
 

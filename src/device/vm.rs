@@ -14,6 +14,7 @@ pub use super::connections::SESSIONS_MAX;
 use super::connections::{Connections, Refused};
 use super::fetches::Fetches;
 use super::latency::Latencies;
+use super::memory_share::VmExtent;
 use super::roster::Roster;
 use crate::store::table::seconds_since_boot;
 use crate::store::vm::VmStore;
@@ -35,6 +36,8 @@ pub struct DeviceVm {
     /// The last session was ended by us: its VMM may come back at once, and again.
     failing: AtomicBool,
     fetches: Arc<Fetches>,
+    /// Guest memory that is mapped, of all sessions.
+    mapped: VmExtent,
     connections: Connections,
     ownership: Mutex<Ownership>,
 }
@@ -67,6 +70,7 @@ impl DeviceVm {
             comings: Comings::default(),
             failing: AtomicBool::new(false),
             fetches: Arc::new(Fetches::new(queues)),
+            mapped: VmExtent::default(),
             connections: Connections::default(),
             ownership: Mutex::default(),
         }
@@ -154,6 +158,12 @@ impl DeviceVm {
     #[must_use]
     pub fn fetches(&self) -> &Arc<Fetches> {
         &self.fetches
+    }
+
+    /// How much guest memory its sessions have mapped.
+    #[must_use]
+    pub fn mapped(&self) -> &VmExtent {
+        &self.mapped
     }
 
     /// Whether a VMM is connected.

@@ -107,7 +107,12 @@ impl Worker {
                 Err(RecvTimeoutError::Disconnected) => return Err(io::ErrorKind::BrokenPipe.into()),
             }
         }
-        self.call(move |ops| ops.remove_subscriber(seat.0).map(|_| ()))
+        let roster = self.roster();
+        self.call(move |ops| {
+            // It may have been told that it has stopped before the turn in which it would take itself off.
+            roster.forget(seat.0);
+            ops.remove_subscriber(seat.0).map(|_| ())
+        })
     }
 
     /// Waits until the turn that the worker is in has ended, so that none looks at what was replaced before.
@@ -219,5 +224,29 @@ impl Loop {
                 ring.sleep();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vhost_user_backend::VringT;
+
+    use super::*;
+    use crate::device::guest_memory::Memory;
+    use crate::device::ring::{GuestMemory, Owner, Vring};
+    use crate::device::vm::DeviceVm;
+
+    #[test]
+    fn nobody_looks_at_a_ring_that_is_gone() {
+        let worker = Worker::start(0, Duration::ZERO).unwrap();
+        let owner = Owner { vm: Arc::new(DeviceVm::new("web1", 1, false, None)), session: 1 };
+        let memory = GuestMemory::new(Memory::new());
+        let vring = Vring::new(memory.clone(), 16).unwrap();
+        let ring = Ring::new(owner, vring, memory, None, Duration::ZERO, worker.roster());
+        let seat = worker.add(ring).unwrap();
+        // As if stores had waited for room in its last turn.
+        worker.roster().set_waiting(seat.0, true);
+        worker.remove(seat, Ending::LeaveInFlight, |_| ()).unwrap();
+        assert!(!worker.roster().any_waiting(), "the worker would look every few milliseconds, for ever");
     }
 }

@@ -312,7 +312,9 @@ impl MutEventSubscriber for Ring {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let vring = self.vring.get_ref();
         let added = kick(&vring).map(|kick| ops.add(Events::new(kick, EventSet::IN)));
-        if let Some(Err(err)) = added {
+        if let Some(Err(err)) = added
+            && self.vm.complaints().is_news(Complaint::BrokenRing)
+        {
             tracing::error!(?err, vm = self.vm.name(), "a kick eventfd can't be watched");
         }
     }

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-/// Mappings that can be watched at once. A VM has a handful, more with pluggable memory.
-const WATCHED_MAX: usize = 16384;
+/// Mappings that can be watched at once: as many as the kernel lets a process have. What one VM may have is bounded, and
+/// a small part of it.
+const WATCHED_MAX: usize = 65536;
 
 struct Watched {
     /// Where the mapping starts; 0 for none.

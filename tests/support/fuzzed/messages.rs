@@ -48,7 +48,7 @@ struct Host {
 /// What a front end can hand over.
 struct Fds {
     memory: File,
-    all: [OwnedFd; 6],
+    all: [OwnedFd; 7],
 }
 
 impl Host {
@@ -98,6 +98,9 @@ impl Fds {
             file.set_len(bytes).expect("its length");
             file
         };
+        // Of huge pages, where the kernel has them.
+        let huge = memfd_create("fuzzed", MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB);
+        let huge = huge.and_then(|file| rustix::fs::ftruncate(&file, 2 << 20).map(|()| file));
         let event = || eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd");
         let (pipe, _) = std::io::pipe().expect("a pipe");
         let null = File::options().read(true).write(true).open("/dev/null").expect("it is there");
@@ -109,6 +112,7 @@ impl Fds {
             event(),
             pipe.into(),
             null.into(),
+            huge.unwrap_or_else(|_| memfd(0).into()),
         ];
         Self { memory, all }
     }
