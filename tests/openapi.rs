@@ -212,6 +212,8 @@ fn what_a_daemon_answers_is_what_the_description_says() {
         }
         operations.insert((path, method.to_lowercase()));
     }
+    // A text that is no JSON; tests/metrics looks at it.
+    operations.insert(("/metrics", "get".to_owned()));
     for (path, described) in description.root["paths"].as_object().unwrap() {
         for method in described.as_object().unwrap().keys() {
             assert!(operations.contains(&(path.as_str(), method.clone())), "{method} {path} was not asked");
