@@ -10,7 +10,7 @@ use super::pressure::Level;
 pub(super) struct Requests {
     pub(super) pressure: AtomicU32,
     pub(super) recompress: AtomicBool,
-    /// Milliseconds after which an unused page is idle; zero for never.
+    /// One more than the milliseconds after which an unused page is idle; zero for never.
     idle_ms: AtomicU64,
     pub(super) stop: AtomicBool,
 }
@@ -18,14 +18,14 @@ pub(super) struct Requests {
 impl Requests {
     /// Changes after how long an unused page is idle.
     pub(super) fn set_idle(&self, idle: Option<Duration>) {
-        let ms = idle.map_or(0, |idle| u64::try_from(idle.as_millis()).unwrap_or(u64::MAX).max(1));
+        let ms = idle.map_or(0, |idle| u64::try_from(idle.as_millis()).unwrap_or(u64::MAX).saturating_add(1));
         self.idle_ms.store(ms, Ordering::Relaxed);
     }
 
     /// After how long an unused page is idle.
     pub(super) fn idle(&self) -> Option<Duration> {
         let ms = self.idle_ms.load(Ordering::Relaxed);
-        (ms > 0).then(|| Duration::from_millis(ms))
+        ms.checked_sub(1).map(Duration::from_millis)
     }
 
     /// Takes effect at the next step; of several requests until then the greatest counts.
