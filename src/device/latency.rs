@@ -185,23 +185,4 @@ mod tests {
         assert_eq!(seen(), [(0, 0), (1, 1), (2, 4000)]);
         assert!(latencies.0.lock().running.is_empty());
     }
-
-    /// What counting costs: run with `--ignored --nocapture`, in a build without assertions.
-    #[test]
-    #[ignore = "measures, and proves nothing"]
-    fn cost_of_counting() {
-        const ROUNDS: u32 = 10_000_000;
-        let latencies = Arc::new(Latencies::default());
-        let mut ring = latencies.begin_ring();
-        let start = std::time::Instant::now();
-        for n in 0..ROUNDS {
-            ring.count(Path::Load(Source::Pool), ns(std::hint::black_box(u64::from(n % 100_000))));
-        }
-        let counting = start.elapsed() / ROUNDS;
-        let start = std::time::Instant::now();
-        for _ in 0..ROUNDS {
-            std::hint::black_box(std::time::Instant::now());
-        }
-        println!("to count: {counting:?}; to look at the clock: {:?}", start.elapsed() / ROUNDS);
-    }
 }
