@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use ballast::frontend::{Device, Memory, Options, Queue};
+use ballast::frontend::{Device, Memory, Options};
 use ballast::page::{PAGE_SIZE_U64, Page, ZERO_PAGE};
 use support::daemon::{Daemon, serve};
 use support::page_of;
@@ -27,23 +27,16 @@ fn tmpfs() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").unwrap()
 }
 
-fn attach(daemon: &Daemon, name: &str) -> (Device, Queue) {
-    let memory = Memory::with_bytes(16 << 20).unwrap();
-    let mut device = Device::connect(daemon.socket(name), memory, Options::default()).unwrap();
-    let queue = device.start().unwrap().remove(0);
-    (device, queue)
-}
-
 fn pages() -> Vec<Page> {
     (0..60).map(|n| page_of(n, u64::from(n) + 1)).collect()
 }
 
 fn put(daemon: &Daemon, name: &str) {
-    attach(daemon, name).1.write_pages(10, &pages()).unwrap();
+    daemon.attach(name).1.write_pages(10, &pages()).unwrap();
 }
 
 fn assert_pages_there(daemon: &Daemon, name: &str) {
-    assert!(attach(daemon, name).1.read_pages(10, 60).unwrap() == pages(), "{name}");
+    assert!(daemon.attach(name).1.read_pages(10, 60).unwrap() == pages(), "{name}");
 }
 
 fn mode(path: &Path) -> u32 {
@@ -88,7 +81,7 @@ fn serve_in_vain(config: &Path) -> (Option<i32>, String) {
 fn status_has_the_documented_fields() {
     let dir = tmpfs();
     let daemon = Daemon::start(dir.path(), TWO_VMS);
-    let (_device, mut queue) = attach(&daemon, "web1");
+    let (_device, mut queue) = daemon.attach("web1");
     queue.write_pages(10, &pages()).unwrap();
     queue.discard(10, 1).unwrap();
     let status = daemon.status();
@@ -204,7 +197,7 @@ fn a_vm_is_cleared_only_when_no_vmm_is_connected() {
     let dir = tmpfs();
     let daemon = Daemon::start(dir.path(), TWO_VMS);
     put(&daemon, "web2");
-    let (device, mut queue) = attach(&daemon, "web1");
+    let (device, mut queue) = daemon.attach("web1");
     queue.write_pages(10, &pages()).unwrap();
     let output = daemon.ask(&["vm", "clear", "web1"]);
     assert_eq!(output.status.code(), Some(1));
@@ -216,7 +209,7 @@ fn a_vm_is_cleared_only_when_no_vmm_is_connected() {
     clear(&daemon, "web1");
     assert_eq!(daemon.vm("web1")["stored_pages"], 1, "the swap header is left");
     assert!(before > 0 && poor() == before, "what has happened stays counted: {before} and {}", poor());
-    let (_device, mut queue) = attach(&daemon, "web1");
+    let (_device, mut queue) = daemon.attach("web1");
     assert!(queue.read_pages(10, 60).unwrap().iter().all(|page| page == &ZERO_PAGE));
     assert_eq!(&queue.read_page(0).unwrap()[4086..], b"SWAPSPACE2");
     for command in [&["vm", "clear", "web3"][..], &["vm", "set", "web3", "--weight", "7"]] {
@@ -245,11 +238,11 @@ fn pages_outlive_a_killed_daemon_and_its_compressor() {
     daemon.restart();
     assert!(daemon.status()["pool"]["compressor"].as_str().unwrap().starts_with("zstd"));
     assert_pages_there(&daemon, "web1");
-    let (_device, mut queue) = attach(&daemon, "web1");
+    let (_device, mut queue) = daemon.attach("web1");
     queue.write_pages(500, &pages()).unwrap();
     daemon.configure(TWO_VMS);
     daemon.restart();
-    let (_device, mut queue) = attach(&daemon, "web1");
+    let (_device, mut queue) = daemon.attach("web1");
     assert!(queue.read_pages(500, 60).unwrap() == pages() && queue.read_pages(10, 60).unwrap() == pages());
 }
 
@@ -300,7 +293,7 @@ fn a_vm_with_a_damaged_table_is_out_of_service_until_it_is_cleared() {
         }
         clear(&daemon, "web1");
         assert_eq!(daemon.vm("web1")["state"], "ready", "at {damaged_at:?}");
-        assert_eq!(&attach(&daemon, "web1").1.read_page(0).unwrap()[4086..], b"SWAPSPACE2");
+        assert_eq!(&daemon.attach("web1").1.read_page(0).unwrap()[4086..], b"SWAPSPACE2");
         put(&daemon, "web1");
         daemon.restart();
         assert_pages_there(&daemon, "web1");
@@ -337,7 +330,7 @@ fn only_a_configured_vm_can_be_set() {
 fn memory_that_is_not_shared_is_suspected_aloud() {
     let dir = tmpfs();
     let daemon = Daemon::start(dir.path(), TWO_VMS);
-    let (_device, mut queue) = attach(&daemon, "web1");
+    let (_device, mut queue) = daemon.attach("web1");
     // As a guest does whose ring nobody else can see.
     let start = Instant::now();
     while !daemon.log().contains("its memory is not shared; start QEMU with") {
@@ -414,7 +407,7 @@ fn a_full_pool_without_a_file_promises_nothing() {
         dir.path(),
         "workers = 1\n[pool]\nmax = \"1MiB\"\n[[vm]]\nname = \"web1\"\nsize = \"16MiB\"\n",
     );
-    let (_device, mut disk) = attach(&daemon, "web1");
+    let (_device, mut disk) = daemon.attach("web1");
     let refused = (1..1000).find(|slot| disk.write_pages(*slot, &[page_of(4, *slot)]).is_err());
     assert!(refused.is_some());
     let deadline = Instant::now() + Duration::from_secs(20);

@@ -7,7 +7,6 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use ballast::frontend::{Device, Memory, Options, Queue};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::daemon::Daemon;
@@ -18,13 +17,6 @@ const CONFIG: &str = "workers = 2\nscrub = \"7d\"\n[pool]\nmax = \"64MiB\"\npres
 
 fn tmpfs() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").unwrap()
-}
-
-fn attach(daemon: &Daemon, name: &str) -> (Device, Queue) {
-    let memory = Memory::with_bytes(16 << 20).unwrap();
-    let mut device = Device::connect(daemon.socket(name), memory, Options::default()).unwrap();
-    let queue = device.start().unwrap().remove(0);
-    (device, queue)
 }
 
 /// Each change of a reload: key, old, new, outcome.
@@ -139,7 +131,7 @@ fn every_key_that_is_another_is_told_with_what_becomes_of_it() {
 fn what_is_applied_holds() {
     let dir = tmpfs();
     let daemon = Daemon::start(dir.path(), CONFIG);
-    let (_device, mut queue) = attach(&daemon, "web2");
+    let (_device, mut queue) = daemon.attach("web2");
     queue.write_pages(10, &[page_of(2, 1)]).unwrap();
     let text = CONFIG
         .replace("max = \"64MiB\"", "max = \"32MiB\"\naccept_threshold = 50\ncompressor = \"zstd:3\"")
@@ -150,7 +142,7 @@ fn what_is_applied_holds() {
     let pool = &status["pool"];
     assert_eq!((&pool["max_bytes"], &pool["compressor"]), (&(32 << 20).into(), &"zstd:3".into()));
     assert_eq!((&pool["accept_threshold_percent"], &daemon.vm("web2")["weight"]), (&50.into(), &7.into()));
-    assert!(attach(&daemon, "web3").1.read_page(10).is_ok());
+    assert!(daemon.attach("web3").1.read_page(10).is_ok());
     assert!(queue.read_page(10).unwrap() == page_of(2, 1), "a VM that is connected notices nothing");
     let names: Vec<_> = status["vms"].as_array().unwrap().iter().map(|vm| vm["name"].clone()).collect();
     assert_eq!(names, ["web1", "web2", "web3"]);
@@ -160,7 +152,7 @@ fn what_is_applied_holds() {
 fn a_vm_that_has_left_the_file_is_kept_while_somebody_may_miss_it() {
     let dir = tmpfs();
     let daemon = Daemon::start(dir.path(), CONFIG);
-    let (device, mut queue) = attach(&daemon, "web2");
+    let (device, mut queue) = daemon.attach("web2");
     daemon.configure(&CONFIG[..CONFIG.find("[[vm]]\nname = \"web2\"").unwrap()]);
     assert_eq!(reload(&daemon, &[]), expected(&[["vm.web2", "16MiB", "null", "kept"]]));
     queue.write_pages(10, &[page_of(2, 1)]).unwrap();
@@ -173,7 +165,7 @@ fn a_vm_that_has_left_the_file_is_kept_while_somebody_may_miss_it() {
     let output = daemon.ask(&["reload"]);
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(said.contains("kept: it holds 1 pages: `ballast vm remove web2 --force` drops it"), "{said}");
-    assert!(attach(&daemon, "web2").1.read_page(10).unwrap() == page_of(2, 1));
+    assert!(daemon.attach("web2").1.read_page(10).unwrap() == page_of(2, 1));
     let output = daemon.ask(&["vm", "set", "web2", "--weight", "7"]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("has left the configuration"), "{output:?}");
     assert!(daemon.ask(&["vm", "remove", "web2", "--force"]).status.success());

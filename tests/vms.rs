@@ -11,7 +11,6 @@ use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ballast::frontend::{Device, Memory, Options, Queue};
 use ballast::page::Page;
 use serde_json::Value;
 use support::daemon::Daemon;
@@ -22,13 +21,6 @@ const CONFIG: &str = "workers = 2\n[pool]\nmax = \"64MiB\"\npressure = false\n\
 
 fn tmpfs() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").unwrap()
-}
-
-fn attach(daemon: &Daemon, name: &str) -> (Device, Queue) {
-    let memory = Memory::with_bytes(16 << 20).unwrap();
-    let mut device = Device::connect(daemon.socket(name), memory, Options::default()).unwrap();
-    let queue = device.start().unwrap().remove(0);
-    (device, queue)
 }
 
 fn pages() -> Vec<Page> {
@@ -81,7 +73,7 @@ fn an_added_vm_outlives_the_daemon_with_its_pages_until_it_is_removed_by_force()
     assert!(said.starts_with("db: a disk of 16MiB at /") && said.ends_with("/run/db.sock\n"), "{said}");
     let socket = fs::metadata(daemon.socket("db")).unwrap();
     assert_eq!(socket.permissions().mode() & 0o777, 0o660);
-    let (device, mut queue) = attach(&daemon, "db");
+    let (device, mut queue) = daemon.attach("db");
     assert_eq!(&queue.read_page(0).unwrap()[1052..1056], b"swap");
     queue.write_pages(10, &pages()).unwrap();
     ok(&daemon, &["vm", "set", "db", "--weight", "7", "--limit", "8MiB"]);
@@ -94,7 +86,7 @@ fn an_added_vm_outlives_the_daemon_with_its_pages_until_it_is_removed_by_force()
 
     daemon.restart();
     assert_eq!(daemon.vm("db")["state"], "ready");
-    let (device, mut queue) = attach(&daemon, "db");
+    let (device, mut queue) = daemon.attach("db");
     assert!(queue.read_pages(10, 60).unwrap() == pages());
     let shown = ["weight", "limit", "reserve", "size", "queues"].map(|key| setting(&daemon, "db", key));
     let remembered = |value| pair(value, "remembered");
@@ -108,7 +100,7 @@ fn an_added_vm_outlives_the_daemon_with_its_pages_until_it_is_removed_by_force()
     assert_eq!(daemon.vm("db")["stored_pages"], 61, "a refusal drops nothing");
 
     // Also one that is connected: its VMM is hung up on.
-    let (device, _queue) = attach(&daemon, "db");
+    let (device, _queue) = daemon.attach("db");
     assert_eq!(ok(&daemon, &["vm", "remove", "db", "--force"]), "db: removed; 60 pages were dropped\n");
     drop(device);
     assert!(!daemon.socket("db").exists() && !daemon.table("db").exists());
@@ -117,7 +109,7 @@ fn an_added_vm_outlives_the_daemon_with_its_pages_until_it_is_removed_by_force()
     assert!(daemon.vm("db").is_null() && !daemon.socket("db").exists());
     // Another of that name has nothing of it.
     ok(&daemon, &["vm", "add", "db", "--size", "16MiB"]);
-    let (_device, mut queue) = attach(&daemon, "db");
+    let (_device, mut queue) = daemon.attach("db");
     assert!(queue.read_page(10).unwrap().iter().all(|byte| *byte == 0));
     assert_eq!(setting(&daemon, "db", "weight"), pair("100", "default"));
 }
@@ -127,7 +119,7 @@ fn what_is_for_now_is_forgotten_and_what_is_remembered_lies_over_the_file() {
     let dir = tmpfs();
     let mut daemon = Daemon::start(dir.path(), CONFIG);
     ok(&daemon, &["vm", "add", "tmp", "--size", "16MiB", "--runtime"]);
-    attach(&daemon, "tmp").1.write_pages(10, &pages()).unwrap();
+    daemon.attach("tmp").1.write_pages(10, &pages()).unwrap();
     ok(&daemon, &["vm", "set", "web1", "--limit", "3MiB"]);
     ok(&daemon, &["vm", "set", "web1", "--weight", "9", "--runtime"]);
     ok(&daemon, &["pool", "set", "--compressor", "zstd:3"]);
@@ -151,7 +143,7 @@ fn what_is_for_now_is_forgotten_and_what_is_remembered_lies_over_the_file() {
     assert!(said.contains("with a disk of 4096 slots instead of 2048"), "{said}");
     assert!(!daemon.socket("tmp").exists(), "nothing is left of what was refused");
     ok(&daemon, &["vm", "add", "tmp", "--size", "16MiB"]);
-    assert!(attach(&daemon, "tmp").1.read_pages(10, 60).unwrap() == pages());
+    assert!(daemon.attach("tmp").1.read_pages(10, 60).unwrap() == pages());
     ok(&daemon, &["vm", "set", "web1", "--forget"]);
     ok(&daemon, &["pool", "set", "--forget"]);
     assert_eq!(setting(&daemon, "web1", "limit"), pair("2MiB", "file"));
@@ -176,19 +168,19 @@ fn a_vm_of_the_configuration_is_removed_only_for_now() {
     ok(&daemon, &["vm", "remove", "web1", "--runtime"]);
     daemon.restart();
     assert_eq!(daemon.vm("web1")["state"], "ready");
-    attach(&daemon, "web1").1.write_pages(10, &pages()).unwrap();
+    daemon.attach("web1").1.write_pages(10, &pages()).unwrap();
 }
 
 #[test]
 fn a_connected_vm_is_cleared_by_force_alone() {
     let dir = tmpfs();
     let daemon = Daemon::start(dir.path(), CONFIG);
-    let (_device, mut queue) = attach(&daemon, "web1");
+    let (_device, mut queue) = daemon.attach("web1");
     queue.write_pages(10, &pages()).unwrap();
     assert!(refused(&daemon, &["vm", "clear", "web1"]).contains("--force"));
     ok(&daemon, &["vm", "clear", "web1", "--force"]);
     assert_eq!(daemon.vm("web1")["stored_pages"], 1, "the swap header is left");
-    attach(&daemon, "web1").1.write_pages(10, &pages()).unwrap();
+    daemon.attach("web1").1.write_pages(10, &pages()).unwrap();
 }
 
 /// The arguments behind `vm add`, and the whole message; `STATE` stands for the daemon's directory.
@@ -275,7 +267,7 @@ fn a_hundred_vms_come_and_go_while_another_stores_and_verifies() {
     let done = AtomicBool::new(false);
     let rounds = std::thread::scope(|scope| {
         let busy = scope.spawn(|| {
-            let (_device, mut queue) = attach(&daemon, "web1");
+            let (_device, mut queue) = daemon.attach("web1");
             let mut rounds = 0;
             while !done.load(Ordering::Relaxed) {
                 let pages: Vec<_> = (0..60).map(|n| page_of(n, rounds * 60 + u64::from(n))).collect();
@@ -312,7 +304,7 @@ fn come_and_go(daemon: &Daemon) {
         let names: Vec<String> = (0..10).map(|one| format!("vm{ten}{one}")).collect();
         for name in &names {
             ok(daemon, &["vm", "add", name, "--size", "1MiB"]);
-            attach(daemon, name).1.write_pages(7, &[page_of(2, ten)]).unwrap();
+            daemon.attach(name).1.write_pages(7, &[page_of(2, ten)]).unwrap();
         }
         for name in &names {
             ok(daemon, &["vm", "remove", name, "--force"]);

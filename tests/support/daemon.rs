@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use ballast::frontend::{Device, Memory, Options, Queue};
 use serde_json::Value;
 
 /// How long a daemon may take until it answers, on a machine that is busy with other tests.
@@ -107,6 +108,14 @@ impl Daemon {
     /// The socket of a VM.
     pub fn socket(&self, name: &str) -> PathBuf {
         self.dir.join("run").join(format!("{name}.sock"))
+    }
+
+    /// A front end of a VM with one queue that runs.
+    pub fn attach(&self, name: &str) -> (Device, Queue) {
+        let memory = Memory::with_bytes(16 << 20).expect("there is memory");
+        let mut device = Device::connect(self.socket(name), memory, Options::default()).expect("it listens");
+        let queue = device.start().expect("a queue starts").remove(0);
+        (device, queue)
     }
 
     /// The page table of a VM.
