@@ -64,7 +64,12 @@ fn what_a_migrating_vmm_copies_by_the_log_is_the_guests_memory() {
     load_some(&mut queues[0], 1);
 
     device.start_log().unwrap();
-    assert!(device.take_logged().unwrap().is_empty(), "what was written before is copied as it is");
+    // A worker that goes to sleep notes in the used ring what it waits for.
+    let logged = device.take_logged().unwrap();
+    assert!(
+        logged.iter().all(|page| *page < DATA / 4096),
+        "what was written before is copied as it is: {logged:?}"
+    );
     let mut copy = data(&memory);
     for first_page in [2, 3, 100] {
         load_some(&mut queues[0], first_page);
