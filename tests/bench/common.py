@@ -100,8 +100,8 @@ class Bench:
         self.command = command
         self.corpus = corpus
 
-    def __call__(self, socket, pages, phases, block="4KiB"):
-        command = self.command + [str(socket), "--json", "--pages", str(pages), "--phases", phases]
+    def __call__(self, socket, pages, phases, block="4KiB", options=()):
+        command = self.command + [str(socket), "--json", "--pages", str(pages), "--phases", phases, *options]
         command += ["--qd", "32", "--block-size", block]
         done = subprocess.run(self.with_corpus(command), stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode != 0:
