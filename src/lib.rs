@@ -20,6 +20,7 @@
 //! | [`scrub`] | looks at stored pages before their guests do |
 //! | [`store`] | pages by VM and slot, compressed in the arena |
 //! | [`writeback`] | the file of cold pages |
+//! | [`logging`] | where the log goes, and how it looks |
 //! | [`threads`] | how threads are started and confined |
 //! | [`private`] | files that nobody else may look into |
 //! | [`crash_point`] | where tests make the daemon die |
@@ -44,6 +45,7 @@ pub mod demo;
 pub mod device;
 pub mod frontend;
 pub mod ids;
+pub mod logging;
 pub mod metrics;
 pub mod page;
 pub mod private;

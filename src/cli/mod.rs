@@ -14,6 +14,7 @@ use ballast::control::client::Client;
 use ballast::control::{check, listing, table};
 use ballast::demo::DemoArgs;
 use ballast::ids::Bytes;
+use ballast::logging::LogArgs;
 use ballast::store::codec::Compressor;
 use ballast::top::{Shown, TopArgs};
 use clap::{Args, Parser, Subcommand};
@@ -42,6 +43,8 @@ struct Global {
     /// Print JSON.
     #[arg(long, global = true)]
     json: bool,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -112,6 +115,13 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Check { name, rate } => check_pages(global, name, rate),
         Command::Bench(args) => Ok(ballast::bench::run(&args, global.named_socket()?.as_deref())?),
         Command::Demo(args) => Ok(ballast::demo::run(args)?),
+    }
+}
+
+impl Cli {
+    /// What the log tells, and how.
+    pub fn logging(&self) -> LogArgs {
+        self.global.log
     }
 }
 

@@ -148,7 +148,7 @@ impl Table {
         }
         let header = header.ok_or(TableError::Header)?;
         if !damaged.is_empty() {
-            tracing::error!(path = %path.display(), "one copy of the page table's header is damaged; it is mended from the other");
+            tracing::error!(vm = name, path = %path.display(), "one copy of the page table's header is damaged; it is mended from the other");
             damaged.into_iter().try_for_each(|copy| header.encode(name, copy))?;
             crash_point::after(file.write_all_at(&page, 0))?;
         }
