@@ -92,6 +92,14 @@ impl Device {
         self.workers.iter().for_each(Worker::wake_waiting);
     }
 
+    /// Returns when every worker has passed a turn. A worker that hangs is waited for.
+    pub fn pass_turns(&self) {
+        for worker in self.workers.iter() {
+            // One that is gone has ended the process.
+            let _ = worker.pass_turn();
+        }
+    }
+
     /// Accepts VMMs on a VM's socket, on a thread of its own, until the VM is removed and the socket is shut or somebody
     /// connects once more.
     ///

@@ -5,6 +5,7 @@
 mod daemon;
 mod heap;
 mod keeper;
+mod notify;
 mod reload;
 mod sandbox;
 mod served;
@@ -105,6 +106,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         sandbox::enter(&sandbox::Files::of(&config));
     }
     // The state's lock comes first: whoever holds it is the daemon, and stale sockets are then nobody else's.
+    notify::starting();
     let daemon = Arc::new(Daemon::open(layers, sockets)?);
     let control =
         daemon.sockets.lock().listen_as(&control_path, control_access.gid(), control_access.mode())?;
@@ -124,11 +126,12 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     if sandboxed {
         sandbox::drop_capabilities();
     }
+    notify::start(Arc::clone(&daemon)).map_err(ServeError::Thread)?;
     tracing::info!(control = %control_path.display(), "ready");
     loop {
         // Interrupted by another signal, it waits again.
         if hangup.wait() == Ok(Signal::SIGHUP)
-            && let Err(err) = daemon.reload(Reloading::default())
+            && let Err(err) = notify::reloading(|| daemon.reload(Reloading::default()))
         {
             tracing::error!("{err}");
         }
