@@ -66,7 +66,9 @@ fn text_in_a_file_has_no_colours_and_names_the_vm() {
 fn every_line_of_json_is_an_object_and_those_about_a_vm_say_which() {
     let log = logged(&["--log-json"], None);
     let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
-    let of = |message: &str| lines.iter().find(|line| line["message"] == message).unwrap_or_else(|| panic!("{log}"));
+    let of = |message: &str| {
+        lines.iter().find(|line| line["message"] == message).unwrap_or_else(|| panic!("{log}"))
+    };
     assert_eq!(of("a VMM connected")["vm"], "web1");
     assert!(of("ready")["timestamp"].is_string() && of("ready")["level"] == "INFO");
     assert!(of("ready")["vm"].is_null());

@@ -57,7 +57,9 @@ fn journal_of_stderr() -> Option<Journal> {
     let named = std::env::var("JOURNAL_STREAM").ok()?;
     let stderr = io::stderr();
     let found = rustix::fs::fstat(stderr.as_fd()).ok()?;
-    is_stream(&named, found.st_dev, found.st_ino).then(|| Journal::connect(journal::SOCKET.as_ref()).ok()).flatten()
+    is_stream(&named, found.st_dev, found.st_ino)
+        .then(|| Journal::connect(journal::SOCKET.as_ref()).ok())
+        .flatten()
 }
 
 /// Whether systemd's JOURNAL_STREAM ("device:inode") names this file: a child whose stderr was led elsewhere has the

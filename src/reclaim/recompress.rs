@@ -26,6 +26,9 @@ const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// A pass over the largest pools takes minutes: even then next to nothing of a core.
 const PAUSE_MAX: Duration = Duration::from_secs(3600);
 
+/// Between two lines of the log about how far it is: large pools take hours.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
+
 /// How far the pass is.
 #[derive(Debug, Default)]
 pub(super) struct Recompression {
@@ -43,6 +46,9 @@ pub(super) struct Recompression {
     not_before: Option<Instant>,
     /// Whether the log was told of pauses.
     told: bool,
+    /// Pages that all passes moved, and when the log was told of them.
+    moved_in_all: u64,
+    told_moved: Option<Instant>,
     last_burst: Option<Instant>,
 }
 
@@ -58,7 +64,9 @@ pub(super) struct Burst {
 impl Recompression {
     /// Begins a pass, or begins it anew.
     pub(super) fn begin(&mut self) {
-        *self = Self { next: Some((VmId(0), Slot(0))), last_burst: self.last_burst, ..Self::default() };
+        tracing::info!("idle pages are compressed anew");
+        let (next, told_moved) = (Some((VmId(0), Slot(0))), Some(Instant::now()));
+        *self = Self { next, told_moved, last_burst: self.last_burst, ..Self::default() };
     }
 
     /// Whether pages wait for another try because there was no use in one soon.
@@ -96,12 +104,22 @@ impl Recompression {
                 slot = Slot(end);
                 if began.elapsed() >= BURST {
                     self.next = Some((id, slot));
-                    return Burst { moved: self.moved - moved_before, more: true };
+                    return Burst { moved: self.count(self.moved - moved_before), more: true };
                 }
             }
         }
-        let moved = self.moved - moved_before;
+        let moved = self.count(self.moved - moved_before);
         Burst { moved, more: self.end_pass() }
+    }
+
+    /// Counts what a burst moved, and tells the log now and then.
+    fn count(&mut self, moved: u64) -> u64 {
+        self.moved_in_all += moved;
+        if self.told_moved.is_some_and(|told| told.elapsed() >= TOLD_EVERY) {
+            tracing::info!(pages = self.moved_in_all, "idle pages are being compressed anew");
+            self.told_moved = Some(Instant::now());
+        }
+        moved
     }
 
     /// Whether another pass is to follow soon.
@@ -109,6 +127,9 @@ impl Recompression {
         let (moved, left) = (std::mem::take(&mut self.moved), std::mem::take(&mut self.without_room));
         let again = std::mem::take(&mut self.busy) || left > 0;
         self.next = again.then_some((VmId(0), Slot(0)));
+        if !again {
+            tracing::info!(pages = self.moved_in_all, "idle pages were compressed anew");
+        }
         if moved.saturating_mul(LEFT_PER_MOVED) >= left {
             (self.pause, self.not_before) = (Duration::ZERO, None);
             return again;

@@ -74,7 +74,8 @@ fn status_line(status: &Status) -> String {
     let pool = &status.pool;
     let stored = Bytes(pool.stored_pages.saturating_mul(PAGE_SIZE_U64));
     let trouble = status.vms.iter().filter(|vm| vm.message.is_some()).count();
-    let mut line = format!("{connected} of {vms} VMs connected, {stored} stored in {}", Bytes(pool.used_bytes));
+    let mut line =
+        format!("{connected} of {vms} VMs connected, {stored} stored in {}", Bytes(pool.used_bytes));
     if trouble > 0 {
         line += &format!(", {trouble} in trouble: see `ballast status`");
     }

@@ -122,6 +122,7 @@ impl Pools {
     /// Ends the draining pools that hold nothing. `objects_of` counts the objects of a pool, taking every VM's lock
     /// once; what is published after that sees that the pool has ended.
     pub fn end_drained(&self, mut objects_of: impl FnMut(PoolId) -> u64) {
+        let mut ended = Vec::new();
         let mut compressors = self.compressors.lock();
         let (current, _) = self.current();
         for index in 1..POOLS_MAX {
@@ -131,10 +132,14 @@ impl Pools {
             }
             self.open.fetch_and(!(1 << index), Ordering::Relaxed);
             if objects_of(id) == 0 {
-                compressors[index] = None;
+                ended.extend(compressors[index].take());
             } else {
                 self.open.fetch_or(1 << index, Ordering::Relaxed);
             }
+        }
+        drop(compressors);
+        for compressor in ended {
+            tracing::info!(%compressor, "a pool holds nothing any more and has ended");
         }
     }
 

@@ -6,6 +6,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::VmSpec;
 use super::accounting::{Held, Share, object_bytes};
@@ -21,6 +22,9 @@ use crate::writeback::{self, Place};
 
 /// More entries than this that fail their check are not a few flipped bits: somebody wrote over the table.
 const LOST_ENTRIES_MAX: usize = 16;
+/// Slots between two looks at the clock, and how often the log is told how far a table is.
+const SLOTS_PER_LOOK: u64 = 1 << 16;
+const TOLD_EVERY: Duration = Duration::from_secs(2);
 
 /// What became of a page table.
 #[derive(Debug)]
@@ -74,7 +78,12 @@ pub fn recover(path: &Path, name: &str, spec: Option<&VmSpec>, shared: &Shared) 
     let mut held = Held::default();
     let mut named = Named::default();
     let (mut first_damage, mut lost) = (None, Vec::new());
-    for slot in table.backed_slots() {
+    let mut told = Instant::now();
+    for (slots, slot) in (0u64..).zip(table.backed_slots()) {
+        if slots.is_multiple_of(SLOTS_PER_LOOK) && told.elapsed() >= TOLD_EVERY {
+            tracing::info!(vm = name, slots, of = table.slots(), "the VM's page table is being read");
+            told = Instant::now();
+        }
         match adopt(&table, slot, shared, &mut named) {
             Ok(share) => held.add(share),
             Err(Damage::Entry(bad)) if lost.len() < LOST_ENTRIES_MAX => lost.push((slot, bad)),
