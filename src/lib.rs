@@ -14,6 +14,7 @@
 //! | [`metrics`] | the status as text for Prometheus |
 //! | [`control`] | the control socket: its types, server and client |
 //! | [`config`] | TOML to a checked configuration |
+//! | [`balloon`] | how much memory each guest has |
 //! | [`frontend`] | what a VMM is to the device, for bench and tests |
 //! | [`device`] | virtio and vhost-user, which no other room knows |
 //! | [`reclaim`] | what leaves the pool, when and why |
@@ -37,6 +38,7 @@
 //! An entry, one 64-bit word for each slot, is the only authority over where a page is: whatever else is kept can be
 //! rebuilt from the entries, and is when a daemon starts after the one before it was killed.
 
+pub mod balloon;
 pub mod bench;
 pub mod config;
 pub mod control;
