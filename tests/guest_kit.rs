@@ -9,14 +9,9 @@ mod support;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
 
 use support::daemon::Daemon;
-use support::vm::{Vm, image};
-
-/// A minute is usual; a machine that is busy may take much longer.
-const PATIENCE: Duration = Duration::from_secs(600);
+use support::debian::{self, Files};
 
 const UNIT: &str = r"dev-disk-by\x2dlabel-ballast.swap";
 
@@ -30,84 +25,24 @@ const BY_UNIT: (&str, &str) = (UNIT, r"etc/systemd/system/dev-disk-by\x2dlabel-b
 /// What `systemctl enable` links to it.
 const WANTS: [&str; 2] = [r"dev-disk-by\x2dlabel-ballast.device.wants", "swap.target.wants"];
 
-/// A file or a directory of an archive as Linux unpacks it (`newc`).
-fn entry(name: &str, mode: u32, content: &[u8]) -> Vec<u8> {
-    let name_bytes = name.len() + 1;
-    let mut bytes = b"070701".to_vec();
-    let numbers = [0, mode as usize, 0, 0, 1, 0, content.len(), 0, 0, 0, 0, name_bytes, 0];
-    numbers.iter().for_each(|number| bytes.extend(format!("{number:08x}").bytes()));
-    bytes.extend(name.bytes());
-    bytes.push(0);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes.extend(content);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
-}
-
-/// An archive with these files below `/kit`, which Linux unpacks over the initramfs that it is appended to; with the
-/// unit's links if it is among them.
-fn kit(files: &[(&str, &str)]) -> Vec<u8> {
+/// These files of the kit, with the unit's links if it is among them.
+fn kit(files: &[(&str, &str)]) -> Files {
     let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("vmm-configs/guest");
-    let mut archive = Vec::new();
-    let directories = [
-        "",
-        "/etc",
-        "/etc/udev",
-        "/etc/udev/rules.d",
-        "/etc/sysctl.d",
-        "/etc/systemd",
-        "/etc/systemd/system",
-    ];
-    for directory in directories {
-        archive.extend(entry(&format!("kit{directory}"), 0o040_755, b""));
-    }
-    for (from, to) in files {
-        archive.extend(entry(&format!("kit/{to}"), 0o100_644, &fs::read(guest.join(from)).unwrap()));
+    let mut kit = Files::new();
+    for (from, to) in ALWAYS.iter().chain(files) {
+        kit.put(to, 0o644, &fs::read(guest.join(from)).unwrap());
     }
     if files.contains(&BY_UNIT) {
         for wants in WANTS {
-            let directory = format!("kit/etc/systemd/system/{wants}");
-            archive.extend(entry(&directory, 0o040_755, b""));
-            archive.extend(entry(&format!("{directory}/{UNIT}"), 0o120_777, format!("../{UNIT}").as_bytes()));
+            kit.link(&format!("etc/systemd/system/{wants}/{UNIT}"), &format!("../{UNIT}"));
         }
     }
-    archive.extend(entry("TRAILER!!!", 0, b""));
-    archive
+    kit
 }
 
 /// Boots Debian with these files of the kit, with our disk if there is a socket, and gives its counts.
 fn boot(dir: &Path, files: &[(&str, &str)], socket: Option<&Path>) -> String {
-    let initramfs = dir.join("initramfs");
-    let mut bytes = fs::read(image("initramfs")).unwrap();
-    // Archives begin at multiples of four.
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes.extend(kit(&[&ALWAYS, files].concat()));
-    fs::write(&initramfs, bytes).unwrap();
-    let mut command = Command::new("qemu-system-x86_64");
-    command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-accel", "tcg"]);
-    command.args(["-machine", "q35,memory-backend=memory", "-m", "256M", "-smp", "1"]);
-    command.args([
-        "-object",
-        "memory-backend-memfd,id=memory,size=256M,share=on",
-        "-kernel",
-        &image("vmlinuz"),
-    ]);
-    command.arg("-initrd").arg(&initramfs).arg("-append").arg(format!(
-        "console=ttyS0 quiet loglevel=4 panic=-1 ballast.system=1 ballast.disk={}",
-        u8::from(socket.is_some())
-    ));
-    // The first disk, of which nothing that is written is kept.
-    command
-        .args(["-drive", &format!("file={},format=raw,if=none,id=system,snapshot=on", image("debian.ext4"))]);
-    command.args(["-device", "virtio-blk-pci,drive=system"]);
-    if let Some(socket) = socket {
-        command.args(["-chardev", &format!("socket,id=swap,path={}", socket.display())]);
-        command.args(["-device", "vhost-user-blk-pci,chardev=swap,num-queues=1"]);
-    }
-    let mut vm = Vm::boot(command, dir, |file| ["-serial".to_owned(), format!("file:{file}")]);
-    let counts = vm.pass(PATIENCE);
-    println!("{counts}");
-    counts
+    debian::boot(dir, kit(files), 256, socket)
 }
 
 /// The same with a daemon, which must have had the pages.

@@ -17,7 +17,7 @@ use ballast::ids::Bytes;
 use ballast::logging::LogArgs;
 use ballast::store::codec::Compressor;
 use ballast::top::{Shown, TopArgs};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use indicatif::ProgressBar;
 
 /// Keeps the swapped-out pages of this host's VMs, compressed, in host memory.
@@ -79,6 +79,17 @@ enum Command {
     Bench(BenchArgs),
     /// Boot two guests that swap into one daemon, and watch.
     Demo(DemoArgs),
+    /// Print what completes commands in a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write a manual page for each command.
+    #[command(hide = true)]
+    Man {
+        /// Where they go.
+        directory: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -115,6 +126,15 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Check { name, rate } => check_pages(global, name, rate),
         Command::Bench(args) => Ok(ballast::bench::run(&args, global.named_socket()?.as_deref())?),
         Command::Demo(args) => Ok(ballast::demo::run(args)?),
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "ballast", &mut text);
+            print(&String::from_utf8(text)?)
+        }
+        Command::Man { directory } => {
+            clap_mangen::generate_to(Cli::command(), &directory)
+                .with_context(|| format!("the manual pages can't be written to {}", directory.display()))
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "not every test uses everything")]
 
 pub mod daemon;
+pub mod debian;
 pub mod file;
 pub mod guests;
 pub mod http;
