@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// A guest's memory as its VMM sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestMemory {
     /// What the guest was booted with, in bytes.
     pub configured_bytes: u64,
@@ -15,7 +17,7 @@ pub struct GuestMemory {
 
 /// What a guest says of its memory through the statistics queue of its balloon (virtio 1.2, 5.5.6.4). Counters begin at
 /// its boot. A guest leaves out what it doesn't know.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestStats {
     /// How long ago it said so.
     pub age: Duration,
