@@ -159,7 +159,7 @@ fn a_change_goes_to_the_host_and_its_answer_comes_back() {
     assert_eq!(refused(client.set_vm("idle", change.clone())), (400, "too much".to_owned()));
     assert_eq!(refused(client.set_vm("bad", change.clone())), (500, "the disk is on fire".to_owned()));
     for name in ["nobody", "clear/", "a b/\u{e9}?x"] {
-        let (status, message) = refused(client.set_vm(name, change));
+        let (status, message) = refused(client.set_vm(name, change.clone()));
         assert!(status == 404 && message.contains("idle, web1"), "{message}");
         assert!(message.contains(&format!("{name:?}")), "{message}");
     }
