@@ -1,6 +1,6 @@
 //! What concerns one VM.
 
-use ballast::control::api::{Clearing, MigrationName, NewVm, Removal, VmChange};
+use ballast::control::api::{Clearing, MigrationName, NewVm, Removal, Squeeze, VmChange};
 use ballast::control::vm_args::{self, Format, Guest, MEMORY_DEFAULT, Vmm, Wanted};
 use ballast::control::{listing, table};
 use ballast::ids::Bytes;
@@ -98,11 +98,15 @@ struct Share {
     /// Drop its pages so long after a VMM was connected last, for example 30d; or never.
     #[arg(long, value_name = "TIME", value_parser = parse::seconds)]
     clear_after: Option<u64>,
+    /// How its guest is made to give up memory: none, or vmm=qemu|cloud-hypervisor|vhost-user,socket=PATH,min=SIZE and
+    /// mode=, to=, max=, promotion_rate= as in the configuration.
+    #[arg(long, value_name = "KEY=VALUE,…", value_parser = parse::squeeze)]
+    squeeze: Option<Squeeze>,
 }
 
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("changes").required(true).multiple(true)
-    .args(["limit", "reserve", "weight", "writeback", "clear_after", "forget"]))]
+    .args(["limit", "reserve", "weight", "writeback", "clear_after", "squeeze", "forget"]))]
 pub struct SetArgs {
     /// The VM.
     name: String,
@@ -177,6 +181,7 @@ fn add(global: &Global, args: AddArgs) -> anyhow::Result<()> {
         label: args.label,
         uuid: args.uuid,
         clear_after_seconds: args.share.clear_after,
+        squeeze: args.share.squeeze,
         runtime: args.runtime,
     };
     let vm = global.client()?.add_vm(&args.name, &vm)?;
@@ -195,6 +200,7 @@ fn set(global: &Global, SetArgs { name, share, runtime, forget }: &SetArgs) -> a
         weight: share.weight,
         writeback: share.writeback,
         clear_after_seconds: share.clear_after,
+        squeeze: share.squeeze.clone(),
         runtime: *runtime,
         forget: *forget,
     };

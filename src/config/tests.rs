@@ -18,7 +18,7 @@ fn an_empty_file_is_the_defaults() {
     assert_eq!(config.pool.max_bytes, (HOST_BYTES / 100 * 25) / 4096 * 4096);
     assert_eq!((config.pool.compressor, config.pool.accept_threshold_percent), (Compressor::Lz4, 90));
     assert_eq!((config.pool.store_deadline, config.pool.pressure), (Duration::from_secs(5), true));
-    assert_eq!((config.writeback, config.metrics), (None, None));
+    assert_eq!((config.writeback, config.metrics, config.balloon_budget_bytes), (None, None, None));
     assert!(config.vms.is_empty());
 }
 
@@ -169,6 +169,9 @@ const REFUSED: &[(&str, [&str; 3])] = &[
         "[[vm]]\nname = \"a\"\nsize = \"2GiB\"\nlimit = \"1GiB\"\nreserve = \"2GiB\"",
         ["\"a\": reserve", "\"2GiB\"", "0B to the VM's limit (1GiB)"],
     ),
+    ("[balloon]\nbudget = \"101%\"", ["balloon.budget", "\"101%\"", "\"100%\""]),
+    ("[balloon]\nbudget = \"17GiB\"", ["balloon.budget", "\"17GiB\"", "64MiB to that memory (16GiB)"]),
+    ("[balloon]\nbudgte = 1", ["budgte", "unknown field", "`budget`"]),
     ("workers", ["workers", "line 1", "="]),
 ];
 
@@ -227,7 +230,9 @@ fn the_example_is_right_with_and_without_its_comments() {
 #[test]
 fn the_example_has_every_key() {
     let example = include_str!("../../vmm-configs/ballast.toml");
-    for (section, keys_min) in [("", 8), ("[pool]\n", 5), ("[writeback]\n", 4), ("[[vm]]\n", 9)] {
+    for (section, keys_min) in
+        [("", 8), ("[pool]\n", 5), ("[writeback]\n", 4), ("[[vm]]\n", 12)]
+    {
         // serde lists the keys that exist for one that doesn't.
         let message = format!("{:?}", parse(&format!("{section}nonsense = 1\n")).unwrap_err());
         let (_, keys) = message.split_once("expected one of").unwrap();

@@ -32,6 +32,11 @@ impl<'a> Key<'a> {
         }
     }
 
+    /// Whether there is a value.
+    pub(super) fn is_given(&self) -> bool {
+        self.value.is_some()
+    }
+
     /// The value, if it is a text.
     pub(super) fn text(&self) -> Option<&'a str> {
         self.value.and_then(Value::as_str)
