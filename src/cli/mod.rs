@@ -1,6 +1,7 @@
 //! The commands: clap's subcommands to calls of the library, and what is printed of their answers.
 
 mod parse;
+mod report;
 mod vm;
 
 use std::io::{self, IsTerminal, Write};
@@ -55,6 +56,8 @@ enum Command {
     Status,
     /// Show what the VMs do, once a second.
     Top(TopArgs),
+    /// Show what stored pages are like: how old, how dense by which compressor, and what limit each VM needs.
+    Report(report::ReportArgs),
     /// What concerns one VM.
     #[command(subcommand)]
     Vm(vm::VmCommand),
@@ -118,6 +121,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve => Ok(ballast::runtime::serve(global.load_config()?)?),
         Command::Status => status(global),
         Command::Top(args) => top(global, &args),
+        Command::Report(args) => report::run(global, args),
         Command::Vm(command) => vm::run(global, command),
         Command::Pool(PoolCommand::Set { compressor, recompress, runtime, forget }) => {
             set_pool(global, PoolChange { compressor, recompress, runtime, forget })
@@ -131,10 +135,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "ballast", &mut text);
             print(&String::from_utf8(text)?)
         }
-        Command::Man { directory } => {
-            clap_mangen::generate_to(Cli::command(), &directory)
-                .with_context(|| format!("the manual pages can't be written to {}", directory.display()))
-        }
+        Command::Man { directory } => clap_mangen::generate_to(Cli::command(), &directory)
+            .with_context(|| format!("the manual pages can't be written to {}", directory.display())),
     }
 }
 
