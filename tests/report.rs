@@ -132,7 +132,7 @@ fn a_compressor_makes_of_a_sample_what_it_makes_of_the_pages() {
     assert_eq!(sample.trials.len(), 6);
     for trial in &sample.trials {
         // The same pages, stored by somebody who uses this compressor.
-        let other = open(&dir.path().join(trial.compressor.to_string()), trial.compressor);
+        let other = open(&dir.path().join(format!("with {}", trial.compressor)), trial.compressor);
         let pages = other.ready("web1").unwrap();
         store_known_pages(&pages, at_slot);
         let held = pages.accounting().held;

@@ -1,8 +1,9 @@
 //! `ballast report` for people: a text that fills a screen for each VM, and a picture of all of them. Pure functions from
-//! an answer to what is written; what both say is said in [`words`].
+//! an answer to what is written; what both say is said in [`sentences`].
 
 mod canvas;
 mod charts;
+mod sentences;
 mod svg;
 mod text;
 mod words;

@@ -2,7 +2,7 @@
 
 use super::canvas::{Anchor, Canvas, NORMAL, PALE, TITLE};
 use super::charts::{self, Area};
-use super::words;
+use super::{sentences, words};
 use crate::control::api::{Report, VmReport};
 
 /// Pixels of the whole.
@@ -41,7 +41,7 @@ pub fn picture(report: &Report) -> String {
 /// Draws a VM from `y` on, and says where that ends.
 fn panel(canvas: &mut Canvas, y: u32, report: &Report, vm: &VmReport) -> u32 {
     canvas.text((MARGIN, y + LINE), Anchor::Start, TITLE, &vm.name);
-    let mut y = sentences(canvas, y + LINE + 8, &words::about(report, vm));
+    let mut y = lines(canvas, y + LINE + 8, &sentences::about(report, vm));
     if let Some(survey) = vm.survey.as_ref().filter(|survey| survey.guest_pages > 0) {
         y += ABOVE_CHART;
         let at = |x, width| Area { x, y, width, height: CHART_HEIGHT };
@@ -49,17 +49,17 @@ fn panel(canvas: &mut Canvas, y: u32, report: &Report, vm: &VmReport) -> u32 {
         charts::working_set(canvas, at(430, 230), survey);
         charts::compressors(canvas, at(780, 190), report, survey);
         y += CHART_HEIGHT + BELOW_CHART;
-        let compressor =
-            words::compressor(report, survey).map(|said| format!("{said}: {}", words::sample(survey)));
-        let said: Vec<_> = compressor.into_iter().chain(words::limit(vm, survey)).collect();
-        y = sentences(canvas, y - LINE, &said);
-        y = sentences(canvas, y, &[words::UNSEEN.to_owned()]);
+        let compressor = sentences::compressor(report, survey)
+            .map(|said| format!("{said}: {}", sentences::sample(survey)));
+        let said: Vec<_> = compressor.into_iter().chain(sentences::limit(vm, survey)).collect();
+        y = lines(canvas, y - LINE, &said);
+        y = lines(canvas, y, &[sentences::UNSEEN.to_owned()]);
     }
     y + MARGIN
 }
 
 /// Writes sentences below each other, and says where they end.
-fn sentences(canvas: &mut Canvas, mut y: u32, sentences: &[String]) -> u32 {
+fn lines(canvas: &mut Canvas, mut y: u32, sentences: &[String]) -> u32 {
     for line in sentences.iter().flat_map(|sentence| words::wrapped(sentence, LINE_CHARACTERS)) {
         y += LINE;
         canvas.text((MARGIN, y), Anchor::Start, NORMAL, &line);

@@ -1,7 +1,7 @@
 //! The report as text: for each VM what its pages are, a table of ages beside the curve of its working set, a table of
 //! compressors, and what limit it needs. At most 100 columns.
 
-use super::words;
+use super::{sentences, words};
 use crate::control::api::{Report, Survey, VmReport};
 use crate::ids::Bytes;
 
@@ -26,23 +26,23 @@ pub fn text(report: &Report) -> String {
 
 fn vm_text(report: &Report, vm: &VmReport) -> String {
     let mut lines = vec![vm.name.clone()];
-    lines.extend(sentences(&words::about(report, vm)));
+    lines.extend(lines_of(&sentences::about(report, vm)));
     if let Some(survey) = vm.survey.as_ref().filter(|survey| survey.guest_pages > 0) {
         lines.push(String::new());
         lines.extend(ages(survey));
-        lines.extend(sentences(&[words::UNSEEN.to_owned()]));
+        lines.extend(lines_of(&[sentences::UNSEEN.to_owned()]));
         lines.push(String::new());
         lines.extend(compressors(report, survey));
-        let said = words::compressor(report, survey).into_iter();
-        lines.extend(sentences(&said.chain([words::sample(survey)]).collect::<Vec<_>>()));
+        let said = sentences::compressor(report, survey).into_iter();
+        lines.extend(lines_of(&said.chain([sentences::sample(survey)]).collect::<Vec<_>>()));
         lines.push(String::new());
-        lines.extend(sentences(&words::limit(vm, survey)));
+        lines.extend(lines_of(&sentences::limit(vm, survey)));
     }
     lines.iter().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
 /// Each from the beginning of a line, and further lines of it a little behind.
-fn sentences(sentences: &[String]) -> Vec<String> {
+fn lines_of(sentences: &[String]) -> Vec<String> {
     let mut lines = Vec::new();
     for sentence in sentences {
         let wrapped = words::wrapped(sentence, COLUMNS - 2 * INDENT.len());

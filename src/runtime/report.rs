@@ -61,7 +61,7 @@ pub(super) fn make(daemon: &Daemon, reporting: &Reporting) -> Result<Report, Set
 /// What all VMs share.
 fn shared(daemon: &Daemon) -> Shared {
     let (arena, vms) = (daemon.store.arena(), daemon.store.in_use());
-    let tag_bytes: u64 = vms.iter().map(|vm| vm.table().tag_bytes()).sum();
+    let tag_bytes: u64 = vms.iter().map(|vm| vm.tag_bytes()).sum();
     let arena_metadata_bytes = arena.metadata_bytes();
     // What is counted as metadata is not counted twice.
     let counted_bytes = tag_bytes + arena_metadata_bytes;
@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn the_memory_of_the_process_is_read() {
-        let text = "Name:\tballast\nVmRSS:\t   900 kB\nRssAnon:\t    7168 kB\nRssShmem:\t 5 kB\nVmSwap:\t      1024 kB\n";
+        let text = "Name:\tballast\nVmRSS:\t   900 kB\nRssAnon:\t    7168 kB\nVmSwap:\t      1024 kB\n";
         assert_eq!(private_bytes_of(text), Some(8 << 20));
         assert_eq!(private_bytes_of("RssAnon: 7 kB\n"), None);
         assert_eq!(private_bytes_of("RssAnon: 7 MB\nVmSwap: 1 kB\n"), None);

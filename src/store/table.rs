@@ -348,14 +348,7 @@ impl Table {
     #[must_use]
     pub fn metadata_bytes(&self) -> u64 {
         let backed = self.chunks.iter().filter(|chunk| chunk.get().is_some()).count() as u64;
-        HEADER_BYTES + backed * CHUNK_BYTES + self.tag_bytes()
-    }
-
-    /// Those of them that the tags take, which are in the process's own memory.
-    #[must_use]
-    pub fn tag_bytes(&self) -> u64 {
-        let backed = self.chunks.iter().filter(|chunk| chunk.get().is_some()).count() as u64;
-        backed * CHUNK_SLOTS as u64 * 4
+        HEADER_BYTES + backed * (CHUNK_BYTES + CHUNK_SLOTS as u64 * 4)
     }
 }
 

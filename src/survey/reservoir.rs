@@ -67,8 +67,8 @@ mod tests {
     #[test]
     fn each_has_the_same_chance() {
         let mut hits = [0_u32; 100];
-        for seed in 0..2000 {
-            let mut reservoir = Reservoir::new(10, seed * 0x9e37_79b9_7f4a_7c15);
+        for seed in 0..2000_u64 {
+            let mut reservoir = Reservoir::new(10, seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
             (0..100_usize).for_each(|n| reservoir.offer(n));
             reservoir.into_kept().into_iter().for_each(|n| hits[n] += 1);
         }

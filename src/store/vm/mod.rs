@@ -119,6 +119,12 @@ impl VmStore {
         &self.table
     }
 
+    /// Bytes of the process's own memory that are kept beside the page table: its [`Table::metadata_bytes`] has them, too.
+    #[must_use]
+    pub fn tag_bytes(&self) -> u64 {
+        (self.table.backed_chunks().count() * CHUNK_SLOTS * size_of::<u32>()) as u64
+    }
+
     /// What the VM may hold.
     #[must_use]
     pub fn limits(&self) -> Limits {
