@@ -7,6 +7,7 @@ pub(super) const GROUND: &str = "#ffffff";
 pub(super) const INK: &str = "#1a1a1a";
 pub(super) const PALE: &str = "#d5d5d5";
 pub(super) const MEMORY: &str = "#1f6fb4";
+pub(super) const OTHER: &str = "#8a8a8a";
 pub(super) const FILE: &str = "#e08a00";
 
 /// Where a text begins, or ends.

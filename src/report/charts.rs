@@ -1,7 +1,7 @@
 //! The three charts of a VM: its pages by age, the curve of its working set, and what compressors make of its pages. Each
 //! draws itself into a box.
 
-use super::canvas::{Anchor, Canvas, FILE, HEADING, INK, MEMORY, PALE, SMALL};
+use super::canvas::{Anchor, Canvas, FILE, HEADING, INK, MEMORY, OTHER, PALE, SMALL};
 use super::words;
 use crate::control::api::{Report, Survey};
 use crate::ids::Bytes;
@@ -93,21 +93,24 @@ pub(super) fn working_set(canvas: &mut Canvas, place: Area, survey: &Survey) {
 /// What the sample takes now, and would with each compressor.
 pub(super) fn compressors(canvas: &mut Canvas, place: Area, report: &Report, survey: &Survey) {
     const ROW: u32 = 24;
+    /// What is written behind the longest bar.
+    const BEHIND: u32 = 100;
     canvas.text((place.x - 70, place.y - 14), Anchor::Start, HEADING, "Bytes by compressor");
     let sample = &survey.sample;
     let trials = sample.compressors.iter().map(|trial| {
-        let fill = if trial.compressor == report.compressor { MEMORY } else { "#8a8a8a" };
-        (trial.compressor.as_str(), trial.pool_bytes, fill)
+        let (fill, note) =
+            if trial.compressor == report.compressor { (MEMORY, ", new pages") } else { (OTHER, "") };
+        (trial.compressor.as_str(), trial.pool_bytes, fill, note)
     });
-    let now = ("as it is", sample.pool_bytes, INK);
+    let now = ("as it is", sample.pool_bytes, INK, "");
     let rows: Vec<_> = std::iter::once(now).filter(|_| sample.pages > 0).chain(trials).collect();
-    let most = rows.iter().map(|(_, bytes, _)| *bytes).max().unwrap_or(0);
-    for (y, (name, bytes, fill)) in (place.y..).step_by(ROW as usize).zip(&rows) {
-        let width = words::scaled(*bytes, most, place.width.saturating_sub(50));
+    let most = rows.iter().map(|(_, bytes, ..)| *bytes).max().unwrap_or(0);
+    for (y, (name, bytes, fill, note)) in (place.y..).step_by(ROW as usize).zip(&rows) {
+        let width = words::scaled(*bytes, most, place.width.saturating_sub(BEHIND));
         let percent = words::percent(*bytes, sample.pool_bytes).unwrap_or(0);
         canvas.text((place.x - 6, y + 12), Anchor::End, SMALL, name);
         canvas.rect((place.x, y), (width, ROW - 8), fill);
-        canvas.text((place.x + width + 6, y + 12), Anchor::Start, SMALL, &format!("{percent} %"));
+        canvas.text((place.x + width + 6, y + 12), Anchor::Start, SMALL, &format!("{percent} %{note}"));
     }
     if rows.is_empty() {
         canvas.text((place.x - 70, place.y + 12), Anchor::Start, SMALL, "no pages were tried");

@@ -61,7 +61,8 @@ pub(super) fn scaled(part: u64, whole: u64, size: u32) -> u32 {
 
 /// Nanoseconds as microseconds to one place.
 pub(super) fn microseconds(ns: u64) -> String {
-    format!("{}.{} µs", ns / 1000, ns % 1000 / 100)
+    let tenths = ns.saturating_add(50) / 100;
+    format!("{}.{} µs", tenths / 10, tenths % 10)
 }
 
 /// How many a second, to two places below ten.
@@ -113,6 +114,10 @@ mod tests {
             [50, 61, 67, 150].map(Some)
         );
         assert_eq!((percent(1, 0), scaled(1, 0, 9), scaled(1, 3, 9), scaled(7, 3, 9)), (None, 0, 3, 9));
+        assert_eq!(
+            [0, 49, 50, 3949, 76_000].map(microseconds),
+            ["0.0 µs", "0.0 µs", "0.1 µs", "3.9 µs", "76.0 µs"]
+        );
         assert_eq!(percent(u64::MAX, u64::MAX), Some(100));
         assert_eq!(
             (rate(7, 0), rate(1, 3), rate(99, 3)),

@@ -4,6 +4,7 @@
 
 pub mod daemon;
 pub mod debian;
+pub mod fake_vmm;
 pub mod file;
 pub mod guests;
 pub mod http;

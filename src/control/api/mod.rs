@@ -8,6 +8,7 @@ mod exposition;
 mod histogram;
 mod reload;
 mod report;
+mod squeeze;
 mod status;
 mod vm;
 
@@ -24,6 +25,7 @@ pub use self::report::{
     AgeBucket, CompressorTrial, LimitFit, Need, Report, Reporting, SAMPLE_PAGES, SAMPLE_PAGES_DEFAULT,
     Sample, Savings, Survey, VmReport, WorkingSet,
 };
+pub use self::squeeze::Squeeze;
 pub use self::status::{
     CompressorPool, CompressorPoolState, PoolStatus, RunsByReason, ShrinkerStatus, Status, VmState, VmStatus,
     WritebackState, WritebackStatus,
