@@ -131,10 +131,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "ballast", &mut text);
             print(&String::from_utf8(text)?)
         }
-        Command::Man { directory } => {
-            clap_mangen::generate_to(Cli::command(), &directory)
-                .with_context(|| format!("the manual pages can't be written to {}", directory.display()))
-        }
+        Command::Man { directory } => clap_mangen::generate_to(Cli::command(), &directory)
+            .with_context(|| format!("the manual pages can't be written to {}", directory.display())),
     }
 }
 
