@@ -31,6 +31,9 @@ pub trait Attached: Send + Sized + 'static {
     /// Where a ring runs.
     type Seat: Send;
 
+    /// How the log calls it.
+    const NAME: &'static str;
+
     /// What to do about a VMM that wants more queues than there are.
     const QUEUES_ADVICE: &'static str;
 

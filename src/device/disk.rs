@@ -14,6 +14,7 @@ use super::inflight;
 use super::memory_share::VmExtent;
 use super::ring::{Ending, GuestMemory, Owner, Ring};
 use super::session::refused;
+use super::space;
 use super::vm::DeviceVm;
 use super::worker::{Seat, Worker};
 use crate::store::state::StateId;
@@ -46,6 +47,8 @@ impl Attached for Disk {
     /// The worker, and the place there.
     type Seat = (usize, Seat);
 
+    const NAME: &'static str = "disk";
+
     const QUEUES_ADVICE: &'static str = "raise `queues` of this VM, or lower num-queues";
 
     fn vm(&self) -> &Arc<DeviceVm> {
@@ -74,7 +77,7 @@ impl Attached for Disk {
 
     fn read_config(&self, offset: u32, size: u32) -> Vec<u8> {
         let space = config_space::encode(self.vm.store().slots(), self.vm.queues());
-        config_space::read(&space, offset, size)
+        space::read(&space, offset, size)
     }
 
     fn write_config(&mut self, _offset: u32, _bytes: &[u8]) -> VhostResult<()> {

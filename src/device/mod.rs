@@ -9,6 +9,7 @@
 )]
 
 pub mod attached;
+pub mod balloon;
 pub mod blk;
 pub mod chain;
 pub mod complaints;
@@ -29,6 +30,7 @@ pub mod segments;
 mod serving;
 pub mod session;
 pub mod signals;
+pub mod space;
 pub mod vm;
 pub mod worker;
 
@@ -133,7 +135,7 @@ impl Device {
         vm.begin_session(number, &stream)?;
         let vm_of_thread = Arc::clone(vm);
         let spawned = threads::spawn(format!("session-{}", vm.name()), Role::Listener, move || {
-            serving::serve(stream, session, &vm_of_thread);
+            serving::serve(stream, session, &vm_of_thread, vm_of_thread.connections());
             vm_of_thread.end_session(number);
         });
         if spawned.is_err() {

@@ -10,6 +10,7 @@ use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 use super::HOW_TO_SHARE;
 use super::attached::Attached;
 use super::complaints::{Chain, Complaint};
+use super::connections::Connections;
 use super::ring::Ending;
 use super::session::Session;
 use super::signals;
@@ -46,10 +47,15 @@ pub(super) fn accept(
 }
 
 /// Answers messages until the VMM hangs up or says something that can't be.
-pub(super) fn serve<D: Attached>(stream: UnixStream, session: Session<D>, vm: &DeviceVm) {
+pub(super) fn serve<D: Attached>(
+    stream: UnixStream,
+    session: Session<D>,
+    vm: &DeviceVm,
+    connections: &Connections,
+) {
     // One that can't go on comes back ten times a second.
-    if !vm.is_failing() && vm.comings().is_told() {
-        tracing::info!(vm = vm.name(), "a VMM connected");
+    if !connections.is_failing() && vm.comings().is_told() {
+        tracing::info!(vm = vm.name(), device = D::NAME, "a VMM connected");
     }
     // Whatever a message makes this thread do is done for this VM.
     let pages = vm.store();
@@ -65,12 +71,12 @@ pub(super) fn serve<D: Attached>(stream: UnixStream, session: Session<D>, vm: &D
     if let Ok(mut session) = session.lock() {
         session.stop_all(Ending::LeaveInFlight);
     }
-    vm.set_failing(true);
+    connections.set_failing(true);
     match end {
         VhostError::Disconnected | VhostError::PartialMessage | VhostError::SocketBroken(_) => {
-            vm.set_failing(false);
+            connections.set_failing(false);
             if vm.comings().is_told() {
-                tracing::info!(vm = vm.name(), "the VMM disconnected");
+                tracing::info!(vm = vm.name(), device = D::NAME, "the VMM disconnected");
             }
         }
         _ if !vm.complaints().is_news(Complaint::Connection) => {}

@@ -1,0 +1,400 @@
+//! One running queue of a balloon: takes heads in order, carries out what they ask for a bounded number of pages at a
+//! time, and answers in order. So what was not answered is what lies behind the used index, and a ring that starts goes
+//! on from there, whatever the VMM says: nothing that was in flight is lost when a daemon dies, and to carry it out
+//! twice changes nothing. A ring that makes no sense is latched as broken and left alone.
+
+use std::sync::atomic::Ordering;
+
+use vhost_user_backend::VringT;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::config_space::Role;
+use super::given::Given;
+use super::numbers::Numbers;
+use super::pages::{self, Returned};
+use super::stats::{self, Stats};
+use crate::device::chain::{DescriptorTable, walk};
+use crate::device::complaints::Complaint;
+use crate::device::guest_memory::{Memory, is_lost};
+use crate::device::ring::Vring;
+use crate::device::segments::Segments;
+use crate::device::vm::DeviceVm;
+use crate::page::PAGE_SIZE_U64;
+
+/// What a turn may cost; a page that is reported costs one, being one of many in one system call.
+pub const TURN_COST: u32 = 16384;
+/// What a page costs that may take a system call of its own, and what a head costs that asks for nothing.
+const CALL_COST: u32 = 64;
+/// Numbers of pages that are looked at together, so that neighbours are one run.
+const BATCH_PAGES: usize = 256;
+/// Pages that one head may name. Linux names 256, Windows 1024.
+const HEAD_PAGES_MAX: u64 = 65536;
+/// Bytes of a reported range that are returned at once.
+const STEP_BYTES: usize = 64 << 20;
+
+/// What a ring has at hand for a turn, and what it leaves there.
+pub struct Turn<'a> {
+    /// The guest's memory.
+    pub memory: &'a Memory,
+    /// Whose memory it is.
+    pub vm: &'a DeviceVm,
+    /// What was given up.
+    pub given: &'a mut Given,
+    /// Whether free pages have to keep what is in them.
+    pub poisoned: bool,
+    /// Whether new statistics are wanted; taken by the ring that asks for them.
+    pub wish: bool,
+    /// Statistics that came.
+    pub stats: Option<Stats>,
+    /// A driver has begun from nothing: no page is given up.
+    pub is_new_driver: bool,
+    /// What was counted.
+    pub numbers: Numbers,
+    /// What the turn may still cost.
+    pub cost_left: u32,
+    /// Numbers of pages.
+    pub batch: Vec<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Waiting,
+    Running,
+    Broken,
+}
+
+/// A head that was not answered yet.
+struct Job {
+    head: u16,
+    left: Segments,
+    /// Pages that it may still name.
+    pages_left: u64,
+}
+
+enum Step {
+    Done,
+    Unfinished(Job),
+    /// The head is answered when there is a wish.
+    Hold(u16),
+}
+
+/// The ring's indices or addresses make no sense.
+struct Broken;
+
+impl<E: std::error::Error> From<E> for Broken {
+    fn from(_: E) -> Self {
+        Self
+    }
+}
+
+/// A running queue.
+pub struct Ring {
+    vring: Vring,
+    role: Role,
+    phase: Phase,
+    job: Option<Job>,
+    /// The buffer by which the guest is asked for statistics.
+    held: Option<u16>,
+    /// The next statistics were left there some time ago.
+    are_old: bool,
+}
+
+impl Ring {
+    /// A ring that starts with its first turn.
+    #[must_use]
+    pub fn new(vring: Vring, role: Role) -> Self {
+        Self { vring, role, phase: Phase::Waiting, job: None, held: None, are_old: false }
+    }
+
+    /// The queue.
+    #[must_use]
+    pub fn vring(&self) -> &Vring {
+        &self.vring
+    }
+
+    /// Works for one turn. Says whether there may be more to do.
+    pub fn turn(&mut self, turn: &mut Turn<'_>) -> bool {
+        if self.phase == Phase::Waiting {
+            self.phase = if self.start(turn).is_ok() { Phase::Running } else { self.broken(turn) };
+        }
+        if self.phase == Phase::Broken {
+            return false;
+        }
+        self.work(turn).unwrap_or_else(|Broken| {
+            self.phase = self.broken(turn);
+            false
+        })
+    }
+
+    /// Asks the guest for a kick. Says whether there is something to do already.
+    #[must_use]
+    pub fn listen(&self) -> bool {
+        // While a buffer is held nothing more is taken.
+        let takes = self.phase == Phase::Running && self.held.is_none();
+        takes && matches!(self.vring.enable_notification(), Ok(true))
+    }
+
+    /// Stops: what was taken and not answered will be taken again.
+    pub fn stop(self) {
+        let next_used = self.vring.get_ref().get_queue().next_used();
+        if self.phase == Phase::Running {
+            self.vring.set_queue_next_avail(next_used);
+        }
+    }
+
+    fn start(&mut self, turn: &mut Turn<'_>) -> Result<(), Broken> {
+        let mut vring = self.vring.get_mut();
+        let queue = vring.get_queue_mut();
+        queue.set_ready(true);
+        if !queue.is_valid(turn.memory) {
+            return Err(Broken);
+        }
+        let used_index = queue.used_idx(turn.memory, Ordering::Acquire)?.0;
+        queue.set_next_used(used_index);
+        queue.set_next_avail(used_index);
+        // A driver begins with rings of zeros. One that has used up just 65536 buffers looks like that too, and is taken
+        // for a new one: its balloon is counted from nothing then.
+        if self.role == Role::Inflate && used_index == 0 {
+            turn.given.clear();
+            turn.is_new_driver = true;
+        }
+        self.are_old = used_index != 0;
+        // A predecessor may have died between an answer and its signal.
+        let _ = vring.signal_used_queue();
+        Ok(())
+    }
+
+    fn broken(&mut self, turn: &mut Turn<'_>) -> Phase {
+        (self.job, self.held) = (None, None);
+        turn.numbers.malformed = turn.numbers.malformed.saturating_add(1);
+        if turn.vm.complaints().is_news(Complaint::BrokenRing) {
+            let (vm, role) = (turn.vm.name(), self.role);
+            if is_lost(turn.memory) {
+                tracing::warn!(
+                    vm,
+                    "the VMM has cut the guest's memory short: its balloon is not served any more"
+                );
+            } else {
+                tracing::warn!(vm, ?role, "a queue of the balloon makes no sense and is left alone");
+            }
+        }
+        Phase::Broken
+    }
+
+    fn work(&mut self, turn: &mut Turn<'_>) -> Result<bool, Broken> {
+        if is_lost(turn.memory) {
+            return Err(Broken);
+        }
+        let vring = self.vring.clone();
+        let mut vring = vring.get_mut();
+        let (mut answers, mut more) = (0u32, true);
+        while turn.cost_left > 0 {
+            let done = if let Some(held) = self.held {
+                if !std::mem::take(&mut turn.wish) {
+                    more = false;
+                    break;
+                }
+                self.held = None;
+                held
+            } else {
+                let Some(job) = self.next(vring.get_queue_mut(), turn)? else {
+                    more = false;
+                    break;
+                };
+                let head = job.head;
+                match self.proceed(job, turn) {
+                    Step::Done => head,
+                    Step::Unfinished(job) => {
+                        self.job = Some(job);
+                        continue;
+                    }
+                    Step::Hold(head) => {
+                        self.held = Some(head);
+                        continue;
+                    }
+                }
+            };
+            vring.get_queue_mut().add_used(turn.memory, done, 0)?;
+            answers = answers.saturating_add(1);
+        }
+        if answers > 0 && vring.needs_notification()? {
+            // A call eventfd that can't be written is the VMM's loss; the answers are in the ring.
+            let _ = vring.signal_used_queue();
+        }
+        Ok(more)
+    }
+
+    /// The head that was begun, or the next one.
+    fn next(&mut self, queue: &mut Queue, turn: &mut Turn<'_>) -> Result<Option<Job>, Broken> {
+        if let Some(job) = self.job.take() {
+            return Ok(Some(job));
+        }
+        let offered = queue.avail_idx(turn.memory, Ordering::Acquire)?.0;
+        let next = queue.iter(turn.memory)?.next().map(|chain| chain.head_index());
+        let Some(head) = next else {
+            // An index that says there is more than can be read would keep us looking for ever.
+            return if offered == queue.next_avail() { Ok(None) } else { Err(Broken) };
+        };
+        if head >= queue.size() {
+            return Err(Broken);
+        }
+        turn.cost_left = turn.cost_left.saturating_sub(CALL_COST);
+        let table = DescriptorTable { address: GuestAddress(queue.desc_table()), size: queue.size() };
+        let chain = walk(turn.memory, table, head);
+        let left = chain.and_then(|chain| match self.role {
+            Role::Report => Some(chain.writable),
+            Role::None => None,
+            Role::Inflate | Role::Deflate | Role::Stats => (!chain.unreachable).then_some(chain.readable),
+        });
+        let left = left.unwrap_or_else(|| {
+            turn.numbers.malformed = turn.numbers.malformed.saturating_add(1);
+            if turn.vm.complaints().is_news(Complaint::Malformed) {
+                let (vm, role) = (turn.vm.name(), self.role);
+                tracing::warn!(
+                    vm,
+                    ?role,
+                    "a chain for the balloon makes no sense, or lies outside the guest's memory"
+                );
+            }
+            Segments::default()
+        });
+        let pages_left = match self.role {
+            // More than all of it, and it was said twice.
+            Role::Report => memory_bytes(turn.memory) / PAGE_SIZE_U64,
+            _ => HEAD_PAGES_MAX,
+        };
+        Ok(Some(Job { head, left, pages_left }))
+    }
+
+    fn proceed(&mut self, mut job: Job, turn: &mut Turn<'_>) -> Step {
+        match self.role {
+            _ if job.left.is_empty() => return Step::Done,
+            Role::Inflate | Role::Deflate => {
+                let most = usize::try_from(job.pages_left).unwrap_or(BATCH_PAGES).min(BATCH_PAGES);
+                pages::take_numbers(turn.memory, &mut job.left, most, &mut turn.batch);
+                let taken = turn.batch.len() as u64;
+                if taken == 0 {
+                    return Step::Done;
+                }
+                job.pages_left = job.pages_left.saturating_sub(taken);
+                if self.role == Role::Inflate { turn.inflate() } else { turn.deflate() }
+            }
+            Role::Report => {
+                let Some((address, length)) = job.left.take_front(STEP_BYTES) else { return Step::Done };
+                let bytes = length as u64;
+                job.pages_left = job.pages_left.saturating_sub(bytes.div_ceil(PAGE_SIZE_U64));
+                turn.report(address, bytes);
+            }
+            Role::Stats => {
+                turn.read_stats(&mut job.left, std::mem::take(&mut self.are_old));
+                return Step::Hold(job.head);
+            }
+            Role::None => return Step::Done,
+        }
+        if job.pages_left == 0 && !job.left.is_empty() {
+            let unit = if self.role == Role::Report { PAGE_SIZE_U64 } else { 4 };
+            turn.refuse(job.left.length().checked_div(unit).unwrap_or(0));
+            return Step::Done;
+        }
+        Step::Unfinished(job)
+    }
+}
+
+/// All of a guest's memory.
+#[must_use]
+pub fn memory_bytes(memory: &Memory) -> u64 {
+    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+    memory.iter().fold(0, |bytes, region| bytes.saturating_add(region.len()))
+}
+
+impl Turn<'_> {
+    fn inflate(&mut self) {
+        let batch = u32::try_from(self.batch.len()).unwrap_or(u32::MAX);
+        self.cost_left = self.cost_left.saturating_sub(batch.saturating_mul(CALL_COST));
+        let (taken, memory) = (self.batch.len() as u64, self.memory);
+        self.batch.retain(|page| pages::is_there(memory, *page));
+        self.refuse(taken.saturating_sub(self.batch.len() as u64));
+        let there = self.batch.len() as u64;
+        self.batch.sort_unstable();
+        self.batch.dedup();
+        let mut returned = Returned::default();
+        for (first, count) in pages::runs(&self.batch) {
+            let [start, bytes] = [first, count].map(|pages| u64::from(pages).saturating_mul(PAGE_SIZE_U64));
+            pages::give_back(memory, start, bytes, &mut returned);
+        }
+        let new = self.batch.iter().filter(|page| self.given.add(**page)).count() as u64;
+        let numbers = &mut self.numbers;
+        numbers.inflated_pages = numbers.inflated_pages.saturating_add(new);
+        numbers.inflated_again_pages = numbers.inflated_again_pages.saturating_add(there.saturating_sub(new));
+        self.count(returned);
+    }
+
+    /// What is taken back is there again as soon as it is touched, so nothing has to be done about it.
+    fn deflate(&mut self) {
+        let batch = u32::try_from(self.batch.len()).unwrap_or(u32::MAX);
+        self.cost_left = self.cost_left.saturating_sub(batch);
+        let known = self.batch.iter().filter(|page| self.given.remove(**page)).count() as u64;
+        let unknown = self.batch.iter().filter(|page| !pages::is_there(self.memory, **page)).count() as u64;
+        self.numbers.deflated_pages = self.numbers.deflated_pages.saturating_add(known);
+        self.refuse(unknown);
+    }
+
+    /// The pages are the guest's again as soon as the head is answered.
+    fn report(&mut self, address: GuestAddress, bytes: u64) {
+        let pages = u32::try_from(bytes / PAGE_SIZE_U64).unwrap_or(u32::MAX);
+        self.cost_left = self.cost_left.saturating_sub(pages.saturating_add(CALL_COST));
+        self.numbers.reported_bytes = self.numbers.reported_bytes.saturating_add(bytes);
+        if self.poisoned {
+            self.numbers.poisoned_bytes = self.numbers.poisoned_bytes.saturating_add(bytes);
+            return;
+        }
+        let mut returned = Returned::default();
+        pages::give_back(self.memory, address.0, bytes, &mut returned);
+        self.count(returned);
+    }
+
+    fn read_stats(&mut self, list: &mut Segments, are_old: bool) {
+        let mut buffer = [0; stats::BYTES_MAX];
+        let mut filled = 0usize;
+        while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            let Some((address, length)) = list.take_front(rest.len()) else { break };
+            let Some(Ok(())) = rest.get_mut(..length).map(|part| self.memory.read_slice(part, address))
+            else {
+                break;
+            };
+            filled = filled.saturating_add(length);
+        }
+        if !are_old {
+            self.stats = Some(Stats::parse(buffer.get(..filled).unwrap_or_default()));
+        }
+    }
+
+    fn count(&mut self, returned: Returned) {
+        let numbers = &mut self.numbers;
+        numbers.punched_bytes = numbers.punched_bytes.saturating_add(returned.punched_bytes);
+        numbers.kept_bytes = numbers.kept_bytes.saturating_add(returned.kept_bytes);
+        self.refuse(returned.outside_bytes.div_ceil(PAGE_SIZE_U64));
+        if let Some(refusal) = returned.refusal
+            && self.vm.complaints().is_news(Complaint::NotReturned)
+        {
+            let vm = self.vm.name();
+            tracing::warn!(
+                vm,
+                "memory that the guest gave up stays with the VMM, whose file takes no holes: {refusal}; have the memory in \
+                 a memfd or on a tmpfs, without seals"
+            );
+        }
+    }
+
+    fn refuse(&mut self, pages: u64) {
+        self.numbers.refused_pages = self.numbers.refused_pages.saturating_add(pages);
+        if pages > 0 && self.vm.complaints().is_news(Complaint::NoSuchPage) {
+            tracing::warn!(
+                vm = self.vm.name(),
+                pages,
+                "the guest gave up pages that it doesn't have: they are ignored"
+            );
+        }
+    }
+}
