@@ -57,17 +57,22 @@ pub(super) fn serve<D: Attached>(
     if !connections.is_failing() && vm.comings().is_told() {
         tracing::info!(vm = vm.name(), device = D::NAME, "a VMM connected");
     }
-    // Whatever a message makes this thread do is done for this VM.
-    let pages = vm.store();
-    let _working = signals::blame::working(pages.table());
     let session = Arc::new(Mutex::new(session));
     let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&session));
     let end = loop {
-        if let Err(err) = D::until_message(&session).and_then(|()| handler.handle_request()) {
+        if let Err(err) = D::until_message(&session) {
+            break err;
+        }
+        // Whatever a message makes this thread do is done for this VM.
+        let pages = vm.pages();
+        let _working = pages.as_ref().map(|pages| signals::blame::working(pages.table()));
+        if let Err(err) = handler.handle_request() {
             break err;
         }
     };
     // The connection stays open until the rings have stopped: a VMM that sees it close may come back at once.
+    let pages = vm.pages();
+    let _working = pages.as_ref().map(|pages| signals::blame::working(pages.table()));
     if let Ok(mut session) = session.lock() {
         session.stop_all(Ending::LeaveInFlight);
     }

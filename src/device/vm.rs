@@ -106,6 +106,12 @@ impl DeviceVm {
         Arc::clone(self.store.read().as_ref().expect("only a VM in service has sessions"))
     }
 
+    /// The VM's pages, or `None` when it is out of service: a balloon has sessions even then.
+    #[must_use]
+    pub fn pages(&self) -> Option<Arc<VmStore>> {
+        self.store.read().clone()
+    }
+
     /// Requests that were answered with an error.
     #[must_use]
     pub fn errors(&self) -> u64 {

@@ -193,6 +193,20 @@ mod tests {
     }
 
     #[test]
+    fn huge_pages_go_whole_or_not_at_all() {
+        const HUGE: u64 = 2 << 20;
+        let file = file(MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB, 4, HUGE);
+        let length = usize::try_from(3 * HUGE).unwrap();
+        let region = Region::map(FileOffset::new(file, HUGE), length, GuestAddress(0), None).unwrap();
+        let memory = Memory::from_regions(vec![region]).unwrap();
+        let all_but_one = given(&memory, PAGE, HUGE - PAGE);
+        assert_eq!((all_but_one.punched_bytes, all_but_one.kept_bytes), (0, HUGE - PAGE));
+        let more_than_one = given(&memory, PAGE, 2 * HUGE);
+        assert_eq!((more_than_one.punched_bytes, more_than_one.kept_bytes), (HUGE, HUGE));
+        assert_eq!(given(&memory, HUGE, 2 * HUGE).punched_bytes, 2 * HUGE);
+    }
+
+    #[test]
     fn a_file_that_takes_no_holes_keeps_its_pages() {
         let file = file(MemfdFlags::empty(), 5, PAGE);
         let memory = Memory::from_regions(vec![region(&file, 4, 0)]).unwrap();

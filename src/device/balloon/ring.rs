@@ -203,7 +203,11 @@ impl Ring {
                     break;
                 };
                 let head = job.head;
-                match self.proceed(job, turn) {
+                let step = self.proceed(job, turn);
+                if is_lost(turn.memory) {
+                    return Err(Broken);
+                }
+                match step {
                     Step::Done => head,
                     Step::Unfinished(job) => {
                         self.job = Some(job);
@@ -274,7 +278,8 @@ impl Ring {
                 let most = usize::try_from(job.pages_left).unwrap_or(BATCH_PAGES).min(BATCH_PAGES);
                 pages::take_numbers(turn.memory, &mut job.left, most, &mut turn.batch);
                 let taken = turn.batch.len() as u64;
-                if taken == 0 {
+                // What was read from memory that isn't there any more is nobody's word.
+                if taken == 0 || is_lost(turn.memory) {
                     return Step::Done;
                 }
                 job.pages_left = job.pages_left.saturating_sub(taken);
@@ -365,7 +370,7 @@ impl Turn<'_> {
             };
             filled = filled.saturating_add(length);
         }
-        if !are_old {
+        if !are_old && !is_lost(self.memory) {
             self.stats = Some(Stats::parse(buffer.get(..filled).unwrap_or_default()));
         }
     }

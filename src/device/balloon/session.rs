@@ -25,6 +25,7 @@ use crate::device::attached::{Attached, Startable};
 use crate::device::memory_share::VmExtent;
 use crate::device::ring::{Ending, GuestMemory};
 use crate::device::session::Session;
+use crate::device::signals::blame;
 use crate::device::vm::DeviceVm;
 use crate::store::state::StateId;
 
@@ -85,6 +86,8 @@ impl Attachment {
             return false;
         }
         let Some(memory) = self.memory.as_ref().map(GuestAddressSpace::memory) else { return false };
+        let pages = self.balloon.vm.pages();
+        let _working = pages.as_ref().map(|pages| blame::working(pages.table()));
         let mut busy = false;
         for ring in self.rings.iter_mut().flatten() {
             let wish = self.balloon.state.lock().guest_of(self.number).is_some_and(|guest| guest.wish);
