@@ -47,8 +47,10 @@ pub struct Turn<'a> {
     pub wish: bool,
     /// Statistics that came.
     pub stats: Option<Stats>,
-    /// A driver has begun from nothing: no page is given up.
+    /// Whether the session's driver has begun from nothing.
     pub is_new_driver: bool,
+    /// It has done so just now: no page is given up.
+    pub begins: bool,
     /// What was counted.
     pub numbers: Numbers,
     /// What the turn may still cost.
@@ -155,11 +157,14 @@ impl Ring {
         queue.set_next_avail(used_index);
         // A driver begins with rings of zeros. One that has used up just 65536 buffers looks like that too, and is taken
         // for a new one: its balloon is counted from nothing then.
-        if self.role == Role::Inflate && used_index == 0 {
-            turn.given.clear();
-            turn.is_new_driver = true;
+        if self.role == Role::Inflate {
+            turn.is_new_driver = used_index == 0;
+            turn.begins = turn.is_new_driver;
         }
-        self.are_old = used_index != 0;
+        if turn.begins {
+            turn.given.clear();
+        }
+        self.are_old = used_index != 0 || !turn.is_new_driver;
         // A predecessor may have died between an answer and its signal.
         let _ = vring.signal_used_queue();
         Ok(())

@@ -49,6 +49,8 @@ pub struct Attachment {
     given: Given,
     /// Whether these are the rings that run.
     claimed: bool,
+    /// Whether the driver has begun from nothing. Its first ring says so, which has its turn before the others.
+    is_new_driver: bool,
     batch: Vec<u32>,
 }
 
@@ -76,6 +78,7 @@ impl Attachment {
             poison_val: 0,
             given: Given::default(),
             claimed: false,
+            is_new_driver: false,
             batch: Vec::new(),
         })
     }
@@ -98,18 +101,19 @@ impl Attachment {
                 poisoned: has(self.features, PAGE_POISON) && self.poison_val != 0,
                 wish,
                 stats: None,
-                is_new_driver: false,
+                is_new_driver: self.is_new_driver,
+                begins: false,
                 numbers: Numbers::default(),
                 cost_left: TURN_COST,
                 batch: std::mem::take(&mut self.batch),
             };
             busy |= ring.turn(&mut turn);
             let asked = wish && !turn.wish;
-            let (numbers, stats, is_new) = (turn.numbers, turn.stats, turn.is_new_driver);
-            self.batch = turn.batch;
+            let (numbers, stats, begins) = (turn.numbers, turn.stats, turn.begins);
+            (self.batch, self.is_new_driver) = (turn.batch, turn.is_new_driver);
             let mut state = self.balloon.state.lock();
             state.numbers = state.numbers.and(numbers);
-            if is_new {
+            if begins {
                 state.begin_driver();
             }
             let Some(guest) = state.guest_of(self.number) else { continue };
