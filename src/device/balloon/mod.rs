@@ -21,6 +21,7 @@ mod ring;
 mod session;
 mod state;
 mod stats;
+mod turn;
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};

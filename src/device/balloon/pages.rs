@@ -64,6 +64,12 @@ fn within(region: &Region, address: u64) -> Option<GuestUsize> {
     address.checked_sub(region.start_addr().0)
 }
 
+/// All of a guest's memory.
+#[must_use]
+pub fn memory_bytes(memory: &Memory) -> u64 {
+    memory.iter().fold(0, |bytes, region| bytes.saturating_add(region.len()))
+}
+
 /// Whether a page is in the guest's memory, all of it.
 #[must_use]
 pub fn is_there(memory: &Memory, page: u32) -> bool {
