@@ -135,8 +135,10 @@ fn asked() -> Vec<Asked<'static>> {
     const VM: &str = "/api/v1/vms/{name}";
     let nothing = || Value::Null;
     let change = json!({"limit_bytes": 8 << 20, "reserve_bytes": 4096, "weight": 7, "writeback": true,
-        "clear_after_seconds": 86_400, "runtime": true});
-    let vm = json!({"size_bytes": 1 << 20, "limit_bytes": 2 << 20, "reserve_bytes": 0, "weight": 7, "writeback": false,
+        "clear_after_seconds": 86_400, "squeeze": {"vmm": "none"}, "runtime": true});
+    let squeeze = json!({"vmm": "qemu", "socket": "/run/vms/db.qmp", "mode": "fixed", "to_bytes": 1 << 30,
+        "min_bytes": 1 << 29, "max_bytes": 2_u64 << 30, "promotion_rate": "0.5%"});
+    let vm = json!({"size_bytes": 1 << 20, "squeeze": squeeze, "limit_bytes": 2 << 20, "reserve_bytes": 0, "weight": 7, "writeback": false,
         "queues": 2, "migration": "same-host", "label": "swap", "uuid": "00112233-4455-6677-8899-aabbccddeeff",
         "clear_after_seconds": 0, "runtime": false});
     vec![

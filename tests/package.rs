@@ -28,7 +28,12 @@ fn printed(command: &mut Command) -> String {
 fn pack(output: &Path) -> PathBuf {
     printed(
         Command::new(root().join("images/make-deb"))
-            .args(["--binary".as_ref(), env!("CARGO_BIN_EXE_ballast").as_ref(), "--output".as_ref(), output.as_os_str()])
+            .args([
+                "--binary".as_ref(),
+                env!("CARGO_BIN_EXE_ballast").as_ref(),
+                "--output".as_ref(),
+                output.as_os_str(),
+            ])
             .env("SOURCE_DATE_EPOCH", "1700000000"),
     );
     let mut packages = fs::read_dir(output).unwrap().map(|entry| entry.unwrap().path());
@@ -64,7 +69,10 @@ fn manual_pages_have_no_mistakes_and_the_configurations_names_each_key() {
     printed(Command::new(env!("CARGO_BIN_EXE_ballast")).arg("man").arg(dir.path()));
     let man5 = dir.path().join("ballast.toml.5");
     let example = root().join("vmm-configs/ballast.toml");
-    let page = Command::new(root().join("images/deb/man5")).stdin(fs::File::open(&example).unwrap()).output().unwrap();
+    let page = Command::new(root().join("images/deb/man5"))
+        .stdin(fs::File::open(&example).unwrap())
+        .output()
+        .unwrap();
     fs::write(&man5, page.stdout).unwrap();
     let pages: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|page| page.unwrap().path()).collect();
     assert!(pages.len() > 15, "{pages:?}");
@@ -74,7 +82,8 @@ fn manual_pages_have_no_mistakes_and_the_configurations_names_each_key() {
     }
     let shown = fs::read_to_string(man5).unwrap();
     let keys = fs::read_to_string(example).unwrap();
-    let keys: Vec<_> = keys.lines().filter_map(|line| line.trim_start_matches('#').split_once(" = ")).collect();
+    let keys: Vec<_> =
+        keys.lines().filter_map(|line| line.trim_start_matches('#').split_once(" = ")).collect();
     assert!(keys.len() > 20);
     for (key, _) in keys.iter().filter(|(key, _)| !key.contains(' ')) {
         assert!(shown.contains(&format!(".B {key} = ")), "the manual page doesn't have {key}");
@@ -87,10 +96,13 @@ fn completions_are_scripts_that_their_shell_takes() {
     let dir = tempfile::tempdir().unwrap();
     let script = dir.path().join("ballast");
     fs::write(&script, bash).unwrap();
-    let taken = printed(Command::new("bash").args(["-c", "source \"$0\" && complete -p ballast"]).arg(&script));
+    let taken =
+        printed(Command::new("bash").args(["-c", "source \"$0\" && complete -p ballast"]).arg(&script));
     assert!(taken.contains("ballast"), "{taken}");
     for shell in ["zsh", "fish"] {
-        assert!(printed(Command::new(env!("CARGO_BIN_EXE_ballast")).args(["completions", shell])).contains("vm"));
+        assert!(
+            printed(Command::new(env!("CARGO_BIN_EXE_ballast")).args(["completions", shell])).contains("vm")
+        );
     }
 }
 

@@ -84,6 +84,19 @@ const TABLE: &[(&str, &str, &[[&str; 4]])] = &[
         ],
     ),
     (
+        "[[vm]]\nname = \"web1\"",
+        "[balloon]\nbudget = \"64MiB\"\n[[vm]]\nname = \"web1\"\nsqueeze = { vmm = \"vhost-user\", mode = \"off\" }",
+        &[
+            ["balloon.budget", "null", "64MiB", "now"],
+            [
+                "vm.web1.squeeze",
+                "none",
+                "{ mode = \"off\", promotion_rate = \"0.2%\", vmm = \"vhost-user\" }",
+                "now",
+            ],
+        ],
+    ),
+    (
         "name = \"web1\"",
         "name = \"web1\"\nqueues = 2\nmigration = \"same-host\"",
         &[["vm.web1.queues", "4", "2", "restart"], ["vm.web1.migration", "none", "same-host", "restart"]],

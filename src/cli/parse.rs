@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ballast::config::{LIMIT_BYTES, WEIGHT, parse_duration};
-use ballast::control::api::CHECK_RATE_BYTES_MIN;
+use ballast::config::{LIMIT_BYTES, NOT_SQUEEZED, WEIGHT, parse_duration};
+use ballast::control::api::{CHECK_RATE_BYTES_MIN, Squeeze};
 use ballast::ids::{Bytes, ParseBytesError};
 
 pub fn limit(text: &str) -> Result<Bytes, String> {
@@ -23,18 +23,41 @@ pub fn weight(text: &str) -> Result<u32, String> {
     weight.ok_or_else(|| format!("must be a whole number from {} to {}", WEIGHT.start(), WEIGHT.end()))
 }
 
-/// A size as the disk of a VM has it: a number alone is more likely a unit that was forgotten than so many bytes.
-pub fn size(text: &str) -> Result<Bytes, String> {
-    if text.bytes().all(|byte| byte.is_ascii_digit()) && !text.is_empty() {
-        return Err(format!("{text} has no unit: write \"{text}GiB\", or \"{text}B\" for so many bytes"));
-    }
-    text.parse().map_err(|error: ParseBytesError| error.to_string())
-}
-
 /// A duration, in seconds; 0 for never.
 pub fn seconds(text: &str) -> Result<u64, String> {
     let duration = if text == "never" { Some(Duration::ZERO) } else { parse_duration(text) };
     let duration = duration.filter(|duration| text == "never" || !duration.is_zero());
     let allowed = || "must be a whole number and s, m, h or d, for example \"30d\", or \"never\"".to_owned();
     duration.map(|duration| duration.as_secs()).ok_or_else(allowed)
+}
+
+/// How a VM is squeezed: the configuration's keys with their values, or "none". Whether they are right the daemon says.
+pub fn squeeze(text: &str) -> Result<Squeeze, String> {
+    let mut squeeze = Squeeze::default();
+    if text == NOT_SQUEEZED {
+        return Ok(Squeeze { vmm: text.to_owned(), ..squeeze });
+    }
+    for part in text.split(',') {
+        let (key, value) = part.split_once('=').ok_or_else(|| format!("{part:?} is not KEY=VALUE"))?;
+        let word = || Some(value.to_owned());
+        let bytes =
+            || value.parse::<Bytes>().map(|Bytes(bytes)| Some(bytes)).map_err(|error| error.to_string());
+        match key {
+            "vmm" => value.clone_into(&mut squeeze.vmm),
+            "socket" => squeeze.socket = word(),
+            "mode" => squeeze.mode = word(),
+            "to" => squeeze.to_bytes = bytes()?,
+            "min" => squeeze.min_bytes = bytes()?,
+            "max" => squeeze.max_bytes = bytes()?,
+            "promotion_rate" => squeeze.promotion_rate = word(),
+            _ => {
+                let known = "vmm, socket, mode, to, min, max and promotion_rate";
+                return Err(format!("{key:?} is no key of squeeze; they are {known}"));
+            }
+        }
+    }
+    if squeeze.vmm.is_empty() {
+        return Err("vmm is missing: vmm=qemu, vmm=cloud-hypervisor or vmm=vhost-user".to_owned());
+    }
+    Ok(squeeze)
 }

@@ -1,6 +1,6 @@
 //! What concerns one VM.
 
-use ballast::control::api::{Clearing, MigrationName, NewVm, Removal, VmChange};
+use ballast::control::api::{Clearing, MigrationName, NewVm, Removal, Squeeze, VmChange};
 use ballast::control::vm_args::{self, Format, Guest, MEMORY_DEFAULT, Vmm, Wanted};
 use ballast::control::{listing, table};
 use ballast::ids::Bytes;
@@ -52,11 +52,14 @@ pub enum VmCommand {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example, a VM that may push out 8 GiB, takes at most 2 GiB of the pool for them, and keeps a quarter whatever the others need:
+  ballast vm add web1 --size 8GiB --limit 2GiB --reserve 512MiB")]
 pub struct AddArgs {
     /// The VM: 1 to 64 letters, digits, dots, underscores and dashes.
     name: String,
     /// The disk that the guest sees.
-    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    #[arg(long, value_name = "SIZE")]
     size: Bytes,
     #[command(flatten)]
     share: Share,
@@ -95,11 +98,15 @@ struct Share {
     /// Drop its pages so long after a VMM was connected last, for example 30d; or never.
     #[arg(long, value_name = "TIME", value_parser = parse::seconds)]
     clear_after: Option<u64>,
+    /// How its guest is made to give up memory: none, or vmm=qemu|cloud-hypervisor|vhost-user,socket=PATH,min=SIZE and
+    /// mode=, to=, max=, promotion_rate= as in the configuration.
+    #[arg(long, value_name = "KEY=VALUE,…", value_parser = parse::squeeze)]
+    squeeze: Option<Squeeze>,
 }
 
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("changes").required(true).multiple(true)
-    .args(["limit", "reserve", "weight", "writeback", "clear_after", "forget"]))]
+    .args(["limit", "reserve", "weight", "writeback", "clear_after", "squeeze", "forget"]))]
 pub struct SetArgs {
     /// The VM.
     name: String,
@@ -114,6 +121,11 @@ pub struct SetArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ballast vm args web1 --vmm qemu --memory 4GiB --whole >web1.sh
+  ballast vm args web1 --vmm libvirt --memory 4GiB --whole >web1.xml && virsh define web1.xml
+  ballast vm args web1 --vmm cloud-hypervisor --format json")]
 pub struct VmArgsArgs {
     /// The VM.
     name: String,
@@ -169,6 +181,7 @@ fn add(global: &Global, args: AddArgs) -> anyhow::Result<()> {
         label: args.label,
         uuid: args.uuid,
         clear_after_seconds: args.share.clear_after,
+        squeeze: args.share.squeeze,
         runtime: args.runtime,
     };
     let vm = global.client()?.add_vm(&args.name, &vm)?;
@@ -187,6 +200,7 @@ fn set(global: &Global, SetArgs { name, share, runtime, forget }: &SetArgs) -> a
         weight: share.weight,
         writeback: share.writeback,
         clear_after_seconds: share.clear_after,
+        squeeze: share.squeeze.clone(),
         runtime: *runtime,
         forget: *forget,
     };

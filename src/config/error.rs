@@ -40,6 +40,14 @@ pub enum ConfigError {
         /// What is wrong with them.
         source: Box<ConfigError>,
     },
+    /// The value of a key that has keys of its own, one of which doesn't exist.
+    #[error("{key}: {source}")]
+    InKey {
+        /// The key, with the VM it belongs to.
+        key: String,
+        /// What is wrong in it.
+        source: Box<ConfigError>,
+    },
     /// What a daemon remembers is not as it wrote it.
     #[error(
         "{what}, so what was remembered there can't be trusted: bring the file back from a copy; or mend it by hand and \

@@ -8,12 +8,13 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::{Table, Value};
 
+use super::squeeze::{self, Balloon};
 use super::value::{self, Key};
 use super::vm::{self, Vm};
 use super::writeback::{self, Writeback};
 use super::{
     Config, ConfigError, PoolConfig, RUNTIME_DIR_DEFAULT, SOCKET_PATH_BYTES_MAX, STATE_DIR_DEFAULT,
-    VMS_FILE_NAME,
+    SqueezeVmm, VMS_FILE_NAME, VmConfig,
 };
 use crate::page::PAGE_SIZE_U64;
 use crate::store::codec::Compressor;
@@ -39,6 +40,8 @@ struct File {
     #[serde(default)]
     pool: Pool,
     writeback: Option<Writeback>,
+    #[serde(default)]
+    balloon: Balloon,
     #[serde(default)]
     vm: Vec<Vm>,
 }
@@ -74,12 +77,13 @@ pub(super) fn parse(text: &str, host_bytes: u64) -> Result<Config, ConfigError> 
         metrics: Key::new("metrics", file.metrics.as_ref()).optional_address()?,
         pool,
         writeback: file.writeback.as_ref().map(writeback::parse).transpose()?,
+        balloon_budget_bytes: squeeze::budget(&file.balloon, host_bytes)?,
         scrub: Key::new("scrub", file.scrub.as_ref()).optional_duration(SCRUB)?,
         host_bytes,
         vms: vm::parse(&file.vm, pool.max_bytes)?,
         vm_sections: sections(text),
     };
-    check_socket_paths(&config)?;
+    check_together(&config)?;
     Ok(config)
 }
 
@@ -132,9 +136,18 @@ fn pool(pool: &Pool, host_bytes: u64) -> Result<PoolConfig, ConfigError> {
     })
 }
 
-pub(super) fn check_socket_paths(config: &Config) -> Result<(), ConfigError> {
+/// What can only be seen of all VMs together.
+pub(super) fn check_together(config: &Config) -> Result<(), ConfigError> {
+    check_socket_paths(config)?;
+    squeeze::check(config)
+}
+
+fn check_socket_paths(config: &Config) -> Result<(), ConfigError> {
     let sockets = config.vms.iter().map(|vm| config.socket_path(&vm.name));
-    let longest = sockets.chain([config.control_socket()]).max_by_key(|path| path.as_os_str().len());
+    let is_ours = |vm: &&VmConfig| vm.squeeze.as_ref().is_some_and(|it| it.vmm == SqueezeVmm::VhostUser);
+    let balloons = config.vms.iter().filter(is_ours).map(|vm| config.balloon_socket_path(&vm.name));
+    let longest =
+        sockets.chain(balloons).chain([config.control_socket()]).max_by_key(|path| path.as_os_str().len());
     match longest.as_deref().map(Path::as_os_str) {
         Some(path) if path.len() > SOCKET_PATH_BYTES_MAX => Err(ConfigError::Value {
             key: "runtime_dir".to_owned(),

@@ -6,11 +6,11 @@ use std::time::Duration;
 use toml::Value;
 
 use super::value::in_units;
-use super::{Config, Migration, VmConfig, uuid};
+use super::{Config, Migration, VmConfig, squeeze, uuid};
 use crate::ids::Bytes;
 
 /// The keys that a `[[vm]]` may have, in the order in which they are shown and written.
-pub const VM_KEYS: [&str; 11] = [
+pub const VM_KEYS: [&str; 12] = [
     "name",
     "size",
     "limit",
@@ -22,6 +22,7 @@ pub const VM_KEYS: [&str; 11] = [
     "label",
     "uuid",
     CLEAR_AFTER,
+    "squeeze",
 ];
 const CLEAR_AFTER: &str = "clear_after";
 /// How a duration is written that takes one away which another place gives.
@@ -66,7 +67,7 @@ fn whole(number: u128) -> Option<Value> {
 impl VmConfig {
     /// All keys of the VM, in the order of [`VM_KEYS`].
     #[must_use]
-    pub fn keys(&self) -> [KeyValue; 11] {
+    pub fn keys(&self) -> [KeyValue; 12] {
         [
             ("name", text(&self.name)),
             ("size", Some(size(self.size_bytes))),
@@ -79,6 +80,7 @@ impl VmConfig {
             ("label", text(&self.label)),
             ("uuid", text(uuid::to_text(&self.uuid))),
             (CLEAR_AFTER, Some(duration(self.clear_after))),
+            ("squeeze", self.squeeze.as_ref().map_or_else(|| text(squeeze::NONE), |it| Some(it.value()))),
         ]
     }
 }
@@ -110,6 +112,7 @@ impl Config {
             ("writeback.size", file.and_then(|file| file.size_bytes).map(size)),
             ("writeback.daily_limit", file.and_then(|file| file.daily_limit_bytes).map(size)),
             ("writeback.idle", file.and_then(|file| file.idle).map(|idle| duration(Some(idle)))),
+            ("balloon.budget", self.balloon_budget_bytes.map(size)),
         ]
     }
 }

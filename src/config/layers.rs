@@ -63,7 +63,7 @@ impl Layers {
     /// What holds.
     ///
     /// # Errors
-    /// When a VM's keys don't go together, or a socket's path gets too long. That the pool has all reserves is not looked
+    /// When a VM's keys don't go together, or with other VMs', or a socket's path gets too long. That the pool has all reserves is not looked
     /// at.
     pub fn effective(&self) -> Result<Config, ConfigError> {
         let mut config = self.file.clone();
@@ -72,7 +72,7 @@ impl Layers {
         let names = self.names();
         check_number(names.len())?;
         config.vms = names.into_iter().map(|name| self.vm(name)).collect::<Result<_, _>>()?;
-        file::check_socket_paths(&config)?;
+        file::check_together(&config)?;
         Ok(config)
     }
 

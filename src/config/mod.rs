@@ -9,6 +9,7 @@ mod keys;
 mod layers;
 mod nearest;
 mod remembered;
+mod squeeze;
 mod uuid;
 mod value;
 mod vm;
@@ -23,6 +24,7 @@ pub use self::keys::{KeyValue, VM_KEYS, duration, migration, size};
 pub use self::layers::{Layers, Runtime, Source};
 pub use self::nearest::to_unknown_key;
 pub use self::remembered::Remembered;
+pub use self::squeeze::{NONE as NOT_SQUEEZED, SqueezeConfig, SqueezeVmm};
 pub use self::value::duration as parse_duration;
 pub use self::vm::{LIMIT_BYTES, WEIGHT, reserves_max_bytes};
 use crate::page::PAGE_SIZE_U64;
@@ -38,6 +40,8 @@ pub const RUNTIME_DIR_DEFAULT: &str = "/run/ballast";
 const VMS_FILE_NAME: &str = "vms.toml";
 /// The control socket's name in the runtime directory.
 pub const CONTROL_SOCKET_NAME: &str = "control.sock";
+/// The name, in the runtime directory, of the directory with the sockets of our own balloon devices.
+pub const BALLOON_DIR_NAME: &str = "balloon";
 /// Length of the longest path that fits a Unix socket's address (`sockaddr_un` without its final zero).
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
@@ -68,6 +72,8 @@ pub struct Config {
     pub pool: PoolConfig,
     /// Where cold pages move to; without it they stay.
     pub writeback: Option<WritebackConfig>,
+    /// Most bytes of memory that all guests that are squeezed may have together; `None` for any number.
+    pub balloon_budget_bytes: Option<u64>,
     /// The time in which every stored page is looked at once; `None` for never.
     pub scrub: Option<Duration>,
     /// The host's memory when the file was read; what a percentage is a percentage of.
@@ -145,6 +151,8 @@ pub struct VmConfig {
     pub uuid: [u8; 16],
     /// How long after a VMM was connected last its pages are dropped; `None` for never.
     pub clear_after: Option<Duration>,
+    /// How its guest is made to give up memory; `None` for not at all.
+    pub squeeze: Option<SqueezeConfig>,
 }
 
 impl VmConfig {
@@ -206,6 +214,12 @@ impl Config {
     #[must_use]
     pub fn socket_path(&self, vm: &str) -> PathBuf {
         self.runtime_dir.join(format!("{vm}.sock"))
+    }
+
+    /// The socket that a VMM connects the named VM's balloon to, if that is ours.
+    #[must_use]
+    pub fn balloon_socket_path(&self, vm: &str) -> PathBuf {
+        self.runtime_dir.join(BALLOON_DIR_NAME).join(format!("{vm}.sock"))
     }
 
     /// The socket that the client commands speak to.

@@ -150,7 +150,13 @@ mod tests {
         let keys = |text: &str| text.parse::<Table>().unwrap();
         let vms = BTreeMap::from([
             ("web1".to_owned(), keys("weight = 7\nlimit = \"1GiB\"")),
-            ("web2".to_owned(), keys("size = \"8GiB\"\nlabel = 'a\"b'\nwriteback = false")),
+            (
+                "web2".to_owned(),
+                keys(
+                    "size = \"8GiB\"\nlabel = 'a\"b'\nwriteback = false\n\
+                  squeeze = { vmm = \"vhost-user\", min = \"1GiB\" }",
+                ),
+            ),
         ]);
         Remembered { compressor: Some(Compressor::Zstd(3)), vms }
     }

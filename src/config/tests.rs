@@ -18,7 +18,7 @@ fn an_empty_file_is_the_defaults() {
     assert_eq!(config.pool.max_bytes, (HOST_BYTES / 100 * 25) / 4096 * 4096);
     assert_eq!((config.pool.compressor, config.pool.accept_threshold_percent), (Compressor::Lz4, 90));
     assert_eq!((config.pool.store_deadline, config.pool.pressure), (Duration::from_secs(5), true));
-    assert_eq!((config.writeback, config.metrics), (None, None));
+    assert_eq!((config.writeback, config.metrics, config.balloon_budget_bytes), (None, None, None));
     assert!(config.vms.is_empty());
 }
 
@@ -56,7 +56,7 @@ fn every_key_is_read() {
         uuid = "00112233-4455-6677-8899-aabbccddeeff"
         [[vm]]
         name = "Db.2_x-y"
-        size = 1048576
+        size = "1048576B"
         "#,
     )
     .unwrap();
@@ -115,7 +115,7 @@ const REFUSED: &[(&str, [&str; 3])] = &[
     ("[pool]\nmax = \"2.5%\"", ["pool.max", "\"2.5%\"", "90%"]),
     ("[pool]\nmax = \"8GB\"", ["pool.max", "\"8GB\"", "1MiB"]),
     ("[pool]\nmax = \"17GiB\"", ["pool.max", "\"17GiB\"", "(16GiB)"]),
-    ("[pool]\nmax = 4096", ["pool.max", "4096", "1MiB"]),
+    ("[pool]\nmax = 4294967296", ["pool.max", "4294967296", "1MiB"]),
     ("[pool]\ncompressor = \"gzip\"", ["pool.compressor", "\"gzip\"", "lz4"]),
     ("[pool]\ncompressor = \"zstd:23\"", ["pool.compressor", "\"zstd:23\"", "-7 to 22"]),
     ("[pool]\naccept_threshold = 0", ["pool.accept_threshold", "= 0", "1 to 100"]),
@@ -142,7 +142,9 @@ const REFUSED: &[(&str, [&str; 3])] = &[
     ("[[vm]]\nname = \"a\"\nsize = \"1MiB\"\n[[vm]]\nname = \"a\"", ["number 2: name", "\"a\"", "unique"]),
     ("[[vm]]\nname = \"a\"\nsize = \"512KiB\"", ["\"a\": size", "\"512KiB\"", "1MiB to 8TiB"]),
     ("[[vm]]\nname = \"a\"\nsize = \"9TiB\"", ["\"a\": size", "\"9TiB\"", "1MiB to 8TiB"]),
-    ("[[vm]]\nname = \"a\"\nsize = 1048577", ["\"a\": size", "1048577", "multiple of 4KiB"]),
+    ("[[vm]]\nname = \"a\"\nsize = 1048576", ["\"a\": size", "1048576", "with its unit"]),
+    ("[[vm]]\nname = \"a\"\nsize = \"4\"", ["\"a\": size", "\"4\"", "with its unit"]),
+    ("[[vm]]\nname = \"a\"\nsize = \"1048577B\"", ["\"a\": size", "1048577", "multiple of 4KiB"]),
     ("[[vm]]\nname = \"a\"\nsize = true", ["\"a\": size", "true", "size from"]),
     ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nlimit = \"1KiB\"", ["\"a\": limit", "\"1KiB\"", "1MiB"]),
     ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nqueues = 0", ["\"a\": queues", "= 0", "1 to 64"]),
@@ -167,6 +169,9 @@ const REFUSED: &[(&str, [&str; 3])] = &[
         "[[vm]]\nname = \"a\"\nsize = \"2GiB\"\nlimit = \"1GiB\"\nreserve = \"2GiB\"",
         ["\"a\": reserve", "\"2GiB\"", "0B to the VM's limit (1GiB)"],
     ),
+    ("[balloon]\nbudget = \"101%\"", ["balloon.budget", "\"101%\"", "\"100%\""]),
+    ("[balloon]\nbudget = \"17GiB\"", ["balloon.budget", "\"17GiB\"", "64MiB to that memory (16GiB)"]),
+    ("[balloon]\nbudgte = 1", ["budgte", "unknown field", "`budget`"]),
     ("workers", ["workers", "line 1", "="]),
 ];
 
@@ -225,7 +230,9 @@ fn the_example_is_right_with_and_without_its_comments() {
 #[test]
 fn the_example_has_every_key() {
     let example = include_str!("../../vmm-configs/ballast.toml");
-    for (section, keys_min) in [("", 8), ("[pool]\n", 5), ("[writeback]\n", 4), ("[[vm]]\n", 9)] {
+    for (section, keys_min) in
+        [("", 8), ("[pool]\n", 5), ("[writeback]\n", 4), ("[[vm]]\n", 12)]
+    {
         // serde lists the keys that exist for one that doesn't.
         let message = format!("{:?}", parse(&format!("{section}nonsense = 1\n")).unwrap_err());
         let (_, keys) = message.split_once("expected one of").unwrap();

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use toml::Value;
 
 use super::value::{self, Key};
-use super::{ConfigError, Migration, VmConfig, keys, uuid};
+use super::{ConfigError, Migration, VmConfig, keys, squeeze, uuid};
 use crate::ids::Bytes;
 use crate::page::PAGE_SIZE_U64;
 
@@ -47,6 +47,7 @@ pub(super) struct Vm {
     label: Option<Value>,
     uuid: Option<Value>,
     clear_after: Option<Value>,
+    squeeze: Option<Value>,
 }
 
 pub(super) fn parse(vms: &[Vm], pool_max_bytes: u64) -> Result<Vec<VmConfig>, ConfigError> {
@@ -141,6 +142,7 @@ fn vm(
     )?;
     let queues = u16::try_from(queues).unwrap_or(u16::MAX);
     let clear_after = clear_after(&Key::new(of_vm("clear_after"), vm.clear_after.as_ref()))?;
+    let squeeze = squeeze::parse(&of_vm("squeeze"), vm.squeeze.as_ref())?;
     Ok(VmConfig {
         name,
         size_bytes,
@@ -153,6 +155,7 @@ fn vm(
         label,
         uuid,
         clear_after,
+        squeeze,
     })
 }
 

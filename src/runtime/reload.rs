@@ -76,7 +76,7 @@ fn restart(why: &str) -> Verdict {
 /// What a key that is not a VM's comes to while the daemon runs.
 fn verdict(key: &str, same_file: bool) -> Verdict {
     match key {
-        "scrub" | "pool.max" | "pool.compressor" | "pool.accept_threshold" => now(),
+        "scrub" | "pool.max" | "pool.compressor" | "pool.accept_threshold" | "balloon.budget" => now(),
         "pool.store_deadline_ms" => now_but("for VMMs that connect from now on"),
         "writeback.idle" | "writeback.daily_limit" if same_file => now(),
         "state_dir" | "lock_memory" => restart("the pages are where and as they are"),
@@ -147,6 +147,7 @@ impl Reloader<'_> {
                 daemon.device.set_store_deadline(to.store_deadline);
                 pool.store_deadline = to.store_deadline;
             }
+            "balloon.budget" => running.balloon_budget_bytes = wanted.balloon_budget_bytes,
             "writeback.idle" | "writeback.daily_limit" => self.go_by_of_file(running, wanted),
             _ => {}
         }

@@ -128,6 +128,7 @@ mod tests {
         // What the file's directory holds is the daemon's only if the file is still to be made.
         assert_eq!(files().own.last(), Some(&dir.path().to_owned()));
         File::create(at("writeback")).unwrap();
+        let _vmm = std::os::unix::net::UnixListener::bind(at("other/vmm.sock")).unwrap();
         let files = files();
         let inside = || {
             enter(&files);
@@ -140,6 +141,8 @@ mod tests {
             File::options().read(true).write(true).open("/proc/pressure/memory").unwrap();
             fs::read("/proc/meminfo").unwrap();
             std::os::unix::net::UnixListener::bind(at("run/control.sock")).unwrap();
+            // A VMM's socket is no file that is opened: whether it may be connected to its own mode says.
+            std::os::unix::net::UnixStream::connect(at("other/vmm.sock")).unwrap();
             denied("read", fs::read(at("other/file")).map(drop));
             denied("write", fs::write(at("other/new"), b"x"));
             denied("password", fs::read("/etc/passwd").map(drop));

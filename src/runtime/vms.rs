@@ -284,7 +284,7 @@ impl Daemon {
         let reserves_bytes = others.map(|vm| vm.limits().reserve_bytes).sum();
         let mut next = orders.layers.clone();
         let mut before = served.config;
-        let mut wanted = *change;
+        let mut wanted = change.clone();
         if change.forget {
             next.forget_changes(name);
             let forgotten = vm_of(&next, name)?;

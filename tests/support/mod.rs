@@ -5,6 +5,7 @@
 pub mod balloon;
 pub mod daemon;
 pub mod debian;
+pub mod fake_vmm;
 pub mod file;
 pub mod guests;
 pub mod http;

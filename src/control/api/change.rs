@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use utoipa::ToSchema;
 
+use super::Squeeze;
 use crate::config::{self, LIMIT_BYTES, VmConfig, WEIGHT, known_vms, reserves_max_bytes};
 use crate::ids::Bytes;
 use crate::store::codec::Compressor;
 
 /// `POST /api/v1/vms/NAME`: what is to be another, and the rest stays. The answer is the VM's status.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmChange {
     /// Most pool bytes that it may hold.
@@ -32,6 +33,9 @@ pub struct VmChange {
     /// How long after a VMM was connected last its pages are dropped; 0 for never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clear_after_seconds: Option<u64>,
+    /// How its guest is made to give up memory: all of it, whatever was said before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub squeeze: Option<Squeeze>,
     /// Whether the change is forgotten when the daemon starts again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub runtime: bool,
@@ -55,11 +59,13 @@ impl VmChange {
             ("weight", self.weight.map(|weight| Value::Integer(weight.into()))),
             ("writeback", self.writeback.map(Value::Boolean)),
             ("clear_after", self.clear_after_seconds.map(clear_after)),
+            ("squeeze", self.squeeze.as_ref().map(Squeeze::value)),
         ];
         keys.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
     }
 
-    /// The VM after this change, when it was `vm` before; the same holds as for the configuration.
+    /// The VM after this change, when it was `vm` before; the same holds as for the configuration. How it is squeezed is not
+    /// looked at: its keys are the configuration's.
     ///
     /// # Errors
     /// [`SetError::Invalid`] when a value is out of its range, or the pool is too small for this reserve and those of the
@@ -245,13 +251,13 @@ mod tests {
 
     #[test]
     fn what_the_configuration_refuses_is_refused() {
-        let nothing = VmChange::default();
+        let nothing = VmChange::default;
         for (change, parts) in [
-            (VmChange { limit_bytes: Some(1), ..nothing }, ["limit_bytes = 1:", "1048576 to"]),
-            (VmChange { limit_bytes: Some(5 * MIB), ..nothing }, ["reserve 10MiB", "limit (5MiB)"]),
-            (VmChange { reserve_bytes: Some(101 * MIB), ..nothing }, ["reserve 101MiB", "(100MiB)"]),
-            (VmChange { reserve_bytes: Some(51 * MIB), ..nothing }, ["would be 101MiB", "max (90MiB)"]),
-            (VmChange { weight: Some(0), ..nothing }, ["weight = 0:", "1 to 10000"]),
+            (VmChange { limit_bytes: Some(1), ..nothing() }, ["limit_bytes = 1:", "1048576 to"]),
+            (VmChange { limit_bytes: Some(5 * MIB), ..nothing() }, ["reserve 10MiB", "limit (5MiB)"]),
+            (VmChange { reserve_bytes: Some(101 * MIB), ..nothing() }, ["reserve 101MiB", "(100MiB)"]),
+            (VmChange { reserve_bytes: Some(51 * MIB), ..nothing() }, ["would be 101MiB", "max (90MiB)"]),
+            (VmChange { weight: Some(0), ..nothing() }, ["weight = 0:", "1 to 10000"]),
         ] {
             let message = refusal(change);
             assert!(parts.iter().all(|part| message.contains(part)), "{message}");

@@ -7,6 +7,7 @@ mod counters;
 mod exposition;
 mod histogram;
 mod reload;
+mod squeeze;
 mod status;
 mod vm;
 
@@ -19,6 +20,7 @@ pub use self::counters::{Bucket, Counters, buckets};
 pub use self::exposition::{Exposition, METRICS_PATH};
 pub use self::histogram::{Histogram, LoadLatency};
 pub use self::reload::{Change, ChangeOutcome, MigrationName, ReloadReport, Reloading, SettingValue};
+pub use self::squeeze::Squeeze;
 pub use self::status::{
     CompressorPool, CompressorPoolState, PoolStatus, RunsByReason, ShrinkerStatus, Status, VmState, VmStatus,
     WritebackState, WritebackStatus,

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{MigrationName, SettingValue, VmStatus};
+use super::{MigrationName, SettingValue, Squeeze, VmStatus};
 use crate::config;
 
 /// `PUT /api/v1/vms/NAME`: a VM that is to be added. What is left out has the default of the configuration's `[[vm]]`. The
@@ -42,6 +42,9 @@ pub struct NewVm {
     /// How long after a VMM was connected last its pages are dropped; 0 for never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clear_after_seconds: Option<u64>,
+    /// How its guest is made to give up memory; not at all when it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub squeeze: Option<Squeeze>,
     /// Whether it is forgotten when the daemon starts again. Its pages are kept then, and the VM is unconfigured.
     #[serde(default)]
     pub runtime: bool,
@@ -67,6 +70,7 @@ impl NewVm {
             ("label", self.label.as_ref().map(text)),
             ("uuid", self.uuid.as_ref().map(text)),
             ("clear_after", self.clear_after_seconds.map(super::change::clear_after)),
+            ("squeeze", self.squeeze.as_ref().map(Squeeze::value)),
         ];
         keys.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
     }

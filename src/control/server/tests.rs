@@ -151,15 +151,15 @@ fn a_change_goes_to_the_host_and_its_answer_comes_back() {
     let (_dir, path, _server) = started();
     let client = Client::new(path).unwrap();
     let change = VmChange { weight: Some(7), ..VmChange::default() };
-    let vm = client.set_vm("web1", change).unwrap();
+    let vm = client.set_vm("web1", change.clone()).unwrap();
     assert_eq!((vm.limit_bytes, vm.weight, vm.writeback), (1, 7, true));
     let pool =
         client.set_pool(PoolChange { recompress: true, ..PoolChange::to(Compressor::Zstd(3)) }).unwrap();
     assert_eq!(pool.compressor, "Some(Zstd(3)) true");
-    assert_eq!(refused(client.set_vm("idle", change)), (400, "too much".to_owned()));
-    assert_eq!(refused(client.set_vm("bad", change)), (500, "the disk is on fire".to_owned()));
+    assert_eq!(refused(client.set_vm("idle", change.clone())), (400, "too much".to_owned()));
+    assert_eq!(refused(client.set_vm("bad", change.clone())), (500, "the disk is on fire".to_owned()));
     for name in ["nobody", "clear/", "a b/\u{e9}?x"] {
-        let (status, message) = refused(client.set_vm(name, change));
+        let (status, message) = refused(client.set_vm(name, change.clone()));
         assert!(status == 404 && message.contains("idle, web1"), "{message}");
         assert!(message.contains(&format!("{name:?}")), "{message}");
     }

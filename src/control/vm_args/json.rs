@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Content, MIB, QUEUE_SIZE, VmArgs, Wanted, shell};
+use super::{Content, MIB, QUEUE_SIZE, VmArgs, Wanted, balloon, shell};
 use crate::config::VmConfig;
 
 /// More vCPUs than this Firecracker gives no VM.
@@ -20,7 +20,7 @@ pub(super) fn cloud_hypervisor(vm: &VmConfig, socket: &Path, wanted: Wanted) -> 
         "num_queues": queues,
         "queue_size": QUEUE_SIZE,
     });
-    let mut notes = shell::cloud_hypervisor_notes();
+    let mut notes = shell::cloud_hypervisor_notes(vm);
     let call = |action: &str, body: &str| {
         format!(
             "curl --unix-socket API_SOCKET -X PUT http://localhost/api/v1/{action} -H 'Content-Type: application/json' -d {body}"
@@ -39,6 +39,9 @@ pub(super) fn cloud_hypervisor(vm: &VmConfig, socket: &Path, wanted: Wanted) -> 
         "memory": { "size": wanted.guest.memory.0, "shared": true },
         "disks": [disk.clone()],
     });
+    if let Some((member, value)) = balloon::cloud_hypervisor_member(vm, socket) {
+        document[member] = value;
+    }
     if wanted.whole {
         document["payload"] = json!({ "kernel": "/var/lib/vms/vmlinux", "cmdline": "root=/dev/vda1 console=hvc0 zswap.enabled=0" });
         document["disks"] = json!([{ "path": "/var/lib/vms/web1.raw", "image_type": "Raw" }, disk]);
@@ -55,7 +58,9 @@ pub(super) fn firecracker(vm: &VmConfig, socket: &Path, wanted: Wanted) -> VmArg
     });
     let document =
         if wanted.whole { firecracker_whole(vm, &drive, wanted) } else { json!({ "drives": [drive] }) };
-    VmArgs { content: Content::Document(document), notes: firecracker_notes(&drive) }
+    let mut notes = firecracker_notes(&drive);
+    notes.extend(balloon::notes(vm, &[]));
+    VmArgs { content: Content::Document(document), notes }
 }
 
 fn firecracker_whole(vm: &VmConfig, drive: &Value, wanted: Wanted) -> Value {

@@ -3,6 +3,7 @@
 //! can be held to them. Guest memory must be shared, or the VMM can't hand it to us; everything else about the VM is
 //! its owner's business. What a VMM can't do stands in the notes, which every form but `--json` prints.
 
+mod balloon;
 mod json;
 mod shell;
 #[cfg(test)]

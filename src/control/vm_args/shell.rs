@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::{Content, MIB, QUEUE_SIZE, VmArgs, Wanted};
+use super::{Content, MIB, QUEUE_SIZE, VmArgs, Wanted, balloon};
 use crate::config::VmConfig;
 
 /// How a QEMU that knows milliseconds connects again, and how an older one does.
@@ -24,7 +24,7 @@ pub(super) fn qemu(vm: &VmConfig, socket: &Path, wanted: Wanted) -> VmArgs {
     let memory = format!("{}M", wanted.guest.memory.0 / MIB);
     let path = socket.display().to_string().replace(',', ",,");
     let reconnect = if old { RECONNECT_BEFORE_9_2 } else { RECONNECT };
-    let args = owned(&[
+    let mut args = owned(&[
         "-m",
         &memory,
         "-object",
@@ -36,6 +36,7 @@ pub(super) fn qemu(vm: &VmConfig, socket: &Path, wanted: Wanted) -> VmArgs {
         "-device",
         &format!("vhost-user-blk-pci,chardev=ballast-socket,num-queues={}", vm.queues),
     ]);
+    args.extend(balloon::qemu(vm));
     let mut shown = shown(&args, "qemu-system-x86_64", wanted.whole);
     if wanted.whole && !old {
         // Out of the quotes, if there are any.
@@ -50,33 +51,37 @@ pub(super) fn qemu(vm: &VmConfig, socket: &Path, wanted: Wanted) -> VmArgs {
             "Before 9.2 it waits a whole second for that, and so does a guest that needs a page.".to_owned(),
         );
     }
+    notes.extend(balloon::notes(vm, &["qemu"]));
     VmArgs { content: Content::Arguments { args, shown }, notes }
 }
 
 pub(super) fn cloud_hypervisor(vm: &VmConfig, socket: &Path, wanted: Wanted) -> VmArgs {
     let (queues, path) = (vm.queues, socket.display().to_string());
     let path = if path.contains([',', '[', ']']) { format!("\"{path}\"") } else { path };
-    let args = owned(&[
+    let mut args = owned(&[
         "--memory",
         &format!("size={}M,shared=on", wanted.guest.memory.0 / MIB),
         // It refuses a disk with more queues than the VM has vCPUs, and has one vCPU unless told otherwise.
         "--cpus",
         &format!("boot={queues}"),
-        // Last, so that other disks can follow: it takes all of them behind one --disk.
-        "--disk",
-        &format!("vhost_user=true,socket={path},num_queues={queues},queue_size={QUEUE_SIZE}"),
     ]);
+    args.extend(balloon::cloud_hypervisor(vm, socket));
+    // Last, so that other disks can follow: it takes all of them behind one --disk.
+    let disk = format!("vhost_user=true,socket={path},num_queues={queues},queue_size={QUEUE_SIZE}");
+    args.extend(["--disk".to_owned(), disk]);
     let shown = shown(&args, "cloud-hypervisor", wanted.whole);
-    VmArgs { content: Content::Arguments { args, shown }, notes: cloud_hypervisor_notes() }
+    VmArgs { content: Content::Arguments { args, shown }, notes: cloud_hypervisor_notes(vm) }
 }
 
 /// What is true of it however it is told.
-pub(super) fn cloud_hypervisor_notes() -> Vec<String> {
-    owned(&[
+pub(super) fn cloud_hypervisor_notes(vm: &VmConfig) -> Vec<String> {
+    let mut notes = owned(&[
         "cloud-hypervisor (tried with 53): connects again for 60 s after the daemon has gone; then the disk is dead \
          until the VM starts anew.",
         "It takes at most as many queues as the VM has vCPUs.",
-    ])
+    ]);
+    notes.extend(balloon::notes(vm, &["cloud-hypervisor", "vhost-user"]));
+    notes
 }
 
 pub(super) fn crosvm(vm: &VmConfig, socket: &Path, wanted: Wanted) -> VmArgs {
@@ -92,11 +97,12 @@ pub(super) fn crosvm(vm: &VmConfig, socket: &Path, wanted: Wanted) -> VmArgs {
         // Its own queues have 32768 places, and ours at most 1024.
         &format!("type=block,socket={path},max-queue-size={QUEUE_SIZE}"),
     ]);
-    let notes = owned(&[
+    let mut notes = owned(&[
         "crosvm (checked against its source of August 2026, f1e797a; not tried): --vhost-user is there since November 2023.",
         "It never connects again, and ends the VM when the daemon ends: restart the daemon only after its VMs.",
         "It keeps no in-flight region. Guest memory is shared as it is, and it takes all of the VM's queues.",
     ]);
+    notes.extend(balloon::notes(vm, &[]));
     let shown = shown(&args, "crosvm run", wanted.whole);
     VmArgs { content: Content::Arguments { args, shown }, notes }
 }

@@ -86,6 +86,73 @@ fn crosvm_is_told_how_long_a_queue_is() {
     assert_eq!(arg, "type=block,socket=/run/ballast/web1.sock,max-queue-size=256");
 }
 
+/// The VM of the example, squeezed.
+fn squeezed(value: &str, wanted: Wanted) -> VmArgs {
+    let config = EXAMPLE.replace("#squeeze = \"none\"", &format!("squeeze = {value}"));
+    let config = Config::parse(&config, 16 << 30).unwrap();
+    assert!(config.vms[0].squeeze.is_some());
+    vm_args(config.vm("web1").unwrap(), &config.socket_path("web1"), wanted)
+}
+
+const BY_QEMU: &str = "{ vmm = \"qemu\", socket = \"/run/vms/web1.qmp\", min = \"512MiB\" }";
+const BY_CLOUD_HYPERVISOR: &str =
+    "{ vmm = \"cloud-hypervisor\", socket = \"/run/vms/web1.api\", min = \"512MiB\" }";
+const BY_OURSELVES: &str = "{ vmm = \"vhost-user\", min = \"512MiB\" }";
+
+#[test]
+fn a_qemu_whose_vm_is_squeezed_has_a_balloon_and_a_monitor() {
+    let text = squeezed(BY_QEMU, wanted(Vmm::Qemu)).text();
+    for part in [
+        crate::balloon::vmm::qmp::BALLOON_ARGUMENT,
+        "-qmp unix:/run/vms/web1.qmp,server=on,wait=off",
+        "# The VMM makes /run/vms/web1.qmp for its own user alone",
+        "rwx /run/vms)",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(!example(wanted(Vmm::Qemu)).text().contains("balloon"));
+    let whole = Wanted { whole: true, ..wanted(Vmm::Libvirt) };
+    for wanted in [wanted(Vmm::Libvirt), whole] {
+        let text = squeezed(BY_QEMU, wanted).bare();
+        for part in ["<stats period='2'/>", "<qemu:arg value='unix:/run/vms/web1.qmp,server=on,wait=off'/>"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+}
+
+#[test]
+fn a_cloud_hypervisor_whose_vm_is_squeezed_has_a_balloon_and_an_api() {
+    let document = Wanted { format: Format::Json, ..wanted(Vmm::CloudHypervisor) };
+    let text = squeezed(BY_CLOUD_HYPERVISOR, wanted(Vmm::CloudHypervisor)).bare();
+    for part in
+        [crate::balloon::vmm::cloud_hypervisor::BALLOON_ARGUMENT, "--api-socket path=/run/vms/web1.api"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert_eq!(squeezed(BY_CLOUD_HYPERVISOR, document).json()["balloon"]["size"], 0);
+    let text = squeezed(BY_OURSELVES, wanted(Vmm::CloudHypervisor)).bare();
+    let own = "'socket=/run/ballast/balloon/web1.sock,device_type=5,queue_sizes=[128,128]'";
+    assert!(text.contains(own) && !text.contains("--balloon"), "{text}");
+    let own = squeezed(BY_OURSELVES, document).json()["generic_vhost_user"][0].take();
+    assert_eq!(own["socket"], "/run/ballast/balloon/web1.sock");
+    assert_eq!(example(document).json().as_object().unwrap().len(), 3, "nothing where nothing is squeezed");
+}
+
+#[test]
+fn who_asks_for_another_vmm_than_squeeze_names_is_told() {
+    for (value, vmm) in [
+        (BY_QEMU, Vmm::CloudHypervisor),
+        (BY_CLOUD_HYPERVISOR, Vmm::Libvirt),
+        (BY_OURSELVES, Vmm::Qemu),
+        (BY_QEMU, Vmm::Firecracker),
+        (BY_QEMU, Vmm::Crosvm),
+    ] {
+        let args = squeezed(value, wanted(vmm));
+        assert!(args.text().contains("No balloon is among this"), "{vmm:?}: {}", args.text());
+        assert!(!args.bare().contains("balloon"), "{vmm:?}: {}", args.bare());
+    }
+}
+
 #[test]
 fn what_is_printed_for_scripts_has_no_comments() {
     for vmm in [Vmm::Qemu, Vmm::Libvirt, Vmm::CloudHypervisor, Vmm::Firecracker, Vmm::Crosvm] {

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::{Content, MIB, VmArgs, Wanted};
+use super::{Content, MIB, VmArgs, Wanted, balloon};
 use crate::config::VmConfig;
 
 const MEMORY_BACKING: &str = "\
@@ -16,18 +16,25 @@ const MEMORY_BACKING: &str = "\
 
 pub(super) fn libvirt(vm: &VmConfig, socket: &Path, wanted: Wanted) -> VmArgs {
     let disk = disk(vm, socket);
+    let (memballoon, monitor) = balloon::libvirt(vm).unwrap_or_default();
+    let devices = disk + memballoon;
     let text = if wanted.whole {
-        domain(vm, &disk, wanted)
+        domain(vm, &devices, &monitor, wanted)
     } else {
-        format!("<!-- in <domain>: -->\n{MEMORY_BACKING}<!-- in its <devices>, by a free name: -->\n{disk}")
+        format!(
+            "<!-- in <domain>: -->\n{MEMORY_BACKING}{monitor}<!-- in its <devices>, by a free name: -->\n{devices}"
+        )
     };
-    let notes = [
+    let mut notes = [
         "libvirt (checked with 9.0 and the schemas of 11.3): its QEMU connects again for as long as it lives.",
         "It counts in seconds how long it waits for that, and so long waits a guest that needs a page.",
         "For this disk it takes no discard= and no <serial>; the guest has both, from us.",
         "Its AppArmor profiles (Debian has them) forget this socket: allow it in /etc/apparmor.d/local/abstractions/libvirt-qemu.",
-    ];
-    VmArgs { content: Content::Xml(text), notes: notes.map(str::to_owned).into() }
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    notes.extend(balloon::notes(vm, &["qemu"]));
+    VmArgs { content: Content::Xml(text), notes }
 }
 
 fn disk(vm: &VmConfig, socket: &Path) -> String {
@@ -46,7 +53,7 @@ fn disk(vm: &VmConfig, socket: &Path) -> String {
     )
 }
 
-fn domain(vm: &VmConfig, disk: &str, wanted: Wanted) -> String {
+fn domain(vm: &VmConfig, devices: &str, monitor: &str, wanted: Wanted) -> String {
     let (name, memory, vcpus) = (&vm.name, wanted.guest.memory.0 / MIB, vm.queues);
     format!(
         "\
@@ -69,10 +76,11 @@ fn domain(vm: &VmConfig, disk: &str, wanted: Wanted) -> String {
     </disk>
 {}    <console type='pty'/>
   </devices>
-</domain>
+{}</domain>
 ",
         indented(MEMORY_BACKING, 2),
-        indented(disk, 4)
+        indented(devices, 4),
+        indented(monitor, 2)
     )
 }
 
@@ -81,7 +89,7 @@ fn indented(text: &str, spaces: usize) -> String {
 }
 
 /// A text as an attribute between single quotes has it.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;")
 }
 
