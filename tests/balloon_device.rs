@@ -1,6 +1,9 @@
 //! A balloon with a driver of our own: what is given up or reported is gone from the VMM's file and nothing else is, the
 //! driver is told what is wanted and says what it has, and neither a VMM that comes back nor a successor of the daemon
 //! changes that.
+//!
+//! Not tested here: a guest with an operating system. No VMM that attaches any vhost-user device is in Debian, and the guest
+//! without an operating system that others of these tests boot in cloud-hypervisor has no driver for a balloon.
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
@@ -9,6 +12,8 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use ballast::balloon::vmm::VmmClient;
+use ballast::balloon::vmm::own::Own;
 use ballast::device::balloon::{Stats, Told};
 use ballast::frontend::{Balloon, Error, Manners, Options};
 use ballast::page::PAGE_SIZE_U64;
@@ -138,6 +143,32 @@ fn a_guest_is_told_how_large_its_balloon_is_to_be() {
     }
     assert_eq!(host.device.look().target_bytes, Some(8 << 20));
     assert_eq!(host.device.set_target(0), Ok(Told::Now));
+}
+
+/// What the controller sees and does, through the device alone.
+#[test]
+fn the_controller_needs_no_vmm() {
+    let (host, memory) = (Ballooned::start(), memory());
+    let mut own = Own::new(std::sync::Arc::clone(&host.device));
+    let now = std::time::Instant::now();
+    assert_eq!(own.look(now).unwrap_err().name(), "no-balloon");
+    let mut guest = host.attach_linux(&memory);
+    guest.say_stats(STATS, &[(6, 5 << 20)]).unwrap();
+    host.until("said", |look| look.stats.is_some() && look.listens);
+    let all = 2 * u64::from(REGION_PAGES) * 4096;
+    let seen = own.look(now).unwrap();
+    assert_eq!((seen.configured_bytes, seen.actual_bytes), (all, all));
+    assert_eq!(seen.guest.unwrap().available_bytes, Some(5 << 20));
+    guest.finish(STATS).unwrap();
+    own.set_target(all - (1 << 20), now).unwrap();
+    assert_eq!(guest.config().unwrap().num_pages, 256);
+    guest.say_actual(256).unwrap();
+    assert_eq!(own.look(now).unwrap().actual_bytes, all - (1 << 20));
+    own.set_target(u64::MAX, now).unwrap();
+    assert_eq!(guest.config().unwrap().num_pages, 0);
+    assert_eq!(own.set_target(0, now).unwrap_err().name(), "refused");
+    guest.say_actual(u32::MAX).unwrap();
+    assert_eq!(own.look(now).unwrap_err().name(), "nonsense");
 }
 
 #[test]
