@@ -21,7 +21,7 @@ use super::served::Served;
 use crate::balloon::trace::{Step, Tick};
 use crate::balloon::vmm::cloud_hypervisor::CloudHypervisor;
 use crate::balloon::vmm::qmp::Qmp;
-use crate::balloon::vmm::VmmClient;
+use crate::balloon::vmm::{Unreachable, VmmClient};
 use crate::balloon::{Mode, Pressure, Reason, State, Vmm};
 use crate::config::{SqueezeConfig, SqueezeVmm};
 use crate::reclaim::pressure::Level;
@@ -225,6 +225,7 @@ impl Guest {
         }
         match seen {
             Ok(memory) => Vmm::Answers(memory),
+            Err(why @ Unreachable::Gone { .. }) => Vmm::Gone(why.to_string()),
             Err(why) => Vmm::Silent(why.to_string()),
         }
     }

@@ -33,7 +33,8 @@ impl Recorder {
 
     /// What was noted last, maybe by a daemon before this one.
     pub(super) fn last(&self) -> Option<Tick> {
-        let read = |path: &Path| trace::read(BufReader::new(File::open(path).ok()?)).filter_map(Result::ok).last();
+        let read =
+            |path: &Path| trace::read(BufReader::new(File::open(path).ok()?)).filter_map(Result::ok).last();
         read(&self.path).or_else(|| read(&self.before))
     }
 
