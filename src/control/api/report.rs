@@ -10,7 +10,7 @@ use super::status::VmState;
 
 /// Pages of each VM that a report compresses again, when nothing is said.
 pub const SAMPLE_PAGES_DEFAULT: u32 = 512;
-/// What may be said: with none, nothing is compressed; a second's work is at most what one VM may cost.
+/// What may be said: with none, nothing is compressed; one or two seconds' work is the most that one VM may cost.
 pub const SAMPLE_PAGES: RangeInclusive<u32> = 0..=8192;
 
 /// How `GET /api/v1/report` is meant. The answer is a [`Report`].
