@@ -15,7 +15,7 @@ use std::time::Duration;
 use ballast::balloon::vmm::VmmClient;
 use ballast::balloon::vmm::own::Own;
 use ballast::device::balloon::{Stats, Told};
-use ballast::frontend::{Balloon, Error, Manners, Options};
+use ballast::frontend::{Balloon, Manners, Options};
 use ballast::page::PAGE_SIZE_U64;
 use support::Random;
 use support::balloon::{ALL, Ballooned, PATIENCE, REGION_PAGES, SECOND, content, memory, second, touch};

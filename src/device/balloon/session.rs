@@ -181,7 +181,8 @@ impl Attachment {
         loop {
             let mut busy = self.turn();
             if !busy && self.claimed {
-                busy = self.rings.iter().flatten().fold(false, |busy, ring| ring.listen() || busy);
+                // Each has to ask, whatever the others find.
+                busy = self.rings.iter().flatten().filter(|ring| ring.listen()).count() > 0;
             }
             if !self.wait(busy).map_err(VhostError::ReqHandlerError)? {
                 continue;
