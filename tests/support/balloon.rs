@@ -38,14 +38,11 @@ impl Ballooned {
         Self { host, device, socket }
     }
 
-    /// Puts another in its place that knows nothing of it, as a daemon does after its predecessor was killed; `prepare`
-    /// has it before any VMM.
-    pub fn successor(&mut self, prepare: impl FnOnce(&Device)) {
+    /// Puts another in its place that knows of it what stands in the VM's table, as a daemon does after its predecessor was
+    /// killed.
+    pub fn successor(&mut self) {
         std::fs::remove_file(&self.socket).expect("the socket is there");
-        let device = Arc::new(Device::new(Arc::clone(&self.host.vms[0])));
-        prepare(&device);
-        device.listen(UnixListener::bind(&self.socket).expect("a socket")).expect("a thread");
-        self.device = device;
+        self.device = listen(&self.host, &self.socket);
     }
 
     pub fn attach(&self, memory: &Memory, options: Options) -> Balloon {
