@@ -43,6 +43,9 @@ const EDGE_FORGOTTEN_PART: u64 = 1024;
 /// How long a VM is left alone after it hurt, at first and at most, in ticks.
 const BACK_OFF_TICKS: u64 = 12;
 const BACK_OFF_TICKS_MAX: u64 = 192;
+/// Steps into pages in use after which a guest that pushed nothing out is taken not to swap: what is taken from it is its
+/// cache, and then its life.
+const DRY_TICKS_MAX: u64 = 8;
 /// The disk, the limit and the pool count as nearly full and as full, in percent.
 const NEARLY_FULL_PERCENT: u64 = 90;
 const FULL_PERCENT: u64 = 97;
@@ -68,6 +71,8 @@ pub struct State {
     pub back_off_ticks: u64,
     /// The target at which it hurt, in bytes; slowly forgotten.
     pub edge_bytes: u64,
+    /// Ticks in which it was squeezed, had nothing to spare and pushed nothing out.
+    pub dry_ticks: u64,
 }
 
 /// What the policy makes of one VM, before the host has its say.
@@ -284,12 +289,16 @@ impl Tick<'_> {
     }
 
     /// A step down: what is free first and fast, then what is in use, the slower the more comes back.
-    fn squeeze(&self, state: &State) -> (u64, Reason) {
+    fn squeeze(&self, state: &mut State) -> (u64, Reason) {
         let actual_bytes = self.memory.actual_bytes;
         let headroom_bytes = (actual_bytes / HEADROOM_PART)
             .max(HEADROOM_GROWTHS.saturating_mul(self.signals.look.growth_bytes));
         let spare_bytes = self.signals.available_bytes.unwrap_or(0).saturating_sub(headroom_bytes);
         let free_bytes = (spare_bytes / FREE_STEP_PART).min(actual_bytes / FREE_STEP_MAX_PART);
+        if free_bytes == 0 && self.is_dry(state) {
+            state.back_off_until_ms = self.host.now_ms + BACK_OFF_TICKS * self.host.interval_ms;
+            return (self.from_bytes, Reason::Held(Hold::NotSwapping));
+        }
         let near_edge = self.from_bytes < state.edge_bytes + state.edge_bytes / EDGE_PART;
         let part = if near_edge { COLD_STEP_PART * EDGE_STEPS } else { COLD_STEP_PART };
         let cold_bytes = actual_bytes / part * (100 - self.signals.pain_percent.min(100)) / 100;
@@ -300,6 +309,13 @@ impl Tick<'_> {
         }
         let reason = if free_bytes >= cold_bytes { Reason::TookFree } else { Reason::Squeezed };
         (to_bytes, reason(taken_bytes))
+    }
+
+    /// Whether taking more makes it push nothing out, as far as it says what it has to spare.
+    fn is_dry(&self, state: &mut State) -> bool {
+        let pushes_out = self.signals.stored_bytes > 0 || self.signals.available_bytes.is_none();
+        state.dry_ticks = if pushes_out { 0 } else { state.dry_ticks + 1 };
+        state.dry_ticks > DRY_TICKS_MAX
     }
 
     /// The most that a guest has which has reached its target, in bytes.

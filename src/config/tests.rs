@@ -171,6 +171,7 @@ const REFUSED: &[(&str, [&str; 3])] = &[
     ),
     ("[balloon]\nbudget = \"101%\"", ["balloon.budget", "\"101%\"", "\"100%\""]),
     ("[balloon]\nbudget = \"17GiB\"", ["balloon.budget", "\"17GiB\"", "64MiB to that memory (16GiB)"]),
+    ("[balloon]\ninterval = \"0s\"", ["balloon.interval", "\"0s\"", "from 1s to 1m"]),
     ("[balloon]\nbudgte = 1", ["budgte", "unknown field", "`budget`"]),
     ("workers", ["workers", "line 1", "="]),
 ];
@@ -230,9 +231,7 @@ fn the_example_is_right_with_and_without_its_comments() {
 #[test]
 fn the_example_has_every_key() {
     let example = include_str!("../../vmm-configs/ballast.toml");
-    for (section, keys_min) in
-        [("", 8), ("[pool]\n", 5), ("[writeback]\n", 4), ("[[vm]]\n", 12)]
-    {
+    for (section, keys_min) in [("", 8), ("[pool]\n", 5), ("[writeback]\n", 4), ("[[vm]]\n", 12)] {
         // serde lists the keys that exist for one that doesn't.
         let message = format!("{:?}", parse(&format!("{section}nonsense = 1\n")).unwrap_err());
         let (_, keys) = message.split_once("expected one of").unwrap();

@@ -5,6 +5,7 @@ use std::time::UNIX_EPOCH;
 
 use parking_lot::{Mutex, RwLock};
 
+use super::balloons::Balloons;
 use super::served::Served;
 use super::{ServeError, reload, served, status};
 use crate::config::{Config, Layers, VmConfig};
@@ -34,6 +35,7 @@ pub struct Daemon {
     pub(super) shrinker: Arc<shrinker::Handle>,
     pub(super) pressure: Option<Monitor>,
     pub(super) scrubber: scrub::Handle,
+    pub(super) balloons: Arc<Balloons>,
     /// When it started, in seconds since 1970.
     pub(super) start_time_seconds: u64,
     pub(super) sockets: Mutex<Sockets>,
@@ -76,7 +78,8 @@ impl Daemon {
         }
         let device = Arc::new(device);
         let shrinker = Arc::new(start_shrinker(&config, &store, &device)?);
-        let pressure = config.pool.pressure.then(|| watch_pressure(&shrinker)).transpose()?;
+        let balloons = Arc::new(Balloons::new(config.balloon_budget_bytes));
+        let pressure = config.pool.pressure.then(|| watch_pressure(&shrinker, &balloons)).transpose()?;
         let scrubber = Scrubber::new(Arc::clone(&store), config.scrub).start().map_err(ServeError::Thread)?;
         let start_time_seconds = UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
         let orders = Mutex::new(Orders { layers, running: config.clone() });
@@ -88,6 +91,7 @@ impl Daemon {
             shrinker,
             pressure,
             scrubber,
+            balloons,
             start_time_seconds,
             sockets,
             served,
@@ -248,11 +252,12 @@ fn start_shrinker(
     shrinker.start().map_err(ServeError::Thread)
 }
 
-fn watch_pressure(shrinker: &Arc<shrinker::Handle>) -> Result<Monitor, ServeError> {
-    let shrinker = Arc::clone(shrinker);
+fn watch_pressure(shrinker: &Arc<shrinker::Handle>, balloons: &Arc<Balloons>) -> Result<Monitor, ServeError> {
+    let (shrinker, balloons) = (Arc::clone(shrinker), Arc::clone(balloons));
     Monitor::start(Files::of_this_host(), move |pressure| {
         tracing::debug!(?pressure, "the host runs short of memory");
         shrinker.press(pressure.level);
+        balloons.press(pressure.level);
     })
     .map_err(ServeError::Thread)
 }

@@ -292,7 +292,7 @@ impl Daemon {
             before = VmConfig { reserve_bytes: before.reserve_bytes, ..forgotten };
         }
         wanted.applied(&before, reserves_bytes, self.store.arena().max_bytes())?;
-        let keys = change.keys();
+        let keys = change.keys(&before)?;
         if !keys.is_empty() {
             next.give(name, keys, change.runtime);
         }

@@ -1,6 +1,7 @@
 //! What the control socket speaks: HTTP/1.1 with JSON bodies, under `/api/v1`. Other people script against the
 //! names here, so they are only ever added to. Sizes are bytes, units stand last in the names.
 
+mod balloon;
 mod change;
 mod check;
 mod counters;
@@ -14,13 +15,14 @@ mod vm;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use self::balloon::BalloonStatus;
 pub use self::change::{PoolChange, SetError, VmChange};
 pub use self::check::{BadPage, CHECK_RATE_BYTES_MIN, CheckOrder, CheckState, CheckStatus};
 pub use self::counters::{Bucket, Counters, buckets};
 pub use self::exposition::{Exposition, METRICS_PATH};
 pub use self::histogram::{Histogram, LoadLatency};
 pub use self::reload::{Change, ChangeOutcome, MigrationName, ReloadReport, Reloading, SettingValue};
-pub use self::squeeze::Squeeze;
+pub use self::squeeze::{Squeeze, SqueezeMode};
 pub use self::status::{
     CompressorPool, CompressorPoolState, PoolStatus, RunsByReason, ShrinkerStatus, Status, VmState, VmStatus,
     WritebackState, WritebackStatus,
