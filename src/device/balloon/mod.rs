@@ -115,9 +115,10 @@ impl Balloon {
     pub fn new(vm: Arc<DeviceVm>) -> Self {
         let [target_pages, actual_pages] =
             vm.pages().map_or([None; 2], |pages| pages.table().balloon_pages());
-        let state = Mutex::new(State { target_pages, actual_pages, ..State::default() });
+        let mut state = State::default();
+        (state.target_pages, state.actual_pages) = (target_pages, actual_pages);
         let (mapped, connections) = (VmExtent::default(), Connections::default());
-        Self { vm, mapped, connections, sessions: AtomicU64::new(0), state }
+        Self { vm, mapped, connections, sessions: AtomicU64::new(0), state: Mutex::new(state) }
     }
 
     /// Whose it is.
@@ -209,7 +210,7 @@ impl Balloon {
     pub fn listen(self: &Arc<Self>, listener: impl Into<Arc<UnixListener>>) -> io::Result<()> {
         let (balloon, of) = (Arc::clone(self), Arc::clone(self));
         let is_over = move || of.connections.are_over() || of.vm.is_removed();
-        serving::accept(listener.into(), "balloon", Arc::clone(&self.vm), is_over, move |stream| {
+        serving::accept(listener.into(), "balloons", Arc::clone(&self.vm), is_over, move |stream| {
             balloon.attach(stream)
         })
     }

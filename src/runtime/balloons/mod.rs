@@ -3,6 +3,7 @@
 //! call may take. What it knows of a VM is gone with the daemon; the next one begins with what the guest has.
 
 mod look;
+mod own;
 mod record;
 
 use std::collections::HashMap;
@@ -13,13 +14,14 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use self::own::OwnBalloon;
 use self::record::Recorder;
 use super::daemon::Daemon;
 use super::served::Served;
 use crate::balloon::trace::{Step, Tick};
+use crate::balloon::vmm::VmmClient;
 use crate::balloon::vmm::cloud_hypervisor::CloudHypervisor;
 use crate::balloon::vmm::qmp::Qmp;
-use crate::balloon::vmm::{GuestMemory, Unreachable, VmmClient};
 use crate::balloon::{Mode, Pressure, Reason, State, Vmm};
 use crate::config::{SqueezeConfig, SqueezeVmm};
 use crate::reclaim::pressure::Level;
@@ -156,15 +158,15 @@ impl Controller {
             });
             match same.map(|index| before.swap_remove(index)) {
                 Some(guest) => self.guests.push(Guest { served, squeeze, ..guest }),
-                None => self.guests.push(Guest::new(served, squeeze)),
+                None => self.guests.push(Guest::new(&self.daemon, served, squeeze)),
             }
         }
     }
 }
 
 impl Guest {
-    fn new(served: Served, squeeze: SqueezeConfig) -> Self {
-        let client = client(&squeeze.vmm);
+    fn new(daemon: &Arc<Daemon>, served: Served, squeeze: SqueezeConfig) -> Self {
+        let client = client(daemon, &served.config.name, &squeeze.vmm);
         Self { served, squeeze, client, state: State::default(), told_bytes: None, told_reason: None }
     }
 
@@ -209,24 +211,11 @@ impl Guest {
     }
 }
 
-fn client(vmm: &SqueezeVmm) -> Box<dyn VmmClient> {
+fn client(daemon: &Arc<Daemon>, vm: &str, vmm: &SqueezeVmm) -> Box<dyn VmmClient> {
     match vmm {
         SqueezeVmm::Qemu(socket) => Box::new(Qmp::new(socket.clone())),
         SqueezeVmm::CloudHypervisor(socket) => Box::new(CloudHypervisor::new(socket.clone())),
-        SqueezeVmm::VhostUser => Box::new(NoDevice),
-    }
-}
-
-/// There is no balloon device of our own yet.
-struct NoDevice;
-
-impl VmmClient for NoDevice {
-    fn look(&mut self, _: Instant) -> Result<GuestMemory, Unreachable> {
-        Err(Unreachable::NoBalloon { add: "vmm = \"qemu\"" })
-    }
-
-    fn set_target(&mut self, _: u64, _: Instant) -> Result<(), Unreachable> {
-        Err(Unreachable::NoBalloon { add: "vmm = \"qemu\"" })
+        SqueezeVmm::VhostUser => Box::new(OwnBalloon::new(Arc::clone(daemon), vm)),
     }
 }
 
