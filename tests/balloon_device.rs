@@ -169,6 +169,12 @@ fn the_controller_needs_no_vmm() {
     assert_eq!(own.set_target(0, now).unwrap_err().name(), "refused");
     guest.say_actual(u32::MAX).unwrap();
     assert_eq!(own.look(now).unwrap_err().name(), "nonsense");
+    // Another guest has all of its memory, and whoever squeezes learns that nobody has told it anything.
+    drop(guest);
+    let _guest = host.attach_linux(&support::balloon::memory());
+    host.until("attached", |look| look.attached && look.target_bytes.is_none());
+    assert_eq!(own.look(now).unwrap_err().name(), "late");
+    assert_eq!(own.look(now).unwrap().actual_bytes, all);
 }
 
 #[test]
