@@ -56,6 +56,7 @@ fn what_is_wanted_reaches_the_guest_and_a_killed_daemons_successor_wants_the_sam
     let mut daemon = Daemon::start(dir.path(), &config(fixed));
     let memory = Memory::with_bytes(256 << 20).unwrap();
     let mut guest = attach(dir.path(), &memory);
+    guest.inflate(&[FREE + 100]).unwrap();
     obey(&mut guest, WANTED_PAGES);
     for round in 0..3 {
         touch(&memory, FREE + round, 7);
