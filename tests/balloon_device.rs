@@ -15,7 +15,7 @@ use std::time::Duration;
 use ballast::balloon::vmm::VmmClient;
 use ballast::balloon::vmm::own::Own;
 use ballast::device::balloon::{Stats, Told};
-use ballast::frontend::{Balloon, Error, Manners, Options};
+use ballast::frontend::{Balloon, Manners, Options};
 use ballast::page::PAGE_SIZE_U64;
 use support::Random;
 use support::balloon::{ALL, Ballooned, PATIENCE, REGION_PAGES, SECOND, content, memory, second, touch};
@@ -169,6 +169,12 @@ fn the_controller_needs_no_vmm() {
     assert_eq!(own.set_target(0, now).unwrap_err().name(), "refused");
     guest.say_actual(u32::MAX).unwrap();
     assert_eq!(own.look(now).unwrap_err().name(), "nonsense");
+    // Another guest has all of its memory, and whoever squeezes learns that nobody has told it anything.
+    drop(guest);
+    let _guest = host.attach_linux(&support::balloon::memory());
+    host.until("attached", |look| look.attached && look.target_bytes.is_none());
+    assert_eq!(own.look(now).unwrap_err().name(), "late");
+    assert_eq!(own.look(now).unwrap().actual_bytes, all);
 }
 
 #[test]
@@ -223,7 +229,8 @@ fn nothing_that_was_under_way_is_lost_when_a_vmm_comes_back() {
             // The daemon dies after this is on the ring and before it is answered.
             guest.name(0, &[FREE + round]).unwrap();
             if round > 1 {
-                host.successor(|device| assert_eq!(device.set_target(16384), Ok(Told::Later)));
+                host.successor();
+                assert_eq!(host.device.look().actual_bytes, Some(u64::from(round) * 4096));
             }
             let changes = guest.changes(Duration::ZERO).unwrap();
             guest.reconnect(PATIENCE).unwrap();

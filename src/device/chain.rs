@@ -35,6 +35,7 @@ pub struct Chain {
 }
 
 /// Follows a chain. `None` when it loops, leaves its table, nests indirect tables, mixes directions or is too long.
+#[inline]
 #[must_use]
 pub fn walk(memory: &Memory, mut table: DescriptorTable, head: u16) -> Option<Chain> {
     let mut chain = Chain::default();

@@ -15,6 +15,7 @@ mod file;
 pub mod histogram;
 pub mod lru;
 pub mod mapping;
+mod noted;
 pub mod object;
 pub mod pool;
 pub mod recovery;

@@ -10,6 +10,7 @@
 //!          128 the key of the VM's records in the writeback file  160 crc32c of the key u32
 //!          164 crashes in a row while working for the VM, once in each byte  168 the last one's second of the boot-time clock u32
 //!          176 the second of the boot-time clock at which a VMM was connected last u32  180 the complement of that
+//!          184 pages that the VM's balloon is to have u32  188 the complement  192 that it has u32  196 the complement
 //! 2048   the same again but for the words at 96 and from 164 on, in case the first one is damaged
 //! 4096   chunk 0: 4096 entries of 8 bytes, then 4096 ages of 4 bytes
 //! 53248  chunk 1, and so on
@@ -42,7 +43,6 @@ const KEY_BYTES: usize = 32;
 const KEY_CHECKSUM_AT: usize = KEY_AT + KEY_BYTES;
 const CRASHES_AT: u64 = 164;
 const LAST_CRASH_AT: u64 = 168;
-const LAST_CONNECTED_AT: u64 = 176;
 const COPY_AT: usize = PAGE_SIZE / 2;
 /// The longest name of a VM, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
@@ -61,7 +61,7 @@ pub fn seconds_since_boot() -> u32 {
 
 /// One VM's page table.
 pub struct Table {
-    mapping: Mapping,
+    pub(super) mapping: Mapping,
     vm: VmId,
     name: String,
     slots: u32,
@@ -248,23 +248,6 @@ impl Table {
     /// Notes that the VM's first pages are in place.
     pub fn set_initialised(&self) {
         self.mapping.half_word(INITIALISED_AT).store(u32::MAX, Ordering::Release);
-    }
-
-    /// The second of the boot-time clock at which a VMM was connected last; 0 when that is not known.
-    #[must_use]
-    pub fn last_connected(&self) -> u32 {
-        let word = self.mapping.word(LAST_CONNECTED_AT).load(Ordering::Relaxed);
-        let half = |word: u64| u32::try_from(word & u64::from(u32::MAX)).unwrap_or(0);
-        let (seconds, complement) = (half(word), half(word >> 32));
-        // A VM may be cleared for what stands here, so damage is no answer.
-        if complement == !seconds { seconds } else { 0 }
-    }
-
-    /// Notes that a VMM is connected at this second.
-    pub fn note_connected(&self, now_seconds: u32) {
-        let seconds = now_seconds.max(1);
-        let word = u64::from(seconds) | u64::from(!seconds) << 32;
-        self.mapping.word(LAST_CONNECTED_AT).store(word, Ordering::Relaxed);
     }
 
     /// How often the daemon has ended itself while it worked for the VM.

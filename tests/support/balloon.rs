@@ -38,18 +38,15 @@ impl Ballooned {
         Self { host, device, socket }
     }
 
-    /// Puts another in its place that knows nothing of it, as a daemon does after its predecessor was killed; `prepare`
-    /// has it before any VMM.
-    pub fn successor(&mut self, prepare: impl FnOnce(&Device)) {
-        std::fs::remove_file(&self.socket).unwrap();
-        let device = Arc::new(Device::new(Arc::clone(&self.host.vms[0])));
-        prepare(&device);
-        device.listen(UnixListener::bind(&self.socket).unwrap()).unwrap();
-        self.device = device;
+    /// Puts another in its place that knows of it what stands in the VM's table, as a daemon does after its predecessor was
+    /// killed.
+    pub fn successor(&mut self) {
+        std::fs::remove_file(&self.socket).expect("the socket is there");
+        self.device = listen(&self.host, &self.socket);
     }
 
     pub fn attach(&self, memory: &Memory, options: Options) -> Balloon {
-        Balloon::attach(&self.socket, memory.clone(), options).unwrap()
+        Balloon::attach(&self.socket, memory.clone(), options).expect("the device answers")
     }
 
     /// With every feature, and as many queues as Linux has then.
@@ -73,39 +70,39 @@ impl Ballooned {
 
 fn listen(host: &Host, socket: &PathBuf) -> Arc<Device> {
     let device = Arc::new(Device::new(Arc::clone(&host.vms[0])));
-    device.listen(UnixListener::bind(socket).unwrap()).unwrap();
+    device.listen(UnixListener::bind(socket).expect("a socket")).expect("a thread");
     device
 }
 
 /// Two regions of [`REGION_PAGES`] each.
 pub fn memory() -> Memory {
     let bytes = REGION_PAGES as usize * 4096;
-    Memory::with_regions(&[(0, bytes), (SECOND, bytes)]).unwrap()
+    Memory::with_regions(&[(0, bytes), (SECOND, bytes)]).expect("memory")
 }
 
 /// The number of a page of the second region.
 pub fn second(page: u32) -> u32 {
-    u32::try_from(SECOND / PAGE_SIZE_U64).unwrap() + page
+    u32::try_from(SECOND / PAGE_SIZE_U64).expect("a page below 16 TiB") + page
 }
 
 /// The guest writes to a page.
 pub fn touch(memory: &Memory, page: u32, byte: u8) {
     let at = vm_memory::GuestAddress(u64::from(page) * PAGE_SIZE_U64);
-    memory.write(at, &[byte; 4096]).unwrap();
+    memory.write(at, &[byte; 4096]).expect("a page of the guest's");
 }
 
 /// What a page's file has there: `None` for a hole. Nothing is backed by looking.
 pub fn content(memory: &Memory, page: u32) -> Option<u8> {
     let map = memory.map();
     let at = u64::from(page) * PAGE_SIZE_U64;
-    let region = map.find_region(vm_memory::GuestAddress(at)).unwrap();
-    let (file, offset) = (region.file_offset().unwrap().file(), at - region.start_addr().0);
+    let region = map.find_region(vm_memory::GuestAddress(at)).expect("a page of the guest's");
+    let (file, offset) = (region.file_offset().expect("a file").file(), at - region.start_addr().0);
     let data = rustix::fs::seek(file, SeekFrom::Data(offset)).unwrap_or(u64::MAX);
     if data >= offset + PAGE_SIZE_U64 {
         return None;
     }
     let mut bytes = [0; 4096];
-    file.read_exact_at(&mut bytes, offset).unwrap();
+    file.read_exact_at(&mut bytes, offset).expect("a page of the file");
     assert!(bytes.iter().all(|byte| *byte == bytes[0]), "page {page} is torn");
     Some(bytes[0])
 }

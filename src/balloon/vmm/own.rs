@@ -15,24 +15,33 @@ pub const BALLOON_ARGUMENT: &str =
 const RESIZING: &str = "another size of the balloon";
 
 /// A client of one balloon of ours.
-pub struct Own(Arc<Balloon>);
+pub struct Own {
+    balloon: Arc<Balloon>,
+    /// Whether the guest that has it was told a size.
+    told: bool,
+}
 
 impl Own {
     /// Looks at this balloon, and changes it.
     #[must_use]
     pub fn new(balloon: Arc<Balloon>) -> Self {
-        Self(balloon)
+        Self { balloon, told: false }
     }
 }
 
 impl VmmClient for Own {
     /// The guest is asked for statistics as well, which are in a later look.
     fn look(&mut self, _now: Instant) -> Result<GuestMemory, Unreachable> {
-        let seen = self.0.look();
+        let seen = self.balloon.look();
         if !seen.attached {
             return Err(Unreachable::NoBalloon { add: BALLOON_ARGUMENT });
         }
-        self.0.ask_stats();
+        if self.told && seen.target_bytes.is_none() {
+            // What was said holds no more, and whoever said it is to know.
+            self.told = false;
+            return Err(Unreachable::Late { waited_for: "another guest, which has just booted" });
+        }
+        self.balloon.ask_stats();
         let (configured_bytes, said) = (seen.configured_bytes, seen.actual_bytes);
         let balloon_bytes =
             said.ok_or(Unreachable::Late { waited_for: "the guest's word on its balloon" })?;
@@ -48,13 +57,16 @@ impl VmmClient for Own {
     }
 
     fn set_target(&mut self, bytes: u64, _now: Instant) -> Result<(), Unreachable> {
-        let seen = self.0.look();
+        let seen = self.balloon.look();
         if !seen.attached {
             return Err(Unreachable::NoBalloon { add: BALLOON_ARGUMENT });
         }
         let refused = |why: String| Unreachable::Refused { request: RESIZING, why };
-        match self.0.set_target(seen.configured_bytes.saturating_sub(bytes)) {
-            Ok(Told::Now) => Ok(()),
+        match self.balloon.set_target(seen.configured_bytes.saturating_sub(bytes)) {
+            Ok(Told::Now) => {
+                self.told = true;
+                Ok(())
+            }
             // It went away between the two.
             Ok(Told::Later) => Err(Unreachable::NoBalloon { add: BALLOON_ARGUMENT }),
             Ok(Told::Unasked) => Err(refused(

@@ -6,9 +6,12 @@
 //!
 //! A VM's balloon has a socket of its own. Each connection is a session, as of a disk, but one thread does all of it
 //! ([`session`]): a hole takes as long as the file system makes it, which its VMM can draw out, and so no worker may wait
-//! for it. cloud-hypervisor attaches it as `--generic-vhost-user socket=…,device_type=5,queue_sizes=[128,128]`. As of 2026 it
-//! passes none of a generic device's own features on, so its guests have neither statistics nor reporting there and don't
-//! deflate when they are out of memory; how large the balloon is to be reaches them.
+//! for it. cloud-hypervisor attaches it as `--generic-vhost-user socket=…,device_type=5,queue_sizes=[128,128]`.
+//!
+//! Two things are to be known of cloud-hypervisor. As of 2026 it passes none of a generic device's own features on, so its
+//! guests have neither statistics nor reporting there and don't deflate when they are out of memory; how large the balloon is
+//! to be reaches them. And it ends when a guest looks at the configuration space of such a device while no back end is
+//! there, which a guest does whose balloon is changing: hold its size before the daemon is started again.
 //!
 //! A VM that has devices passed through to it must have no balloon: a device goes on writing to pages that were returned.
 
@@ -107,11 +110,15 @@ pub struct Look {
 }
 
 impl Balloon {
-    /// The balloon of a VM; nobody can connect to it yet.
+    /// The balloon of a VM, as a daemon before this one may have left it; nobody can connect to it yet.
     #[must_use]
     pub fn new(vm: Arc<DeviceVm>) -> Self {
+        let [target_pages, actual_pages] =
+            vm.pages().map_or([None; 2], |pages| pages.table().balloon_pages());
+        let mut state = State::default();
+        (state.target_pages, state.actual_pages) = (target_pages, actual_pages);
         let (mapped, connections) = (VmExtent::default(), Connections::default());
-        Self { vm, mapped, connections, sessions: AtomicU64::new(0), state: Mutex::default() }
+        Self { vm, mapped, connections, sessions: AtomicU64::new(0), state: Mutex::new(state) }
     }
 
     /// Whose it is.
@@ -129,9 +136,8 @@ impl Balloon {
     /// Says how large the balloon is to be, rounded down to pages, and tells the guest. The guest gets there as it can.
     ///
     /// A driver that begins from nothing (a guest that boots) has no balloon until this is said again: then
-    /// [`Look::target_bytes`] is `None`. A daemon that was started again doesn't know what its predecessor said, and a
-    /// guest that looks would take its memory back; so whoever keeps the target says it again before [`Self::listen`], which
-    /// a guest that has just booted isn't harmed by.
+    /// [`Look::target_bytes`] is `None`. What is said is noted beside the VM's pages: a daemon that is started again offers
+    /// what its predecessor did, or a guest that looks would take its memory back.
     ///
     /// # Errors
     /// When it would leave the guest no memory; nothing is changed then.
@@ -143,6 +149,7 @@ impl Balloon {
         let pages =
             u32::try_from(bytes / PAGE_SIZE_U64).ok().filter(|_| bytes == 0 || bytes < configured_bytes);
         state.target_pages = Some(pages.ok_or(TooLarge { bytes, configured_bytes })?);
+        self.note(&state);
         let attached = state.guest.is_some();
         let channel = state.guest.as_ref().and_then(|guest| guest.channel.clone());
         drop(state);
@@ -151,6 +158,13 @@ impl Balloon {
             _ if attached => Told::Unasked,
             _ => Told::Later,
         })
+    }
+
+    /// Has a daemon that comes after this one know what holds. For whoever has changed it, before others can.
+    fn note(&self, state: &State) {
+        if let Some(pages) = self.vm.pages() {
+            pages.table().note_balloon_pages([state.target_pages, state.actual_pages]);
+        }
     }
 
     /// Asks the guest for statistics, [`STATS_EVERY`] at most; they are in a later [`Self::look`]. False when it has none to
@@ -196,7 +210,7 @@ impl Balloon {
     pub fn listen(self: &Arc<Self>, listener: impl Into<Arc<UnixListener>>) -> io::Result<()> {
         let (balloon, of) = (Arc::clone(self), Arc::clone(self));
         let is_over = move || of.connections.are_over() || of.vm.is_removed();
-        serving::accept(listener.into(), "balloon", Arc::clone(&self.vm), is_over, move |stream| {
+        serving::accept(listener.into(), "balloons", Arc::clone(&self.vm), is_over, move |stream| {
             balloon.attach(stream)
         })
     }

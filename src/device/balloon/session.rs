@@ -117,6 +117,7 @@ impl Attachment {
             state.numbers = state.numbers.and(numbers);
             if begins {
                 state.begin_driver();
+                self.balloon.note(&state);
             }
             let Some(guest) = state.guest_of(self.number) else { continue };
             guest.given_pages = self.given.pages();
@@ -181,7 +182,8 @@ impl Attachment {
         loop {
             let mut busy = self.turn();
             if !busy && self.claimed {
-                busy = self.rings.iter().flatten().fold(false, |busy, ring| ring.listen() || busy);
+                // Each has to ask, whatever the others find.
+                busy = self.rings.iter().flatten().filter(|ring| ring.listen()).count() > 0;
             }
             if !self.wait(busy).map_err(VhostError::ReqHandlerError)? {
                 continue;
@@ -191,8 +193,8 @@ impl Attachment {
             let Some(channel) = channel.map(Arc::new) else { return Ok(()) };
             self.channel = Some(Arc::clone(&channel));
             self.tell(|guest| guest.channel = Some(Arc::clone(&channel)));
-            // A guest whose balloon was attached to a predecessor of ours says how large it is when it is told to look.
-            // One for whose balloon nobody has said a size yet is not, because it would take what we don't know back.
+            // A guest may have been told in vain, while its VMM had no back end. One for whose balloon nobody has said a size
+            // yet is not told, because it would take back what we don't know of.
             if self.claimed && self.balloon.state.lock().target_pages.is_some() {
                 let _ = channel.config_changed();
             }
@@ -252,6 +254,7 @@ impl Attached for Attachment {
         self.poison_val = fields.poison_val;
         if state.guest_of(self.number).is_some() && says_actual(offset, bytes.len()) {
             state.actual_pages = Some(fields.actual);
+            self.balloon.note(&state);
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use self::own::Door;
+use self::own::OwnBalloon;
 use self::record::Recorder;
 use super::daemon::Daemon;
 use super::served::Served;
@@ -104,8 +104,7 @@ impl Balloons {
 pub(super) fn start(daemon: Arc<Daemon>, interval: Duration) -> io::Result<()> {
     threads::spawn("balloons", Role::Listener, move || {
         let recorder = Recorder::new(&daemon.config.state_dir);
-        let before = recorder.last();
-        let mut controller = Controller { interval, recorder, before, guests: Vec::new(), daemon };
+        let mut controller = Controller { interval, recorder, guests: Vec::new(), daemon };
         let mut next = Instant::now();
         loop {
             controller.tick();
@@ -121,8 +120,6 @@ struct Controller {
     daemon: Arc<Daemon>,
     interval: Duration,
     recorder: Recorder,
-    /// The last tick of the daemon before this one.
-    before: Option<Tick>,
     guests: Vec<Guest>,
 }
 
@@ -131,8 +128,6 @@ struct Guest {
     served: Served,
     squeeze: SqueezeConfig,
     client: Box<dyn VmmClient>,
-    /// The socket of its balloon, if that is ours. Never read: it is closed with the guest.
-    _door: Option<Door>,
     state: State,
     /// What its VMM was told last, in bytes, as far as that is known.
     told_bytes: Option<u64>,
@@ -181,39 +176,18 @@ impl Controller {
             });
             match same.map(|index| before.swap_remove(index)) {
                 Some(guest) => self.guests.push(Guest { served, squeeze, ..guest }),
-                None => self.begin(served, squeeze, &mut before),
+                None => self.guests.push(Guest::new(&self.daemon, served, squeeze)),
             }
         }
-    }
-
-    /// One more. Those of `before` with its name go first: a socket has one owner.
-    fn begin(&mut self, served: Served, squeeze: SqueezeConfig, before: &mut Vec<Guest>) {
-        let name = served.config.name.clone();
-        before.retain(|guest| guest.served.config.name != name);
-        let (client, door): (Box<dyn VmmClient>, _) = match &squeeze.vmm {
-            SqueezeVmm::Qemu(socket) => (Box::new(Qmp::new(socket.clone())), None),
-            SqueezeVmm::CloudHypervisor(socket) => (Box::new(CloudHypervisor::new(socket.clone())), None),
-            SqueezeVmm::VhostUser => match Door::open(&self.daemon, &served, self.given_bytes(&name)) {
-                Ok(door) => (Box::new(door.client()), Some(door)),
-                Err(err) => {
-                    tracing::error!(vm = name, %err, "the VM has no balloon: its socket can't be made");
-                    return;
-                }
-            },
-        };
-        let (state, told_bytes, told_reason) = (State::default(), None, None);
-        self.guests.push(Guest { served, squeeze, client, _door: door, state, told_bytes, told_reason });
-    }
-
-    /// How large a VM's balloon was to be when the daemon before this one ended.
-    fn given_bytes(&self, name: &str) -> Option<u64> {
-        let step = self.before.as_ref()?.vms.iter().find(|step| step.snapshot.vm == name)?;
-        let Vmm::Answers(memory) = &step.snapshot.vmm else { return None };
-        step.decision.apply.then(|| memory.configured_bytes.saturating_sub(step.decision.target_bytes))
     }
 }
 
 impl Guest {
+    fn new(daemon: &Arc<Daemon>, served: Served, squeeze: SqueezeConfig) -> Self {
+        let client = client(daemon, &served.config.name, &squeeze.vmm);
+        Self { served, squeeze, client, state: State::default(), told_bytes: None, told_reason: None }
+    }
+
     fn look(&mut self) -> Vmm {
         if self.squeeze.mode == Mode::Off {
             return Vmm::Silent("off".to_owned());
@@ -253,6 +227,14 @@ impl Guest {
         } else {
             tracing::info!(vm = name, target_bytes, apply = decision.apply, "balloon: {}", decision.reason);
         }
+    }
+}
+
+fn client(daemon: &Arc<Daemon>, vm: &str, vmm: &SqueezeVmm) -> Box<dyn VmmClient> {
+    match vmm {
+        SqueezeVmm::Qemu(socket) => Box::new(Qmp::new(socket.clone())),
+        SqueezeVmm::CloudHypervisor(socket) => Box::new(CloudHypervisor::new(socket.clone())),
+        SqueezeVmm::VhostUser => Box::new(OwnBalloon::new(Arc::clone(daemon), vm)),
     }
 }
 
