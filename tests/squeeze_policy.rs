@@ -8,7 +8,7 @@ use std::io::BufReader;
 
 use ballast::balloon::simulate::{Guest, SCENARIOS, Set, Simulation, named};
 use ballast::balloon::trace::{self, Tick, TraceError};
-use ballast::balloon::{Mode, Pressure, Reason, Vmm};
+use ballast::balloon::{Distress, Mode, Pressure, Reason, Vmm};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
@@ -34,7 +34,7 @@ fn one(sets: &[Set], min_mib: u64) -> Simulation {
 fn actual(tick: &Tick, vm: usize) -> u64 {
     match &tick.vms[vm].snapshot.vmm {
         Vmm::Answers(memory) => memory.actual_bytes,
-        Vmm::Silent(_) => unreachable!("a simulated VMM answers"),
+        Vmm::Silent(_) | Vmm::Gone(_) => unreachable!("a simulated VMM answers"),
     }
 }
 
@@ -151,6 +151,95 @@ fn a_host_that_is_short_takes_from_who_suffers_least_first() {
     (0..24).for_each(|_| drop(simulation.tick()));
     let [busy, idle] = [0, 1].map(|vm| simulation.guests()[vm].memory().actual_bytes / MIB);
     assert!(busy > 400 && idle < 200, "busy has {busy} MiB, idle {idle}");
+}
+
+/// A guest with a growing need for memory that its kernel pushes cold pages out for.
+#[test]
+fn what_a_growing_guest_needs_is_given_before_it_has_pushed_everything_out() {
+    let mut simulation = one(&[hot(32), cold(352), hot(0)], 64);
+    (0..120).for_each(|_| drop(simulation.tick()));
+    let before = simulation.guests()[0].memory().actual_bytes;
+    let mut relaxed = 0;
+    for n in 1..=8 {
+        simulation.guests()[0].work_on(&[hot(32), cold(352), hot(16 * n)]);
+        let tick = simulation.tick();
+        relaxed +=
+            usize::from(matches!(tick.vms[0].decision.reason, Reason::Relaxed(_, Distress::Growing(_))));
+    }
+    let after = simulation.guests()[0].memory().actual_bytes;
+    assert!(relaxed > 0 && after > before + 64 * MIB, "{before} {after}, {relaxed} times");
+}
+
+#[test]
+fn a_vmm_that_answers_only_now_and_then_does_not_blind_the_policy() {
+    let mut simulation = one(&[hot(32), cold(352)], 64);
+    (0..120).for_each(|_| drop(simulation.tick()));
+    simulation.guests()[0].work_on(&[hot(352), cold(32)]);
+    let mut answers = false;
+    let mut relaxed = false;
+    for _ in 0..6 {
+        simulation.silence(0, (!answers).then(|| Vmm::Silent("busy".to_owned())));
+        answers = !answers;
+        let tick = simulation.tick();
+        relaxed |= matches!(tick.vms[0].decision.reason, Reason::Relaxed(..));
+    }
+    assert!(relaxed, "a storm between two answers was not seen");
+}
+
+#[test]
+fn another_guest_is_not_given_the_target_of_the_one_before_it() {
+    let mut simulation = one(&[hot(32), cold(352)], 64);
+    (0..120).for_each(|_| drop(simulation.tick()));
+    assert!(simulation.guests()[0].memory().actual_bytes < 300 * MIB);
+    simulation.silence(0, Some(Vmm::Gone("gone".to_owned())));
+    simulation.tick();
+    simulation.guests()[0] = Guest::new(512 * MIB, 2048 * MIB, &[hot(32), cold(352)]);
+    simulation.silence(0, None);
+    let tick = simulation.tick();
+    assert_eq!(
+        (&tick.vms[0].decision.reason, tick.vms[0].decision.target_bytes),
+        (&Reason::First, 512 * MIB)
+    );
+}
+
+#[test]
+fn a_guest_that_does_not_swap_keeps_some_memory_to_spare() {
+    let mut simulation = one(&[hot(32), cold(352)], 64);
+    simulation.guests()[0].swap_off();
+    let mut told = false;
+    for _ in 0..240 {
+        let tick = simulation.tick();
+        told |= matches!(tick.vms[0].decision.reason, Reason::Relaxed(_, Distress::NotSwapping));
+    }
+    let memory = simulation.guests()[0].memory();
+    let stats = memory.guest.unwrap();
+    assert!(told && stats.oom_kills == Some(0), "{memory:?}");
+}
+
+#[test]
+fn a_vm_that_cannot_be_asked_keeps_its_part_of_the_budget() {
+    let guest = |sets: &[Set]| (Guest::new(512 * MIB, 2048 * MIB, sets), 96 * MIB);
+    let guests = vec![guest(&[hot(300), cold(64)]), guest(&[hot(32), cold(352)])];
+    let mut simulation = Simulation::new(guests, INTERVAL_MS, Some(640 * MIB));
+    (0..60).for_each(|_| drop(simulation.tick()));
+    let silent_bytes = simulation.guests()[0].memory().actual_bytes;
+    simulation.silence(0, Some(Vmm::Silent("busy".to_owned())));
+    simulation.guests()[1].work_on(&[hot(384), cold(0)]);
+    for _ in 0..24 {
+        simulation.tick();
+        let sum = silent_bytes + simulation.guests()[1].memory().actual_bytes;
+        assert!(sum <= 648 * MIB, "{} MiB together", sum / MIB);
+    }
+}
+
+#[test]
+fn a_most_that_was_lowered_is_reached_step_by_step() {
+    let mut simulation = one(&[hot(32), cold(64)], 64);
+    simulation.tick();
+    simulation.snapshots()[0].max_bytes = 256 * MIB;
+    let first = simulation.tick().vms[0].decision.target_bytes;
+    (0..24).for_each(|_| drop(simulation.tick()));
+    assert!(first > 470 * MIB && simulation.guests()[0].memory().actual_bytes <= 256 * MIB, "{first}");
 }
 
 #[test]

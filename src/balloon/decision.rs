@@ -56,14 +56,18 @@ pub enum Hold {
     BackOff(u64),
     /// The guest is on its way to it.
     Underway,
+    /// It begins to use so many bytes in a tick.
+    Growing(u64),
+    /// What it said of itself is too old to go by.
+    StatsOld,
+    /// What comes back has room: it has so many bytes to spare.
+    Refilling(u64),
     /// Stores wait for room: the pool doesn't take what would come.
     PoolBusy,
     /// The pool or the VM's limit is nearly reached, and its pages can't go to a file.
     PoolFull,
     /// The disk is nearly full.
     DiskFull,
-    /// The guest has next to nothing to spare, and pushes nothing out: its swap is off, or full.
-    NotSwapping,
     /// The VM's pages hardly shrink: nothing would be gained.
     HardlyShrinks,
 }
@@ -80,12 +84,16 @@ pub enum Distress {
     TooMuchBack(u64),
     /// The guest took so many bytes back by itself.
     TookBack(u64),
-    /// The guest pushes out so many bytes without having been asked.
+    /// The guest needs so many bytes more than it has, or pushes as many out without having been asked.
     Growing(u64),
     /// So many stores failed.
     StoresFailed(u64),
-    /// The disk is full.
-    DiskFull,
+    /// It has next to nothing to spare, and no room to push anything out.
+    Cornered,
+    /// It has next to nothing to spare, and pushes nothing out: its swap is off, or full.
+    NotSwapping,
+    /// What it said of itself is too old to go by, and more comes back than may.
+    Unheard,
 }
 
 impl fmt::Display for Reason {
@@ -116,10 +124,14 @@ impl fmt::Display for Hold {
             Self::Enough => f.write_str("as much comes back as may"),
             Self::BackOff(ms) => write!(f, "it hurt; squeezed again in {} s", ms.div_ceil(1000)),
             Self::Underway => f.write_str("the guest is on its way"),
+            Self::Growing(bytes) => write!(f, "it began to use {} more", Bytes(*bytes)),
+            Self::StatsOld => f.write_str("what it said of itself is too old"),
+            Self::Refilling(bytes) => {
+                write!(f, "what comes back has room: it has {} to spare", Bytes(*bytes))
+            }
             Self::PoolBusy => f.write_str("stores wait for room"),
             Self::PoolFull => f.write_str("the pool or its limit is nearly full"),
             Self::DiskFull => f.write_str("its disk is nearly full"),
-            Self::NotSwapping => f.write_str("it pushes nothing out: is its swap on?"),
             Self::HardlyShrinks => f.write_str("its pages hardly shrink"),
         }
     }
@@ -132,9 +144,11 @@ impl fmt::Display for Distress {
             Self::RefaultStorm(pages) => write!(f, "{pages} pages came back at once"),
             Self::TooMuchBack(percent) => write!(f, "{percent} % of what may come back does"),
             Self::TookBack(bytes) => write!(f, "the guest took {} back", Bytes(*bytes)),
-            Self::Growing(bytes) => write!(f, "the guest pushes out {} by itself", Bytes(*bytes)),
+            Self::Growing(bytes) => write!(f, "the guest needs {} more", Bytes(*bytes)),
             Self::StoresFailed(stores) => write!(f, "{stores} stores failed"),
-            Self::DiskFull => f.write_str("its disk is full"),
+            Self::Cornered => f.write_str("it has nothing to spare, and no room to push anything out"),
+            Self::NotSwapping => f.write_str("it pushes nothing out: is its swap on?"),
+            Self::Unheard => f.write_str("it says nothing of itself any more, and too much comes back"),
         }
     }
 }

@@ -22,8 +22,17 @@ const FREE_STEP_MAX_PART: u64 = 8;
 /// or what it lately grew by in two ticks, if that is more.
 const HEADROOM_PART: u64 = 16;
 const HEADROOM_GROWTHS: u64 = 2;
-/// What a guest pushes out by itself in a tick before it counts as growing, in parts of what it has.
+/// A step into pages in use that no guest is too large for, in bytes.
+const COLD_STEP_BYTES_MAX: u64 = 256 << 20;
+/// Of a guest that says nothing of itself, such a step takes this part.
+const MUTE_PART: u64 = 4;
+/// Lowering the most that a VM may have takes so much a tick, in parts of what it has.
+const LOWERING_PART: u64 = 16;
+/// What a guest begins to use in a tick before it counts as growing, and before that is distress, in parts of what it has.
 const GROWING_PART: u64 = 64;
+const GROWING_FAST_PART: u64 = 32;
+/// With less than this to spare, in parts of what it has, a guest that has no room to push anything out is cornered.
+const CORNERED_PART: u64 = 32;
 /// A guest that is nearer to its target than this, in parts of it, has reached it.
 const REACHED_PART: u64 = 128;
 const REACHED_BYTES_MIN: u64 = 2 << 20;
@@ -35,17 +44,17 @@ const STEP_TICKS: u64 = 2;
 const RELAX_PERCENT: u64 = 200;
 /// Above this share it is given back also to a VM that was given some just now, in percent.
 const RELAX_AGAIN_PERCENT: u64 = 1000;
-/// Down to a sixteenth above where it hurt last, steps are a quarter of what they are elsewhere; that is forgotten by so
-/// many parts a tick.
+/// Within a sixteenth of where it hurt last steps are a quarter of what they are elsewhere; that is forgotten by so many
+/// parts a tick.
 const EDGE_PART: u64 = 16;
 const EDGE_STEPS: u64 = 4;
 const EDGE_FORGOTTEN_PART: u64 = 1024;
 /// How long a VM is left alone after it hurt, at first and at most, in ticks.
 const BACK_OFF_TICKS: u64 = 12;
 const BACK_OFF_TICKS_MAX: u64 = 192;
-/// Steps into pages in use after which a guest that pushed nothing out is taken not to swap: what is taken from it is its
-/// cache, and then its life.
-const DRY_TICKS_MAX: u64 = 8;
+/// What is taken of a guest that has nothing to spare and pushes nothing out until it is taken not to swap, in parts of what
+/// it has: that was its cache, and next comes its life.
+const DRY_PART: u64 = 16;
 /// The disk, the limit and the pool count as nearly full and as full, in percent.
 const NEARLY_FULL_PERCENT: u64 = 90;
 const FULL_PERCENT: u64 = 97;
@@ -71,8 +80,8 @@ pub struct State {
     pub back_off_ticks: u64,
     /// The target at which it hurt, in bytes; slowly forgotten.
     pub edge_bytes: u64,
-    /// Ticks in which it was squeezed, had nothing to spare and pushed nothing out.
-    pub dry_ticks: u64,
+    /// By how much it was squeezed since it pushed something out last, while it had nothing to spare, in bytes.
+    pub dry_bytes: u64,
 }
 
 /// What the policy makes of one VM, before the host has its say.
@@ -92,9 +101,13 @@ pub(super) fn wish(host: &Host, snapshot: &Snapshot, state: &mut State) -> Wish 
             *state = State::default();
             return Wish::without_numbers(snapshot.max_bytes, Reason::Off);
         }
+        // A guest that comes after it is another.
+        (_, Vmm::Gone(why)) => {
+            *state = State::default();
+            return Wish::without_numbers(snapshot.max_bytes, Reason::Silent(why.clone()));
+        }
+        // What it was told holds, and what was seen of it for some ticks.
         (_, Vmm::Silent(why)) => {
-            // What is compared with is too old when it answers again; what it was told holds.
-            state.look = None;
             let target_bytes = state.target_bytes.unwrap_or(snapshot.max_bytes);
             return Wish::without_numbers(target_bytes, Reason::Silent(why.clone()));
         }
@@ -102,11 +115,13 @@ pub(super) fn wish(host: &Host, snapshot: &Snapshot, state: &mut State) -> Wish 
     };
     let bounds = Bounds::of(snapshot, memory);
     let observed = snapshot.mode == Mode::Observe;
-    // Nobody follows a target that is only shown, so that each is a step from what there is.
-    let last_bytes = state.target_bytes.filter(|_| !observed);
-    let from_bytes = bounds.clamp(last_bytes.unwrap_or(memory.actual_bytes));
     let signals =
-        state.look.map(|last| signals::next(&last, host.now_ms, host.interval_ms, memory, snapshot));
+        state.look.and_then(|last| signals::next(&last, host.now_ms, host.interval_ms, memory, snapshot));
+    // Nobody follows a target that is only shown, and who wasn't seen for long may be another: each is a step from what
+    // there is.
+    let last_bytes = state.target_bytes.filter(|_| !observed && signals.is_some());
+    let from_bytes =
+        last_bytes.unwrap_or(memory.actual_bytes).max(bounds.min_bytes).min(memory.configured_bytes);
     state.look =
         Some(signals.map_or_else(|| signals::first(host.now_ms, memory, snapshot), |signals| signals.look));
     state.target_ticks += 1;
@@ -192,6 +207,11 @@ struct Tick<'a> {
 
 impl Tick<'_> {
     fn decide(&self, state: &mut State) -> (u64, Reason) {
+        if self.from_bytes > self.bounds.max_bytes {
+            let to_bytes =
+                self.from_bytes.saturating_sub(self.from_bytes / LOWERING_PART).max(self.bounds.max_bytes);
+            return (to_bytes, Reason::Squeezed(self.from_bytes - to_bytes));
+        }
         if let Some((to_bytes, distress)) = self.distress(state) {
             self.back_off(state, &distress);
             state.edge_bytes = self.from_bytes;
@@ -201,7 +221,7 @@ impl Tick<'_> {
         if let Some(hold) = self.hold(state) {
             let given_up = hold == Hold::Underway && state.target_ticks > PATIENCE_TICKS;
             let bytes = if given_up { self.memory.actual_bytes } else { self.from_bytes };
-            return (self.bounds.clamp(bytes), Reason::Held(hold));
+            return (bytes.max(self.bounds.min_bytes), Reason::Held(hold));
         }
         self.squeeze(state)
     }
@@ -209,6 +229,7 @@ impl Tick<'_> {
     /// Whether it hurts, and what the guest should have then.
     fn distress(&self, state: &State) -> Option<(u64, Distress)> {
         let Signals { promoted, pain_percent, stored_bytes, failed_stores, took_bytes, .. } = *self.signals;
+        let Signals { grown_bytes, available_bytes, .. } = *self.signals;
         let actual_bytes = self.memory.actual_bytes;
         let reached_bytes = self.reached_bytes();
         let more = |bytes: u64| self.bounds.above(self.from_bytes.max(actual_bytes), bytes);
@@ -216,7 +237,7 @@ impl Tick<'_> {
         if self.signals.oom_kills > 0 {
             return Some((self.bounds.max_bytes, Distress::OomKill));
         }
-        if self.signals.storm {
+        if self.signals.storm && self.refilling().is_none() {
             let bytes = half_way_bytes.max(promoted.saturating_mul(4 * PAGE_SIZE_U64));
             return Some((more(bytes), Distress::RefaultStorm(promoted)));
         }
@@ -226,14 +247,22 @@ impl Tick<'_> {
         if took_bytes >= REACHED_BYTES_MIN / 2 && actual_bytes > reached_bytes && state.target_ticks > 1 {
             return Some((more(took_bytes.max(actual_bytes / 16)), Distress::TookBack(took_bytes)));
         }
-        if percent(self.disk_bytes(), self.snapshot.held.size_bytes) >= FULL_PERCENT {
-            return Some((more(actual_bytes / 16), Distress::DiskFull));
+        let cornered = available_bytes.is_none_or(|bytes| bytes < actual_bytes / CORNERED_PART);
+        if cornered && self.has_no_room(FULL_PERCENT).is_some() {
+            return Some((more(actual_bytes / 16), Distress::Cornered));
+        }
+        if self.signals.is_stale && pain_percent >= 100 {
+            return Some((more(half_way_bytes), Distress::Unheard));
         }
         let given_just_now = self.host.now_ms < state.back_off_until_ms;
         let too_much = if given_just_now { RELAX_AGAIN_PERCENT } else { RELAX_PERCENT };
-        if pain_percent > too_much && promoted > 0 {
+        if pain_percent > too_much && promoted > 0 && self.refilling().is_none() {
             let bytes = (actual_bytes / 16).max(promoted.saturating_mul(2 * PAGE_SIZE_U64));
             return Some((more(bytes), Distress::TooMuchBack(pain_percent)));
+        }
+        if grown_bytes > available_bytes.unwrap_or(u64::MAX).max(actual_bytes / GROWING_FAST_PART) {
+            let bytes = (actual_bytes / 16).max(grown_bytes.saturating_mul(2));
+            return Some((more(bytes), Distress::Growing(grown_bytes)));
         }
         let by_itself = state.step_ticks > STEP_TICKS && actual_bytes <= reached_bytes;
         if by_itself && stored_bytes > actual_bytes / GROWING_PART {
@@ -265,10 +294,19 @@ impl Tick<'_> {
         if left_ms > 0 {
             return Some(Hold::BackOff(left_ms));
         }
+        if let Some(spare_bytes) = self.refilling() {
+            return Some(Hold::Refilling(spare_bytes));
+        }
         if self.signals.pain_percent >= 100 {
             return Some(Hold::Enough);
         }
-        if self.signals.delayed_stores > 0 {
+        if self.signals.is_stale {
+            return Some(Hold::StatsOld);
+        }
+        if self.signals.grown_bytes > self.memory.actual_bytes / GROWING_PART {
+            return Some(Hold::Growing(self.signals.grown_bytes));
+        }
+        if self.signals.delayed_stores > 0 || held.waiting_stores > 0 {
             return Some(Hold::PoolBusy);
         }
         if self.memory.actual_bytes > self.reached_bytes() {
@@ -277,36 +315,58 @@ impl Tick<'_> {
         if self.from_bytes <= self.bounds.min_bytes {
             return Some(Hold::AtMinimum);
         }
-        if percent(self.disk_bytes(), held.size_bytes) >= NEARLY_FULL_PERCENT {
+        if let Some(hold) = self.has_no_room(NEARLY_FULL_PERCENT) {
+            return Some(hold);
+        }
+        hardly_shrinks(held).then_some(Hold::HardlyShrinks)
+    }
+
+    /// What more than `percent` of is taken of what the guest could push pages out to.
+    fn has_no_room(&self, most_percent: u64) -> Option<Hold> {
+        let held = &self.snapshot.held;
+        if percent(self.disk_bytes(), held.size_bytes) >= most_percent {
             return Some(Hold::DiskFull);
         }
         let full = percent(held.pool_bytes, held.limit_bytes)
             .max(percent(self.host.pool_bytes, self.host.pool_max_bytes));
-        if !held.writeback && full >= NEARLY_FULL_PERCENT {
-            return Some(Hold::PoolFull);
-        }
-        hardly_shrinks(held).then_some(Hold::HardlyShrinks)
+        (!held.writeback && full >= most_percent).then_some(Hold::PoolFull)
+    }
+
+    /// What it has to spare, if that is enough for all that comes back: it was given memory, and makes use of it.
+    fn refilling(&self) -> Option<u64> {
+        let back_bytes = self.signals.promoted.saturating_mul(PAGE_SIZE_U64);
+        let enough_bytes = back_bytes.max(self.headroom_bytes()).saturating_mul(2);
+        self.signals.available_bytes.filter(|bytes| back_bytes > 0 && *bytes >= enough_bytes)
+    }
+
+    fn headroom_bytes(&self) -> u64 {
+        let growth_bytes = HEADROOM_GROWTHS.saturating_mul(self.signals.look.growth_bytes);
+        (self.memory.actual_bytes / HEADROOM_PART).max(growth_bytes)
     }
 
     /// A step down: what is free first and fast, then what is in use, the slower the more comes back.
     fn squeeze(&self, state: &mut State) -> (u64, Reason) {
         let actual_bytes = self.memory.actual_bytes;
-        let headroom_bytes = (actual_bytes / HEADROOM_PART)
-            .max(HEADROOM_GROWTHS.saturating_mul(self.signals.look.growth_bytes));
-        let spare_bytes = self.signals.available_bytes.unwrap_or(0).saturating_sub(headroom_bytes);
+        let spare_bytes = self.signals.available_bytes.unwrap_or(0).saturating_sub(self.headroom_bytes());
         let free_bytes = (spare_bytes / FREE_STEP_PART).min(actual_bytes / FREE_STEP_MAX_PART);
         if free_bytes == 0 && self.is_dry(state) {
-            state.back_off_until_ms = self.host.now_ms + BACK_OFF_TICKS * self.host.interval_ms;
-            return (self.from_bytes, Reason::Held(Hold::NotSwapping));
+            // Tried again with less, should somebody switch its swap on.
+            state.dry_bytes = 0;
+            self.back_off(state, &Distress::NotSwapping);
+            let to_bytes = self.bounds.above(self.from_bytes, self.headroom_bytes());
+            return (to_bytes, Reason::Relaxed(to_bytes - self.from_bytes, Distress::NotSwapping));
         }
-        let near_edge = self.from_bytes < state.edge_bytes + state.edge_bytes / EDGE_PART;
-        let part = if near_edge { COLD_STEP_PART * EDGE_STEPS } else { COLD_STEP_PART };
-        let cold_bytes = actual_bytes / part * (100 - self.signals.pain_percent.min(100)) / 100;
+        let near_edge = self.from_bytes.abs_diff(state.edge_bytes) < state.edge_bytes / EDGE_PART;
+        let slower = if near_edge { EDGE_STEPS } else { 1 };
+        let slower = if self.signals.available_bytes.is_none() { slower * MUTE_PART } else { slower };
+        let cold_bytes = (actual_bytes / COLD_STEP_PART).min(COLD_STEP_BYTES_MAX) / slower;
+        let cold_bytes = cold_bytes * (100 - self.signals.pain_percent.min(100)) / 100;
         let to_bytes = self.bounds.below(self.from_bytes, free_bytes.max(cold_bytes));
         let taken_bytes = self.from_bytes - to_bytes;
         if taken_bytes == 0 {
             return (to_bytes, Reason::Held(Hold::Enough));
         }
+        state.dry_bytes += if free_bytes == 0 { taken_bytes } else { 0 };
         let reason = if free_bytes >= cold_bytes { Reason::TookFree } else { Reason::Squeezed };
         (to_bytes, reason(taken_bytes))
     }
@@ -314,8 +374,8 @@ impl Tick<'_> {
     /// Whether taking more makes it push nothing out, as far as it says what it has to spare.
     fn is_dry(&self, state: &mut State) -> bool {
         let pushes_out = self.signals.stored_bytes > 0 || self.signals.available_bytes.is_none();
-        state.dry_ticks = if pushes_out { 0 } else { state.dry_ticks + 1 };
-        state.dry_ticks > DRY_TICKS_MAX
+        state.dry_bytes = if pushes_out { 0 } else { state.dry_bytes };
+        state.dry_bytes > self.memory.actual_bytes / DRY_PART
     }
 
     /// The most that a guest has which has reached its target, in bytes.

@@ -20,11 +20,14 @@ pub fn decide_all(host: &Host, snapshots: &[Snapshot], states: &mut [State]) -> 
     let wishes = snapshots.iter().zip(states.iter_mut());
     let mut wishes: Vec<Wish> = wishes.map(|(snapshot, state)| policy::wish(host, snapshot, state)).collect();
     let mut guests: Vec<Guest<'_>> = snapshots.iter().zip(&mut wishes).filter_map(Guest::of).collect();
-    let lacking_bytes = lacking_bytes(host, &guests);
-    take(&mut guests, lacking_bytes);
-    if let Some(budget_bytes) = host.budget_bytes {
-        ration(&mut guests, budget_bytes);
-    }
+    // Whoever can't be asked keeps what it was told to have.
+    let unasked =
+        snapshots.iter().zip(states.iter()).filter(|(snapshot, _)| matches!(snapshot.vmm, Vmm::Silent(_)));
+    let unasked_bytes = unasked.filter_map(|(_, state)| state.target_bytes).fold(0, u64::saturating_add);
+    let budget_bytes = host.budget_bytes.unwrap_or(u64::MAX).saturating_sub(unasked_bytes);
+    let lacking_bytes = lacking_bytes(host, &guests, budget_bytes);
+    take(&mut guests, lacking_bytes, budget_bytes);
+    ration(&mut guests, budget_bytes);
     for ((snapshot, wish), state) in snapshots.iter().zip(&wishes).zip(states) {
         if snapshot.mode != Mode::Off && matches!(snapshot.vmm, Vmm::Answers(_)) {
             state.settle(wish.decision.target_bytes);
@@ -76,24 +79,34 @@ impl<'a> Guest<'a> {
 }
 
 /// What the host lacks at this tick, in bytes.
-fn lacking_bytes(host: &Host, guests: &[Guest<'_>]) -> u64 {
-    let wanted_bytes: u64 = guests.iter().map(Guest::target_bytes).sum();
-    let actual_bytes: u64 = guests.iter().map(|guest| guest.actual_bytes).sum();
+fn lacking_bytes(host: &Host, guests: &[Guest<'_>], budget_bytes: u64) -> u64 {
+    let wanted_bytes = sum(guests, Guest::target_bytes);
+    let actual_bytes = sum(guests, |guest| guest.actual_bytes);
     let pressed_bytes = match host.pressure {
         Pressure::None => 0,
         Pressure::Moderate => actual_bytes / MODERATE_PART,
         Pressure::Severe => actual_bytes / SEVERE_PART,
     };
-    let over_bytes = host.budget_bytes.map_or(0, |budget_bytes| wanted_bytes.saturating_sub(budget_bytes));
-    over_bytes.max(pressed_bytes)
+    wanted_bytes.saturating_sub(budget_bytes).max(pressed_bytes)
 }
 
-/// Takes that much from those who suffer least.
-fn take(guests: &mut [Guest<'_>], mut lacking_bytes: u64) {
+fn sum<'a>(guests: &[Guest<'a>], of: impl Fn(&Guest<'a>) -> u64) -> u64 {
+    guests.iter().map(of).fold(0, u64::saturating_add)
+}
+
+/// Takes that much from those who suffer least. One that suffers more than it may keeps its share by weight of the budget:
+/// where all suffer, nothing is gained by taking from each in turn.
+fn take(guests: &mut [Guest<'_>], mut lacking_bytes: u64, budget_bytes: u64) {
     guests.sort_by_key(Guest::suffering);
+    let weights = sum(guests, |guest| guest.snapshot.weight.into()).max(1);
     for guest in guests.iter_mut().filter(|guest| guest.is_driven()) {
         let (actual_bytes, wanted_bytes) = (guest.actual_bytes, guest.target_bytes());
-        let least_bytes = guest.bounds.clamp(actual_bytes - actual_bytes / TAKEN_PART);
+        let mut least_bytes = guest.bounds.clamp(actual_bytes - actual_bytes / TAKEN_PART);
+        if guest.wish.pain_percent > 100 {
+            let share = u128::from(budget_bytes) * u128::from(guest.snapshot.weight) / u128::from(weights);
+            let share_bytes = u64::try_from(share).unwrap_or(u64::MAX);
+            least_bytes = least_bytes.max(share_bytes.min(actual_bytes));
+        }
         let step_bytes = wanted_bytes.saturating_sub(least_bytes).min(lacking_bytes);
         let to_bytes = guest.bounds.below(wanted_bytes, step_bytes);
         if to_bytes == wanted_bytes {
@@ -110,9 +123,8 @@ fn take(guests: &mut [Guest<'_>], mut lacking_bytes: u64) {
 
 /// Gives out no more than the budget has left beside what all have already.
 fn ration(guests: &mut [Guest<'_>], budget_bytes: u64) {
-    let claimed_bytes: u64 = guests.iter().map(Guest::claimed_bytes).sum();
-    let over_bytes = claimed_bytes.saturating_sub(budget_bytes);
-    let wanted_bytes: u64 = guests.iter().map(Guest::growth_bytes).sum();
+    let over_bytes = sum(guests, Guest::claimed_bytes).saturating_sub(budget_bytes);
+    let wanted_bytes = sum(guests, Guest::growth_bytes);
     let mut left_bytes = wanted_bytes.saturating_sub(over_bytes);
     // Whoever wants less than its share leaves the rest to the others, so the smallest wishes come first.
     guests.sort_by_key(Guest::growth_bytes);

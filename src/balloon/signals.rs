@@ -11,12 +11,18 @@ use crate::page::PAGE_SIZE_U64;
 
 /// Ticks over which rates are smoothed.
 pub(super) const WINDOW_TICKS: u64 = 12;
-/// The share of time that a guest may spend waiting for loads, in parts per million: Senpai's 0.1 %.
-pub(super) const STALL_PPM: u64 = 1000;
+/// The share of time that a guest may spend waiting for loads, in parts per million. Senpai has 0.1 % of a container's time;
+/// here the waits of all of a guest's processors are added up.
+pub(super) const STALL_PPM: u64 = 10_000;
 /// What comes back in a tick counts as so many times what may, at most: an outburst says no more of the next minute.
 const OUTBURST: u64 = 60;
 /// Guest statistics older than so many ticks are none.
 const STALE_TICKS: u64 = 4;
+/// Looks that are further apart than so many ticks can't be compared.
+const GAP_TICKS: u64 = 4;
+/// Memory that the guest could use below this, in parts of what it has, is none to speak of: what it reads from its own disks
+/// it had before.
+const CACHE_PART: u64 = 16;
 /// So much of the working set back within one tick is a storm, in parts of it; fewer pages than that never are.
 const STORM_PART: u64 = 100;
 const STORM_PAGES_MIN: u64 = 256;
@@ -33,13 +39,15 @@ pub struct Look {
     pub actual_bytes: u64,
     /// What it used of that, in bytes, if it said so.
     pub used_bytes: Option<u64>,
+    /// Faults that waited for a disk, if it said so.
+    pub major_faults: Option<u64>,
     /// Processes that it had killed, if it said so.
     pub oom_kills: Option<u64>,
     /// What came back, smoothed: parts of the working set a minute, in millionths.
     pub promotion_ppm: u64,
     /// Time spent waiting for loads, smoothed, in millionths.
     pub stall_ppm: u64,
-    /// The most by which its use grew in a tick lately, in bytes; forgotten by an eighth a tick.
+    /// The most that it began to use in a tick lately, in bytes; forgotten by an eighth a tick.
     pub growth_bytes: u64,
 }
 
@@ -52,6 +60,10 @@ pub(super) struct Signals {
     pub pain_percent: u64,
     /// Memory that the guest could use without swapping, in bytes, if it says so.
     pub available_bytes: Option<u64>,
+    /// Whether it says so now and then, but has not for too long.
+    pub is_stale: bool,
+    /// What it began to use since the last look, in bytes: room that it made by pushing pages out counts.
+    pub grown_bytes: u64,
     /// Pages that came back since the last look.
     pub promoted: u64,
     /// Whether that is a storm.
@@ -75,63 +87,80 @@ pub(super) fn first(now_ms: u64, memory: &GuestMemory, snapshot: &Snapshot) -> L
         counters: snapshot.counters,
         actual_bytes: memory.actual_bytes,
         used_bytes: used(memory, memory.guest.as_ref()),
+        major_faults: memory.guest.and_then(|guest| guest.major_faults),
         oom_kills: memory.guest.and_then(|guest| guest.oom_kills),
         ..Look::default()
     }
 }
 
-/// A look after another.
+/// A look after another; `None` if that was too long ago.
 pub(super) fn next(
     last: &Look,
     now_ms: u64,
     interval_ms: u64,
     memory: &GuestMemory,
     snapshot: &Snapshot,
-) -> Signals {
+) -> Option<Signals> {
+    let (interval_ms, elapsed_ms) = (interval_ms.max(1), now_ms.saturating_sub(last.at_ms).max(1));
+    if elapsed_ms > GAP_TICKS.saturating_mul(interval_ms) {
+        return None;
+    }
     let guest =
         memory.guest.filter(|guest| guest.age.as_millis() <= u128::from(STALE_TICKS * interval_ms.max(1000)));
     let used_bytes = used(memory, guest.as_ref());
     let (now, before) = (&snapshot.counters, &last.counters);
-    let elapsed_ms = now_ms.saturating_sub(last.at_ms).max(1);
-    let ticks = (elapsed_ms / interval_ms.max(1)).max(1);
     let since = |now: u64, before: u64| now.saturating_sub(before);
     let working_set_bytes = working_set(memory, guest.as_ref());
     let promoted = since(now.promoted, before.promoted);
     let young = since(now.promoted_young, before.promoted_young).min(promoted);
+    let available_bytes = guest.and_then(|guest| guest.available_bytes);
+    let major_faults = guest.and_then(|guest| guest.major_faults).or(last.major_faults);
+    let faults = major_faults.zip(last.major_faults).map_or(0, |(now, before)| since(now, before));
+    // A guest that has nothing to spare dropped its cache for the balloon, and reads it again from disks of its own.
+    let has_cache = available_bytes.is_none_or(|bytes| bytes > memory.actual_bytes / CACHE_PART);
+    let reread = if has_cache { 0 } else { faults.saturating_sub(promoted) };
     // What had been away for long comes back in every guest once in a while; what was pushed out just now was missed.
-    let missed_bytes = (young + (promoted - young) / 4).saturating_mul(PAGE_SIZE_U64);
+    let missed = young.saturating_add((promoted - young) / 4).saturating_add(reread);
+    let missed_bytes = missed.saturating_mul(PAGE_SIZE_U64);
+    let stored_bytes = since(now.stores, before.stores).saturating_mul(PAGE_SIZE_U64);
     let promotion_ppm = rate_ppm(missed_bytes, working_set_bytes, elapsed_ms);
     let stall_ppm = since(now.load_ns, before.load_ns) / elapsed_ms;
-    let grown_bytes = used_bytes.zip(last.used_bytes).map_or(0, |(now, before)| since(now, before));
+    let grown_bytes = used_bytes.zip(last.used_bytes).map_or(0, |(now, before)| {
+        let back_bytes = promoted.saturating_mul(PAGE_SIZE_U64);
+        since(now.saturating_add(stored_bytes), before.saturating_add(back_bytes))
+    });
+    let smoothed = |before: u64, now: u64, most: u64| {
+        smoothed(before, now.min(most.saturating_mul(OUTBURST)), elapsed_ms, WINDOW_TICKS * interval_ms)
+    };
     let look = Look {
         at_ms: now_ms,
         counters: *now,
         actual_bytes: memory.actual_bytes,
-        used_bytes,
+        used_bytes: used_bytes.or(last.used_bytes),
+        major_faults,
         oom_kills: guest.and_then(|guest| guest.oom_kills).or(last.oom_kills),
-        promotion_ppm: smoothed(
-            last.promotion_ppm,
-            promotion_ppm.min(snapshot.promotion_ppm * OUTBURST),
-            ticks,
-        ),
-        stall_ppm: smoothed(last.stall_ppm, stall_ppm.min(STALL_PPM * OUTBURST), ticks),
+        promotion_ppm: smoothed(last.promotion_ppm, promotion_ppm, snapshot.promotion_ppm),
+        stall_ppm: smoothed(last.stall_ppm, stall_ppm, STALL_PPM),
         growth_bytes: grown_bytes.max(last.growth_bytes - last.growth_bytes / 8),
     };
     let percent = |rate: u64, target: u64| rate.saturating_mul(100) / target.max(1);
-    let storm_pages = (working_set_bytes / STORM_PART / PAGE_SIZE_U64).max(STORM_PAGES_MIN) * ticks;
-    Signals {
+    let storm_pages = (working_set_bytes / STORM_PART / PAGE_SIZE_U64).max(STORM_PAGES_MIN);
+    let storm_pages = storm_pages.saturating_mul(elapsed_ms.div_ceil(interval_ms));
+    Some(Signals {
         pain_percent: percent(look.promotion_ppm, snapshot.promotion_ppm)
             .max(percent(look.stall_ppm, STALL_PPM)),
-        available_bytes: guest.and_then(|guest| guest.available_bytes),
+        available_bytes,
+        is_stale: memory.guest.is_some() && guest.is_none(),
+        grown_bytes,
         promoted,
-        storm: missed_bytes / PAGE_SIZE_U64 >= storm_pages,
-        stored_bytes: since(now.stores, before.stores).saturating_mul(PAGE_SIZE_U64),
+        storm: missed >= storm_pages,
+        stored_bytes,
         delayed_stores: since(now.delayed_stores, before.delayed_stores),
         failed_stores: since(now.failed_stores, before.failed_stores),
         oom_kills: look.oom_kills.zip(last.oom_kills).map_or(0, |(now, before)| since(now, before)),
         took_bytes: since(memory.actual_bytes, last.actual_bytes),
         look,
-    }
+    })
 }
 
 /// What the guest works with: all but what nobody uses.
@@ -149,9 +178,9 @@ fn rate_ppm(bytes: u64, of_bytes: u64, elapsed_ms: u64) -> u64 {
     u64::try_from(ppm).unwrap_or(u64::MAX)
 }
 
-/// The mean of the last ticks, the newest of which weigh most; `ticks` of them have gone by.
-fn smoothed(before: u64, now: u64, ticks: u64) -> u64 {
-    let share = ticks.min(WINDOW_TICKS);
-    let sum = u128::from(before) * u128::from(WINDOW_TICKS - share) + u128::from(now) * u128::from(share);
-    u64::try_from(sum / u128::from(WINDOW_TICKS)).unwrap_or(u64::MAX)
+/// The mean over `window_ms`, in which the newest weighs most; `elapsed_ms` have gone by since the last.
+fn smoothed(before: u64, now: u64, elapsed_ms: u64, window_ms: u64) -> u64 {
+    let (window, share) = (u128::from(window_ms), u128::from(elapsed_ms.min(window_ms)));
+    let sum = u128::from(before) * (window - share) + u128::from(now) * share;
+    u64::try_from(sum / window).unwrap_or(u64::MAX)
 }

@@ -67,8 +67,10 @@ pub struct Snapshot {
 pub enum Vmm {
     /// Its guest runs and has this memory.
     Answers(GuestMemory),
-    /// It is gone, paused, migrating or doesn't answer, in its client's words.
+    /// It is paused, migrating or doesn't answer, in its client's words: its guest keeps what it has.
     Silent(String),
+    /// It is gone, in its client's words, and its guest's memory with it.
+    Gone(String),
 }
 
 /// What has happened to a VM's pages since the daemon started.
@@ -107,4 +109,6 @@ pub struct Held {
     pub size_bytes: u64,
     /// Whether its pages can leave the pool for the file.
     pub writeback: bool,
+    /// Stores that wait for room at this moment.
+    pub waiting_stores: u64,
 }

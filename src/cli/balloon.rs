@@ -17,10 +17,10 @@ use super::{Global, print};
 fn line(host: &Host, step: &Step) -> String {
     let actual = match &step.snapshot.vmm {
         Vmm::Answers(memory) => Bytes(memory.actual_bytes).to_string(),
-        Vmm::Silent(_) => "-".to_owned(),
+        Vmm::Silent(_) | Vmm::Gone(_) => "-".to_owned(),
     };
     let (seconds, decision) = (host.now_ms / 1000, &step.decision);
-    let target = Bytes(decision.target_bytes).to_string();
+    let target = if decision.apply { Bytes(decision.target_bytes).to_string() } else { "-".to_owned() };
     format!(
         "{seconds:>8} s  {:<12} has {actual:>9}, target {target:>9}  {}",
         step.snapshot.vm, decision.reason

@@ -7,11 +7,12 @@ use parking_lot::{Mutex, RwLock};
 
 use super::balloons::Balloons;
 use super::served::Served;
-use super::{ServeError, reload, served, status};
+use super::{ServeError, reload, report, served, status};
 use crate::config::{Config, Layers, VmConfig};
 use crate::control::api::{
     CHECK_RATE_BYTES_MIN, CheckOrder, CheckStatus, ClearError, Clearing, Exposition, Host, NewVm, PoolChange,
-    PoolStatus, ReloadReport, Reloading, Removal, SetError, Status, VmChange, VmDetails, VmRemoved, VmStatus,
+    PoolStatus, ReloadReport, Reloading, Removal, Report, Reporting, SetError, Status, VmChange, VmDetails,
+    VmRemoved, VmStatus,
 };
 use crate::control::socket::Sockets;
 use crate::device::Device;
@@ -43,6 +44,8 @@ pub struct Daemon {
     served: RwLock<Vec<Served>>,
     /// Held while anything is changed, and before all else.
     pub(super) orders: Mutex<Orders>,
+    /// Held while a report is made. Nobody waits for it.
+    pub(super) reporting: Mutex<()>,
 }
 
 /// What the daemon goes by.
@@ -96,6 +99,7 @@ impl Daemon {
             sockets,
             served,
             orders,
+            reporting: Mutex::default(),
         })
     }
 
@@ -188,6 +192,10 @@ impl Host for Daemon {
 
     fn check(&self) -> Option<CheckStatus> {
         self.scrubber.progress().map(super::status::check)
+    }
+
+    fn report(&self, reporting: Reporting) -> Result<Report, SetError> {
+        report::make(self, &reporting)
     }
 }
 

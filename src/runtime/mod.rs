@@ -8,6 +8,7 @@ mod heap;
 mod keeper;
 mod notify;
 mod reload;
+mod report;
 mod sandbox;
 mod served;
 mod status;

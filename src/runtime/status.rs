@@ -276,7 +276,7 @@ fn balloon(step: &Step) -> BalloonStatus {
     let Step { snapshot, state, decision } = step;
     let memory = match &snapshot.vmm {
         Vmm::Answers(memory) => Some(memory),
-        Vmm::Silent(_) => None,
+        Vmm::Silent(_) | Vmm::Gone(_) => None,
     };
     let mode = match snapshot.mode {
         Mode::Off => "off",

@@ -86,11 +86,20 @@ impl Guest {
         }
     }
 
+    /// It has no swap any more; nothing must be swapped out.
+    pub fn swap_off(&mut self) {
+        self.swap_bytes = 0.0;
+    }
+
     /// Lets some time go by, with a target for the balloon.
     pub fn run(&mut self, seconds: f64, target_bytes: u64) {
         let most_bytes = BALLOON_BYTES_PER_S * seconds;
         let target_bytes = (target_bytes as f64).min(self.configured_bytes);
-        self.actual_bytes += (target_bytes - self.actual_bytes).clamp(-most_bytes, most_bytes);
+        // The balloon takes what can be freed: what is free, and what there is swap for.
+        let room_bytes = (self.swap_bytes - self.swapped_bytes()).max(0.0);
+        let freeable_bytes = (self.actual_bytes - self.used_bytes() - WATERMARK_BYTES).max(0.0) + room_bytes;
+        self.actual_bytes +=
+            (target_bytes - self.actual_bytes).clamp(-most_bytes.min(freeable_bytes), most_bytes);
         self.reclaim();
         self.touch(seconds);
         self.reclaim();

@@ -21,6 +21,8 @@ pub struct Simulation {
     guests: Vec<Guest>,
     snapshots: Vec<Snapshot>,
     states: Vec<State>,
+    /// What VMMs say instead of answering.
+    silence: Vec<Option<Vmm>>,
 }
 
 impl Simulation {
@@ -30,8 +32,14 @@ impl Simulation {
         let host = Host { interval_ms, budget_bytes, pool_max_bytes: u64::MAX, ..Host::default() };
         let snapshots = guests.iter().zip(1..).map(|((guest, min_bytes), n)| snapshot(n, guest, *min_bytes));
         let snapshots: Vec<_> = snapshots.collect();
-        let states = vec![State::default(); guests.len()];
-        Self { host, guests: guests.into_iter().map(|(guest, _)| guest).collect(), snapshots, states }
+        let (states, silence) = (vec![State::default(); guests.len()], vec![None; guests.len()]);
+        Self {
+            host,
+            guests: guests.into_iter().map(|(guest, _)| guest).collect(),
+            snapshots,
+            states,
+            silence,
+        }
     }
 
     /// The guests.
@@ -49,11 +57,19 @@ impl Simulation {
         &mut self.snapshots
     }
 
+    /// What a VM's VMM says from now on instead of answering, if anything.
+    pub fn silence(&mut self, vm: usize, silence: Option<Vmm>) {
+        self.silence[vm] = silence;
+    }
+
     /// Lets a tick go by.
     pub fn tick(&mut self) -> Tick {
         self.host.now_ms += self.host.interval_ms;
-        for (snapshot, guest) in self.snapshots.iter_mut().zip(&self.guests) {
+        for ((snapshot, guest), silence) in self.snapshots.iter_mut().zip(&self.guests).zip(&self.silence) {
             look(snapshot, guest);
+            if let Some(silence) = silence {
+                snapshot.vmm = silence.clone();
+            }
         }
         let tick = Tick::decide(self.host, self.snapshots.clone(), &mut self.states);
         let seconds = self.host.interval_ms as f64 / 1000.0;

@@ -52,7 +52,8 @@ pub(super) fn vm(
         promotion_ppm: squeeze.promotion_rate_ppm.into(),
         vmm,
         counters: pages.as_ref().map_or_else(Counters::default, |pages| counters(pages, device)),
-        held: pages.map_or_else(Held::default, |pages| held(config, &pages, file_takes)),
+        held: pages
+            .map_or_else(Held::default, |pages| held(config, &pages, file_takes, device.waiting_stores())),
     }
 }
 
@@ -71,7 +72,7 @@ fn counters(pages: &VmStore, device: &DeviceVm) -> Counters {
     }
 }
 
-fn held(config: &VmConfig, pages: &VmStore, file_takes: bool) -> Held {
+fn held(config: &VmConfig, pages: &VmStore, file_takes: bool, waiting_stores: u64) -> Held {
     let Accounting { held, .. } = pages.accounting();
     Held {
         stored_pages: held.stored_pages,
@@ -80,5 +81,6 @@ fn held(config: &VmConfig, pages: &VmStore, file_takes: bool) -> Held {
         limit_bytes: config.limit_bytes,
         size_bytes: config.size_bytes,
         writeback: file_takes && config.writeback,
+        waiting_stores,
     }
 }

@@ -12,16 +12,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
-use self::own::OwnBalloon;
+use self::own::Door;
 use self::record::Recorder;
 use super::daemon::Daemon;
 use super::served::Served;
 use crate::balloon::trace::{Step, Tick};
-use crate::balloon::vmm::VmmClient;
 use crate::balloon::vmm::cloud_hypervisor::CloudHypervisor;
 use crate::balloon::vmm::qmp::Qmp;
+use crate::balloon::vmm::{Unreachable, VmmClient};
 use crate::balloon::{Mode, Pressure, Reason, State, Vmm};
 use crate::config::{SqueezeConfig, SqueezeVmm};
 use crate::reclaim::pressure::Level;
@@ -34,6 +34,9 @@ const ASKED_MAX: usize = 32;
 #[derive(Debug)]
 pub(super) struct Balloons {
     shown: Mutex<HashMap<String, Step>>,
+    /// Whether something was changed that the next tick should not wait for.
+    changed: Mutex<bool>,
+    bell: Condvar,
     /// Most bytes of all guests; `u64::MAX` for no bound.
     budget_bytes: AtomicU64,
     /// When the host was short of memory last, by the boot-time clock in milliseconds: moderately, severely.
@@ -43,12 +46,31 @@ pub(super) struct Balloons {
 impl Balloons {
     pub(super) fn new(budget_bytes: Option<u64>) -> Self {
         let budget_bytes = AtomicU64::new(budget_bytes.unwrap_or(u64::MAX));
-        Self { shown: Mutex::default(), budget_bytes, pressed_ms: Default::default() }
+        Self {
+            shown: Mutex::default(),
+            changed: Mutex::default(),
+            bell: Condvar::new(),
+            budget_bytes,
+            pressed_ms: Default::default(),
+        }
     }
 
     /// What was decided about a VM last, and on what grounds.
     pub(super) fn shown(&self, name: &str) -> Option<Step> {
         self.shown.lock().get(name).cloned()
+    }
+
+    /// How a VM is squeezed was changed, or there is one more or less: the next tick is now.
+    pub(super) fn look_now(&self) {
+        *self.changed.lock() = true;
+        self.bell.notify_one();
+    }
+
+    /// Waits until then, or until something is changed.
+    fn sleep_until(&self, then: Instant) {
+        let mut changed = self.changed.lock();
+        while !*changed && !self.bell.wait_until(&mut changed, then).timed_out() {}
+        *changed = false;
     }
 
     /// The host is short of memory.
@@ -81,18 +103,15 @@ impl Balloons {
 /// Starts the controller.
 pub(super) fn start(daemon: Arc<Daemon>, interval: Duration) -> io::Result<()> {
     threads::spawn("balloons", Role::Listener, move || {
-        let mut controller = Controller {
-            interval,
-            recorder: Recorder::new(&daemon.config.state_dir),
-            guests: Vec::new(),
-            daemon,
-        };
+        let recorder = Recorder::new(&daemon.config.state_dir);
+        let before = recorder.last();
+        let mut controller = Controller { interval, recorder, before, guests: Vec::new(), daemon };
         let mut next = Instant::now();
         loop {
             controller.tick();
             // A tick that took too long is not made up for.
             next = (next + interval).max(Instant::now());
-            std::thread::sleep(next.saturating_duration_since(Instant::now()));
+            controller.daemon.balloons.sleep_until(next);
         }
     })?;
     Ok(())
@@ -102,6 +121,8 @@ struct Controller {
     daemon: Arc<Daemon>,
     interval: Duration,
     recorder: Recorder,
+    /// The last tick of the daemon before this one.
+    before: Option<Tick>,
     guests: Vec<Guest>,
 }
 
@@ -110,6 +131,8 @@ struct Guest {
     served: Served,
     squeeze: SqueezeConfig,
     client: Box<dyn VmmClient>,
+    /// The socket of its balloon, if that is ours. Never read: it is closed with the guest.
+    _door: Option<Door>,
     state: State,
     /// What its VMM was told last, in bytes, as far as that is known.
     told_bytes: Option<u64>,
@@ -158,18 +181,39 @@ impl Controller {
             });
             match same.map(|index| before.swap_remove(index)) {
                 Some(guest) => self.guests.push(Guest { served, squeeze, ..guest }),
-                None => self.guests.push(Guest::new(&self.daemon, served, squeeze)),
+                None => self.begin(served, squeeze, &mut before),
             }
         }
+    }
+
+    /// One more. Those of `before` with its name go first: a socket has one owner.
+    fn begin(&mut self, served: Served, squeeze: SqueezeConfig, before: &mut Vec<Guest>) {
+        let name = served.config.name.clone();
+        before.retain(|guest| guest.served.config.name != name);
+        let (client, door): (Box<dyn VmmClient>, _) = match &squeeze.vmm {
+            SqueezeVmm::Qemu(socket) => (Box::new(Qmp::new(socket.clone())), None),
+            SqueezeVmm::CloudHypervisor(socket) => (Box::new(CloudHypervisor::new(socket.clone())), None),
+            SqueezeVmm::VhostUser => match Door::open(&self.daemon, &served, self.given_bytes(&name)) {
+                Ok(door) => (Box::new(door.client()), Some(door)),
+                Err(err) => {
+                    tracing::error!(vm = name, %err, "the VM has no balloon: its socket can't be made");
+                    return;
+                }
+            },
+        };
+        let (state, told_bytes, told_reason) = (State::default(), None, None);
+        self.guests.push(Guest { served, squeeze, client, _door: door, state, told_bytes, told_reason });
+    }
+
+    /// How large a VM's balloon was to be when the daemon before this one ended.
+    fn given_bytes(&self, name: &str) -> Option<u64> {
+        let step = self.before.as_ref()?.vms.iter().find(|step| step.snapshot.vm == name)?;
+        let Vmm::Answers(memory) = &step.snapshot.vmm else { return None };
+        step.decision.apply.then(|| memory.configured_bytes.saturating_sub(step.decision.target_bytes))
     }
 }
 
 impl Guest {
-    fn new(daemon: &Arc<Daemon>, served: Served, squeeze: SqueezeConfig) -> Self {
-        let client = client(daemon, &served.config.name, &squeeze.vmm);
-        Self { served, squeeze, client, state: State::default(), told_bytes: None, told_reason: None }
-    }
-
     fn look(&mut self) -> Vmm {
         if self.squeeze.mode == Mode::Off {
             return Vmm::Silent("off".to_owned());
@@ -181,6 +225,7 @@ impl Guest {
         }
         match seen {
             Ok(memory) => Vmm::Answers(memory),
+            Err(why @ Unreachable::Gone { .. }) => Vmm::Gone(why.to_string()),
             Err(why) => Vmm::Silent(why.to_string()),
         }
     }
@@ -208,14 +253,6 @@ impl Guest {
         } else {
             tracing::info!(vm = name, target_bytes, apply = decision.apply, "balloon: {}", decision.reason);
         }
-    }
-}
-
-fn client(daemon: &Arc<Daemon>, vm: &str, vmm: &SqueezeVmm) -> Box<dyn VmmClient> {
-    match vmm {
-        SqueezeVmm::Qemu(socket) => Box::new(Qmp::new(socket.clone())),
-        SqueezeVmm::CloudHypervisor(socket) => Box::new(CloudHypervisor::new(socket.clone())),
-        SqueezeVmm::VhostUser => Box::new(OwnBalloon::new(Arc::clone(daemon), vm)),
     }
 }
 

@@ -1,108 +1,63 @@
-//! Balloons of our own device: each has a socket in the runtime directory for as long as the controller has its VM, and no
-//! VMM is asked anything. A socket that can't be made is a state like a VMM that is away, and is tried again.
+//! Balloons of our own: a socket for each VM that has one, as long as it has one.
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::balloon::vmm::own::Own;
-use crate::balloon::vmm::{GuestMemory, Unreachable, VmmClient};
 use crate::device::balloon::Balloon;
-use crate::device::complaints::Chain;
 use crate::runtime::daemon::Daemon;
+use crate::runtime::served::Served;
 
-/// Whoever may connect to a socket there has to find it; the socket's own mode says who may.
-const DIRECTORY_MODE: u32 = 0o755;
-/// How long a VMM may take to see that its balloon is over.
-const HANG_UP_WAIT: Duration = Duration::from_secs(1);
+/// How long a VMM that is hung up on may take. It has nothing of the file's to wait for.
+const HANG_UP_WAIT: Duration = Duration::from_secs(2);
 
-/// A VM's balloon, and the socket that it has.
-pub(super) struct OwnBalloon {
-    daemon: Arc<Daemon>,
-    vm: String,
-    open: Option<Open>,
-}
-
-struct Open {
+/// A VM's balloon and its socket, which is closed with it.
+pub(super) struct Door {
     daemon: Arc<Daemon>,
     balloon: Arc<Balloon>,
-    client: Own,
-    path: PathBuf,
     listener: Arc<UnixListener>,
+    path: PathBuf,
 }
 
-impl OwnBalloon {
-    /// That of the VM with this name, with a socket if that can be made by now: its VMM wants it whether anybody looks or not.
-    pub(super) fn new(daemon: Arc<Daemon>, vm: &str) -> Self {
-        let mut own = Self { daemon, vm: vm.to_owned(), open: None };
-        if let Err(err) = own.client() {
-            tracing::warn!(vm, %err, "the VM has no balloon yet");
+impl Door {
+    /// Lets VMMs attach the balloon of a VM. `given_bytes` is how large it was to be when the daemon ended, if that is
+    /// known: a guest that finds no balloon any more would take all back at once.
+    pub(super) fn open(daemon: &Arc<Daemon>, vm: &Served, given_bytes: Option<u64>) -> io::Result<Self> {
+        let path = daemon.config.balloon_socket_path(&vm.config.name);
+        if let Some(directory) = path.parent() {
+            // Who may pass is as with the directory above it.
+            fs::create_dir_all(directory)?;
+            fs::set_permissions(directory, fs::metadata(&daemon.config.runtime_dir)?.permissions())?;
         }
-        own
-    }
-
-    /// The client, once there is a socket. Another VM may have the name by now.
-    fn client(&mut self) -> Result<&mut Own, Unreachable> {
-        if self.open.as_ref().is_some_and(|open| open.balloon.vm().is_removed()) {
-            self.open = None;
+        let balloon = Arc::new(Balloon::new(Arc::clone(&vm.device)));
+        if let Some(bytes) = given_bytes
+            && let Err(err) = balloon.set_target(bytes)
+        {
+            tracing::warn!(vm = vm.config.name, %err, "the balloon begins empty");
         }
-        if self.open.is_none() {
-            let why = |err: &dyn std::error::Error| Chain(err).to_string();
-            let refused = |why| Unreachable::Refused { request: "a socket for the balloon", why };
-            self.open = Some(Open::new(&self.daemon, &self.vm).map_err(|err| refused(why(&err)))?);
-        }
-        let open = self.open.as_mut();
-        open.map(|open| &mut open.client).ok_or(Unreachable::Late { waited_for: "the balloon's socket" })
-    }
-}
-
-impl VmmClient for OwnBalloon {
-    fn look(&mut self, now: Instant) -> Result<GuestMemory, Unreachable> {
-        self.client()?.look(now)
-    }
-
-    fn set_target(&mut self, bytes: u64, now: Instant) -> Result<(), Unreachable> {
-        self.client()?.set_target(bytes, now)
-    }
-}
-
-impl Open {
-    fn new(daemon: &Arc<Daemon>, vm: &str) -> io::Result<Self> {
-        let served = daemon.find(vm).ok_or_else(|| io::Error::other("the VM is gone"))?;
-        let path = daemon.config.balloon_socket_path(vm);
-        path.parent().map_or(Ok(()), make_directory)?;
         let listener = daemon.sockets.lock().listen(&path).map_err(io::Error::other)?;
-        let balloon = Arc::new(Balloon::new(served.device));
         balloon.listen(Arc::clone(&listener))?;
-        let client = Own::new(Arc::clone(&balloon));
-        Ok(Self { daemon: Arc::clone(daemon), balloon, client, path, listener })
+        Ok(Self { daemon: Arc::clone(daemon), balloon, listener, path })
+    }
+
+    /// What the controller asks and tells.
+    pub(super) fn client(&self) -> Own {
+        Own::new(Arc::clone(&self.balloon))
     }
 }
 
-impl Drop for Open {
+impl Drop for Door {
     fn drop(&mut self) {
         let connections = self.balloon.connections();
-        // Its guest keeps what it has: nobody squeezes it any more.
-        let shut = connections.shut(Some(HANG_UP_WAIT));
+        // One that doesn't leave in time is left with a balloon that nobody changes.
+        let _ = connections.shut(Some(HANG_UP_WAIT));
         connections.end_for_good();
-        let closed = self.daemon.sockets.lock().close(&self.path, &self.listener);
-        let (vm, path) = (self.balloon.vm().name(), self.path.display());
-        if let Err(err) = shut {
-            tracing::warn!(vm, %path, %err, "the VM's balloon is over, and its VMM doesn't see that");
+        if let Err(err) = self.daemon.sockets.lock().close(&self.path, &self.listener) {
+            tracing::warn!(path = %self.path.display(), %err, "a balloon's socket can't be removed");
         }
-        if let Err(err) = closed {
-            tracing::warn!(vm, %path, %err, "the socket of the VM's balloon can't be removed");
-        }
-    }
-}
-
-fn make_directory(path: &Path) -> io::Result<()> {
-    match fs::create_dir(path) {
-        Err(err) if err.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        made => made.and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(DIRECTORY_MODE))),
     }
 }

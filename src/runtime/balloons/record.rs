@@ -3,10 +3,10 @@
 //! stops anything.
 
 use std::fs::{self, File};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use crate::balloon::trace::Tick;
+use crate::balloon::trace::{self, Tick};
 use crate::private;
 
 /// The trace's name in the state directory.
@@ -29,6 +29,13 @@ impl Recorder {
     /// One in this state directory; there is no file before the first tick.
     pub(super) fn new(state_dir: &Path) -> Self {
         Self { path: state_dir.join(NAME), before: state_dir.join(NAME_BEFORE), file: None, failed: false }
+    }
+
+    /// What was noted last, maybe by a daemon before this one.
+    pub(super) fn last(&self) -> Option<Tick> {
+        let read =
+            |path: &Path| trace::read(BufReader::new(File::open(path).ok()?)).filter_map(Result::ok).last();
+        read(&self.path).or_else(|| read(&self.before))
     }
 
     /// Notes a tick. What can't be noted is told once.
