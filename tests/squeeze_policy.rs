@@ -163,8 +163,7 @@ fn what_a_growing_guest_needs_is_given_before_it_has_pushed_everything_out() {
     for n in 1..=8 {
         simulation.guests()[0].work_on(&[hot(32), cold(352), hot(16 * n)]);
         let tick = simulation.tick();
-        relaxed +=
-            usize::from(matches!(tick.vms[0].decision.reason, Reason::Relaxed(_, Distress::Growing(_))));
+        relaxed += usize::from(matches!(tick.vms[0].decision.reason, Reason::Relaxed(_, Distress::Growing(_))));
     }
     let after = simulation.guests()[0].memory().actual_bytes;
     assert!(relaxed > 0 && after > before + 64 * MIB, "{before} {after}, {relaxed} times");
@@ -196,10 +195,7 @@ fn another_guest_is_not_given_the_target_of_the_one_before_it() {
     simulation.guests()[0] = Guest::new(512 * MIB, 2048 * MIB, &[hot(32), cold(352)]);
     simulation.silence(0, None);
     let tick = simulation.tick();
-    assert_eq!(
-        (&tick.vms[0].decision.reason, tick.vms[0].decision.target_bytes),
-        (&Reason::First, 512 * MIB)
-    );
+    assert_eq!((&tick.vms[0].decision.reason, tick.vms[0].decision.target_bytes), (&Reason::First, 512 * MIB));
 }
 
 #[test]

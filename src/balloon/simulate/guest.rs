@@ -98,8 +98,7 @@ impl Guest {
         // The balloon takes what can be freed: what is free, and what there is swap for.
         let room_bytes = (self.swap_bytes - self.swapped_bytes()).max(0.0);
         let freeable_bytes = (self.actual_bytes - self.used_bytes() - WATERMARK_BYTES).max(0.0) + room_bytes;
-        self.actual_bytes +=
-            (target_bytes - self.actual_bytes).clamp(-most_bytes.min(freeable_bytes), most_bytes);
+        self.actual_bytes += (target_bytes - self.actual_bytes).clamp(-most_bytes.min(freeable_bytes), most_bytes);
         self.reclaim();
         self.touch(seconds);
         self.reclaim();

@@ -33,13 +33,7 @@ impl Simulation {
         let snapshots = guests.iter().zip(1..).map(|((guest, min_bytes), n)| snapshot(n, guest, *min_bytes));
         let snapshots: Vec<_> = snapshots.collect();
         let (states, silence) = (vec![State::default(); guests.len()], vec![None; guests.len()]);
-        Self {
-            host,
-            guests: guests.into_iter().map(|(guest, _)| guest).collect(),
-            snapshots,
-            states,
-            silence,
-        }
+        Self { host, guests: guests.into_iter().map(|(guest, _)| guest).collect(), snapshots, states, silence }
     }
 
     /// The guests.
