@@ -72,12 +72,12 @@ fn entry(name: &str, mode: u32, content: &[u8]) -> Vec<u8> {
 /// has passed.
 pub fn boot(dir: &Path, mut files: Files, memory_mib: u32, socket: Option<&Path>) -> String {
     let initramfs = dir.join("initramfs");
-    let mut bytes = fs::read(image("initramfs")).unwrap();
+    let mut bytes = fs::read(image("initramfs")).expect("the built image");
     // Archives begin at multiples of four.
     bytes.resize(bytes.len().next_multiple_of(4), 0);
     files.archive.extend(entry("TRAILER!!!", 0, b""));
     bytes.extend(files.archive);
-    fs::write(&initramfs, bytes).unwrap();
+    fs::write(&initramfs, bytes).expect("a file in the test's directory");
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-accel", "tcg"]);
     let memory = format!("{memory_mib}M");
