@@ -228,9 +228,7 @@ fn the_example_is_right_with_and_without_its_comments() {
 #[test]
 fn the_example_has_every_key() {
     let example = include_str!("../../vmm-configs/ballast.toml");
-    for (section, keys_min) in
-        [("", 8), ("[pool]\n", 5), ("[writeback]\n", 4), ("[[vm]]\n", 12)]
-    {
+    for (section, keys_min) in [("", 8), ("[pool]\n", 5), ("[writeback]\n", 4), ("[[vm]]\n", 12)] {
         // serde lists the keys that exist for one that doesn't.
         let message = format!("{:?}", parse(&format!("{section}nonsense = 1\n")).unwrap_err());
         let (_, keys) = message.split_once("expected one of").unwrap();
