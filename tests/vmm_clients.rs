@@ -298,6 +298,7 @@ fn a_vmm_that_refuses_is_quoted() {
         format!("qom-set {interval}"),
     ] {
         pair.make_anew();
+        pair.vmm.vm().polling_seconds = 0;
         let refusal =
             |id| vec![send(format!("{{\"error\": {{\"class\": \"GenericError\"}}, \"id\": {id}}}\r\n"))];
         pair.vmm.script(&request, refusal);
