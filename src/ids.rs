@@ -4,9 +4,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::de::{self, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
 /// The index of a page on a VM's device; the device offset divided by the page size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub u32);
@@ -45,7 +42,8 @@ pub struct Owner {
     pub slot: Slot,
 }
 
-/// A number of bytes, read and printed in IEC units: `4096`, `"512MiB"`, `"1.5GiB"`.
+/// A number of bytes, read and printed in IEC units: `512MiB`, `1.5GiB`, `4096B`. Without a unit it is none: a number alone
+/// is more likely a unit that was forgotten than so many bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bytes(pub u64);
 
@@ -54,27 +52,36 @@ const UNITS: [(&str, u64); 5] =
 
 /// Why a text is not a size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{given:?} is not a size: write a number and an IEC unit (B, KiB, MiB, GiB or TiB), for example \"512MiB\""
-)]
-pub struct ParseBytesError {
-    given: String,
+pub enum ParseBytesError {
+    /// It is no number with a unit, or more than 2^64 bytes.
+    #[error(
+        "{given:?} is not a size: write a number and an IEC unit (B, KiB, MiB, GiB or TiB), for example \"512MiB\""
+    )]
+    Malformed {
+        /// The text.
+        given: String,
+    },
+    /// It is a number alone.
+    #[error("{given} has no unit: write \"{given}MiB\" or \"{given}GiB\", or \"{given}B\" for so many bytes")]
+    NoUnit {
+        /// The text.
+        given: String,
+    },
 }
 
 impl FromStr for Bytes {
     type Err = ParseBytesError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let err = || ParseBytesError { given: text.to_owned() };
         let text = text.trim();
+        let err = || ParseBytesError::Malformed { given: text.to_owned() };
         let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, unit) = text.split_at(digits);
-        let unit = match unit.trim() {
-            "" => 1,
-            unit => {
-                UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).map(|u| u.1).ok_or_else(err)?
-            }
-        };
+        if unit.is_empty() && number.parse::<f64>().is_ok() && !number.ends_with('.') {
+            return Err(ParseBytesError::NoUnit { given: number.to_owned() });
+        }
+        let unit = unit.trim();
+        let unit = UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).ok_or_else(err)?.1;
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         let whole: u64 = whole.parse().map_err(|_| err())?;
         // Nine decimal places are more than any size is written with, and keep the sum inside u128.
@@ -112,38 +119,6 @@ impl fmt::Display for Bytes {
     }
 }
 
-impl Serialize for Bytes {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u64(self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for Bytes {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct BytesVisitor;
-        impl Visitor<'_> for BytesVisitor {
-            type Value = Bytes;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a size such as \"512MiB\" or a number of bytes")
-            }
-
-            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Bytes, E> {
-                Ok(Bytes(value))
-            }
-
-            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Bytes, E> {
-                u64::try_from(value).map(Bytes).map_err(|_| E::custom("a size can't be negative"))
-            }
-
-            fn visit_str<E: de::Error>(self, value: &str) -> Result<Bytes, E> {
-                value.parse().map_err(E::custom)
-            }
-        }
-        deserializer.deserialize_any(BytesVisitor)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,7 +126,7 @@ mod tests {
     #[test]
     fn sizes_are_read_in_iec_units() {
         for (text, bytes) in
-            [("0", 0), ("4096", 4096), ("4KiB", 4096), ("1.5 GiB", 3 << 29), ("2tib", 2 << 40), ("7B", 7)]
+            [("0B", 0), ("4096 B", 4096), ("4KiB", 4096), ("1.5 GiB", 3 << 29), ("2tib", 2 << 40), ("7B", 7)]
         {
             assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
         }
@@ -168,7 +143,16 @@ mod tests {
     #[test]
     fn what_is_not_a_size_is_refused() {
         for text in ["", "GiB", "1GB", "-1", "1..5KiB", "1.", "99999999TiB", "1.0000000001GiB", "0x10"] {
-            assert!(text.parse::<Bytes>().is_err(), "{text}");
+            let error = text.parse::<Bytes>().unwrap_err();
+            assert_eq!(error, ParseBytesError::Malformed { given: text.to_owned() });
+        }
+    }
+
+    #[test]
+    fn a_number_alone_is_refused_with_what_it_may_have_meant() {
+        for text in ["0", "4096", "1.5"] {
+            let error = text.parse::<Bytes>().unwrap_err().to_string();
+            assert!(error.contains(&format!("write \"{text}MiB\"")), "{error}");
         }
     }
 

@@ -110,7 +110,7 @@ fn a_wrong_usage_is_exit_2() {
     assert!(stderr.contains("qemu") && stderr.contains("cloud-hypervisor"), "{stderr}");
     let (code, _, stderr) = outcome(&["vm", "args", "web1", "--vmm", "libvirt", "--format", "json"]);
     assert!(code == Some(2) && stderr.contains("libvirt takes only xml"), "{stderr}");
-    let (code, _, stderr) = outcome(&["vm", "args", "web1", "--vmm", "qemu", "--memory", "1000"]);
+    let (code, _, stderr) = outcome(&["vm", "args", "web1", "--vmm", "qemu", "--memory", "1000KiB"]);
     assert_eq!(code, Some(2));
     assert!(stderr.contains("multiple of 1MiB"), "{stderr}");
 }
@@ -125,6 +125,15 @@ const WRONG_CHANGES: &[(&[&str], [&str; 2])] = &[
     (&["vm", "set", "web1", "--weight", "0"], ["--weight", "1 to 10000"]),
     (&["vm", "set", "web1", "--weight", "heavy"], ["--weight", "1 to 10000"]),
     (&["vm", "set", "web1", "--writeback", "yes"], ["--writeback", "true, false"]),
+    (&["vm", "set", "web1", "--limit", "512"], ["--limit", "write \"512MiB\""]),
+    (&["vm", "add", "web1", "--size", "8"], ["--size", "write \"8MiB\" or \"8GiB\""]),
+    (&["vm", "add", "web1"], ["--size", "required"]),
+    (&["vm", "add", "web1", "--size", "8GiB", "--clear-after", "30"], ["--clear-after", "s, m, h or d"]),
+    (&["vm", "add", "web1", "--size", "8GiB", "--lmit", "1GiB"], ["--lmit", "'--limit'"]),
+    (&["vm", "ad", "web1"], ["'ad'", "'add'"]),
+    (&["vm", "args", "web1", "--vmm", "qemu", "--memory", "2"], ["--memory", "write \"2MiB\""]),
+    (&["check", "--rate", "256"], ["--rate", "write \"256MiB\""]),
+    (&["bench", "/s", "--block-size", "4096"], ["--block-size", "write \"4096MiB\""]),
     (&["pool"], ["pool", "set"]),
     (&["pool", "set"], ["--compressor", "required"]),
     (&["pool", "set", "--recompress"], ["--compressor", "required"]),

@@ -199,7 +199,7 @@ const REFUSED: &[(&[&str], &str)] = &[
     ),
     (
         &["db", "--size", "9TiB"],
-        "the VM \"db\": size = \"9TiB\": must be a size from 1MiB to 8TiB, for example \"512MiB\", and a multiple of 4KiB",
+        "the VM \"db\": size = \"9TiB\": must be a size from 1MiB to 8TiB with its unit, for example \"512MiB\", and a multiple of 4KiB",
     ),
     (
         &["db", "--size", "1MiB", "--limit", "2MiB", "--reserve", "3MiB"],

@@ -3,7 +3,19 @@
 //! own LRU then pushes its coldest pages to the VM's disk, where they are compressed. The idea is that of Senpai (squeeze
 //! until it begins to hurt, back off at once) with the promotion rate of far memory as the measure of pain.
 
+mod decision;
 mod mode;
+mod policy;
+mod share;
+mod signals;
+pub mod simulate;
+mod snapshot;
+pub mod trace;
 pub mod vmm;
 
+pub use self::decision::{Decision, Distress, Hold, Reason};
 pub use self::mode::Mode;
+pub use self::policy::State;
+pub use self::share::decide_all;
+pub use self::signals::Look;
+pub use self::snapshot::{Counters, Held, Host, Pressure, Snapshot, Vmm};

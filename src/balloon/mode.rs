@@ -1,7 +1,10 @@
 //! How far the controller may go with a VM.
 
+use serde::{Deserialize, Serialize};
+
 /// Who decides how much memory a guest has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Somebody else: the balloon isn't touched.
     #[default]

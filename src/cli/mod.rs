@@ -1,5 +1,6 @@
 //! The commands: clap's subcommands to calls of the library, and what is printed of their answers.
 
+mod balloon;
 mod parse;
 mod vm;
 
@@ -20,9 +21,24 @@ use ballast::top::{Shown, TopArgs};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use indicatif::ProgressBar;
 
+const AFTER_HELP: &str = "\
+Examples:
+  ballast vm add web1 --size 8GiB --limit 2GiB
+  ballast vm args web1 --vmm qemu
+  ballast top
+  ballast pool set --compressor zstd:3 --recompress
+  ballast status --json
+
+Sizes are numbers with an IEC unit: 512MiB, 1.5GiB.
+
+Exit status: 0 ok, 1 failed, 2 wrong usage or configuration.
+
+Files: /etc/ballast/ballast.toml, the configuration; /run/ballast/control.sock, where the daemon takes orders; \
+/run/ballast/VM.sock, where a VM attaches.";
+
 /// Keeps the swapped-out pages of this host's VMs, compressed, in host memory.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true)]
+#[command(version, propagate_version = true, after_help = AFTER_HELP)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -79,6 +95,16 @@ enum Command {
     Bench(BenchArgs),
     /// Boot two guests that swap into one daemon, and watch.
     Demo(DemoArgs),
+    /// Make the decisions of a trace again, and say which would be others.
+    Replay {
+        /// The trace: balloon.trace in the state directory, or what `simulate --json` printed.
+        file: PathBuf,
+    },
+    /// Run the balloon policy on guests that are not there.
+    Simulate {
+        /// What happens to them; without it, the stories are listed.
+        scenario: Option<String>,
+    },
     /// Print what completes commands in a shell.
     Completions {
         /// The shell.
@@ -126,6 +152,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Check { name, rate } => check_pages(global, name, rate),
         Command::Bench(args) => Ok(ballast::bench::run(&args, global.named_socket()?.as_deref())?),
         Command::Demo(args) => Ok(ballast::demo::run(args)?),
+        Command::Replay { file } => balloon::replay(global, &file),
+        Command::Simulate { scenario } => balloon::simulate(global, scenario.as_deref()),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ballast", &mut text);

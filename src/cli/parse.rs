@@ -23,14 +23,6 @@ pub fn weight(text: &str) -> Result<u32, String> {
     weight.ok_or_else(|| format!("must be a whole number from {} to {}", WEIGHT.start(), WEIGHT.end()))
 }
 
-/// A size as the disk of a VM has it: a number alone is more likely a unit that was forgotten than so many bytes.
-pub fn size(text: &str) -> Result<Bytes, String> {
-    if text.bytes().all(|byte| byte.is_ascii_digit()) && !text.is_empty() {
-        return Err(format!("{text} has no unit: write \"{text}GiB\", or \"{text}B\" for so many bytes"));
-    }
-    text.parse().map_err(|error: ParseBytesError| error.to_string())
-}
-
 /// A duration, in seconds; 0 for never.
 pub fn seconds(text: &str) -> Result<u64, String> {
     let duration = if text == "never" { Some(Duration::ZERO) } else { parse_duration(text) };

@@ -52,11 +52,14 @@ pub enum VmCommand {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example, a VM that may push out 8 GiB, takes at most 2 GiB of the pool for them, and keeps a quarter whatever the others need:
+  ballast vm add web1 --size 8GiB --limit 2GiB --reserve 512MiB")]
 pub struct AddArgs {
     /// The VM: 1 to 64 letters, digits, dots, underscores and dashes.
     name: String,
     /// The disk that the guest sees.
-    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    #[arg(long, value_name = "SIZE")]
     size: Bytes,
     #[command(flatten)]
     share: Share,
@@ -118,6 +121,11 @@ pub struct SetArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ballast vm args web1 --vmm qemu --memory 4GiB --whole >web1.sh
+  ballast vm args web1 --vmm libvirt --memory 4GiB --whole >web1.xml && virsh define web1.xml
+  ballast vm args web1 --vmm cloud-hypervisor --format json")]
 pub struct VmArgsArgs {
     /// The VM.
     name: String,

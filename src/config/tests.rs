@@ -56,7 +56,7 @@ fn every_key_is_read() {
         uuid = "00112233-4455-6677-8899-aabbccddeeff"
         [[vm]]
         name = "Db.2_x-y"
-        size = 1048576
+        size = "1048576B"
         "#,
     )
     .unwrap();
@@ -115,7 +115,7 @@ const REFUSED: &[(&str, [&str; 3])] = &[
     ("[pool]\nmax = \"2.5%\"", ["pool.max", "\"2.5%\"", "90%"]),
     ("[pool]\nmax = \"8GB\"", ["pool.max", "\"8GB\"", "1MiB"]),
     ("[pool]\nmax = \"17GiB\"", ["pool.max", "\"17GiB\"", "(16GiB)"]),
-    ("[pool]\nmax = 4096", ["pool.max", "4096", "1MiB"]),
+    ("[pool]\nmax = 4294967296", ["pool.max", "4294967296", "1MiB"]),
     ("[pool]\ncompressor = \"gzip\"", ["pool.compressor", "\"gzip\"", "lz4"]),
     ("[pool]\ncompressor = \"zstd:23\"", ["pool.compressor", "\"zstd:23\"", "-7 to 22"]),
     ("[pool]\naccept_threshold = 0", ["pool.accept_threshold", "= 0", "1 to 100"]),
@@ -142,7 +142,9 @@ const REFUSED: &[(&str, [&str; 3])] = &[
     ("[[vm]]\nname = \"a\"\nsize = \"1MiB\"\n[[vm]]\nname = \"a\"", ["number 2: name", "\"a\"", "unique"]),
     ("[[vm]]\nname = \"a\"\nsize = \"512KiB\"", ["\"a\": size", "\"512KiB\"", "1MiB to 8TiB"]),
     ("[[vm]]\nname = \"a\"\nsize = \"9TiB\"", ["\"a\": size", "\"9TiB\"", "1MiB to 8TiB"]),
-    ("[[vm]]\nname = \"a\"\nsize = 1048577", ["\"a\": size", "1048577", "multiple of 4KiB"]),
+    ("[[vm]]\nname = \"a\"\nsize = 1048576", ["\"a\": size", "1048576", "with its unit"]),
+    ("[[vm]]\nname = \"a\"\nsize = \"4\"", ["\"a\": size", "\"4\"", "with its unit"]),
+    ("[[vm]]\nname = \"a\"\nsize = \"1048577B\"", ["\"a\": size", "1048577", "multiple of 4KiB"]),
     ("[[vm]]\nname = \"a\"\nsize = true", ["\"a\": size", "true", "size from"]),
     ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nlimit = \"1KiB\"", ["\"a\": limit", "\"1KiB\"", "1MiB"]),
     ("[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nqueues = 0", ["\"a\": queues", "= 0", "1 to 64"]),

@@ -106,7 +106,7 @@ impl<'a> Key<'a> {
         multiple: u64,
     ) -> Result<u64, ConfigError> {
         let mut text = format!(
-            "must be a size from {} to {}, for example \"512MiB\"",
+            "must be a size from {} to {} with its unit, for example \"512MiB\"",
             Bytes(*allowed.start()),
             Bytes(*allowed.end())
         );
@@ -147,13 +147,9 @@ fn is_file_path(text: &&str) -> bool {
     text.starts_with('/') && !text.ends_with('/') && !text.contains(char::is_control)
 }
 
-/// A number of bytes, or a text with an IEC unit.
+/// A text with an IEC unit.
 pub(super) fn bytes(value: &Value) -> Option<u64> {
-    match value {
-        Value::Integer(bytes) => u64::try_from(*bytes).ok(),
-        Value::String(text) => text.parse().ok().map(|Bytes(bytes)| bytes),
-        _ => None,
-    }
+    value.as_str()?.parse().ok().map(|Bytes(bytes)| bytes)
 }
 
 const DURATION_UNITS: [(char, u64); 4] = [('d', 24 * 3600), ('h', 3600), ('m', 60), ('s', 1)];

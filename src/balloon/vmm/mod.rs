@@ -43,8 +43,10 @@ pub trait VmmClient: Send {
     fn set_target(&mut self, bytes: u64, now: Instant) -> Result<(), Unreachable>;
 }
 
+use serde::{Deserialize, Serialize};
+
 /// A guest's memory as its VMM sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestMemory {
     /// What the guest was booted with, in bytes.
     pub configured_bytes: u64,
@@ -56,7 +58,7 @@ pub struct GuestMemory {
 
 /// What a guest says of its memory through the statistics queue of its balloon (virtio 1.2, 5.5.6.4). Counters begin at
 /// its boot. A guest leaves out what it doesn't know.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestStats {
     /// How long ago it said so.
     pub age: Duration,

@@ -1,0 +1,137 @@
+//! What the policy decides, and why, in words for an operator.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::Bytes;
+
+/// What becomes of a VM's balloon at a tick.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Decision {
+    /// The memory that the guest should have, in bytes.
+    pub target_bytes: u64,
+    /// Whether its VMM is told; else this is only shown.
+    pub apply: bool,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why a target is what it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// Nobody asked for more.
+    Off,
+    /// The operator said how much.
+    Fixed,
+    /// The VMM doesn't answer, in its client's words.
+    Silent(String),
+    /// There is nothing yet to compare with.
+    First,
+    /// Smaller by so many bytes, which the guest doesn't use.
+    TookFree(u64),
+    /// Smaller by so many bytes: its coldest pages leave.
+    Squeezed(u64),
+    /// Smaller by so many bytes: the host is short of memory or above its budget, and this VM suffers least.
+    TookForHost(u64),
+    /// As it was.
+    Held(Hold),
+    /// Larger by so many bytes.
+    Relaxed(u64, Distress),
+    /// Larger by so many bytes, and less than wanted: the budget has no more.
+    Rationed(u64),
+}
+
+/// Why a target stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hold {
+    /// It is the least that the VM may have.
+    AtMinimum,
+    /// As much comes back as may.
+    Enough,
+    /// For so many milliseconds more, after it hurt.
+    BackOff(u64),
+    /// The guest is on its way to it.
+    Underway,
+    /// Stores wait for room: the pool doesn't take what would come.
+    PoolBusy,
+    /// The pool or the VM's limit is nearly reached, and its pages can't go to a file.
+    PoolFull,
+    /// The disk is nearly full.
+    DiskFull,
+    /// The VM's pages hardly shrink: nothing would be gained.
+    HardlyShrinks,
+}
+
+/// What hurt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Distress {
+    /// The guest killed a process for want of memory.
+    OomKill,
+    /// So many pages came back at once.
+    RefaultStorm(u64),
+    /// More than twice as much comes back as may, in percent of that.
+    TooMuchBack(u64),
+    /// The guest took so many bytes back by itself.
+    TookBack(u64),
+    /// The guest pushes out so many bytes without having been asked.
+    Growing(u64),
+    /// So many stores failed.
+    StoresFailed(u64),
+    /// The disk is full.
+    DiskFull,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::Fixed => f.write_str("fixed by the operator"),
+            Self::Silent(why) => f.write_str(why),
+            Self::First => f.write_str("held: nothing to compare with yet"),
+            Self::TookFree(bytes) => write!(f, "squeezed by {}: memory that it doesn't use", Bytes(*bytes)),
+            Self::Squeezed(bytes) => write!(f, "squeezed by {}: little comes back", Bytes(*bytes)),
+            Self::TookForHost(bytes) => {
+                write!(f, "squeezed by {} for the host: it suffers least", Bytes(*bytes))
+            }
+            Self::Held(hold) => write!(f, "held: {hold}"),
+            Self::Relaxed(bytes, distress) => write!(f, "relaxed by {}: {distress}", Bytes(*bytes)),
+            Self::Rationed(bytes) => {
+                write!(f, "relaxed by {} and no more: the budget has no more", Bytes(*bytes))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtMinimum => f.write_str("at its minimum"),
+            Self::Enough => f.write_str("as much comes back as may"),
+            Self::BackOff(ms) => write!(f, "it hurt; squeezed again in {} s", ms.div_ceil(1000)),
+            Self::Underway => f.write_str("the guest is on its way"),
+            Self::PoolBusy => f.write_str("stores wait for room"),
+            Self::PoolFull => f.write_str("the pool or its limit is nearly full"),
+            Self::DiskFull => f.write_str("its disk is nearly full"),
+            Self::HardlyShrinks => f.write_str("its pages hardly shrink"),
+        }
+    }
+}
+
+impl fmt::Display for Distress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OomKill => f.write_str("the guest killed a process for want of memory"),
+            Self::RefaultStorm(pages) => write!(f, "{pages} pages came back at once"),
+            Self::TooMuchBack(percent) => write!(f, "{percent} % of what may come back does"),
+            Self::TookBack(bytes) => write!(f, "the guest took {} back", Bytes(*bytes)),
+            Self::Growing(bytes) => write!(f, "the guest pushes out {} by itself", Bytes(*bytes)),
+            Self::StoresFailed(stores) => write!(f, "{stores} stores failed"),
+            Self::DiskFull => f.write_str("its disk is full"),
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! One VM's target: a pure function of what was kept of the ticks before and of the snapshot. Squeezed slowly while little
+//! comes back, held in between, relaxed at once and by a lot when it hurts; after that it is left alone for a while, twice as
+//! long each time. What several VMs make of one host is [`share`](super::share)'s affair.
+
+use serde::{Deserialize, Serialize};
+
+use super::Mode;
+use super::decision::{Decision, Distress, Hold, Reason};
+use super::signals::{self, Look, Signals};
+use super::snapshot::{Held, Host, Snapshot, Vmm};
+use super::vmm::GuestMemory;
+use crate::page::PAGE_SIZE_U64;
+
+/// Targets are whole units of this: QEMU and cloud-hypervisor take any, and a page more or less is noise.
+const UNIT_BYTES: u64 = 256 << 10;
+/// A step into pages that are in use, in parts of what the guest has.
+const COLD_STEP_PART: u64 = 64;
+/// A step into memory that nobody uses: so much of what is above the headroom, and of what the guest has at most.
+const FREE_STEP_PART: u64 = 4;
+const FREE_STEP_MAX_PART: u64 = 8;
+/// The headroom: memory that the guest could use at once, below which a step takes pages in use, in parts of what it has;
+/// or what it lately grew by in two ticks, if that is more.
+const HEADROOM_PART: u64 = 16;
+const HEADROOM_GROWTHS: u64 = 2;
+/// What a guest pushes out by itself in a tick before it counts as growing, in parts of what it has.
+const GROWING_PART: u64 = 64;
+/// A guest that is nearer to its target than this, in parts of it, has reached it.
+const REACHED_PART: u64 = 128;
+const REACHED_BYTES_MIN: u64 = 2 << 20;
+/// A guest that hasn't reached its target after so many ticks won't.
+const PATIENCE_TICKS: u64 = 12;
+/// After a step, what is pushed out for so many ticks is its doing.
+const STEP_TICKS: u64 = 2;
+/// Above this share of what may come back, memory is given back, in percent; below 100 some is taken.
+const RELAX_PERCENT: u64 = 200;
+/// Above this share it is given back also to a VM that was given some just now, in percent.
+const RELAX_AGAIN_PERCENT: u64 = 1000;
+/// Down to a sixteenth above where it hurt last, steps are a quarter of what they are elsewhere; that is forgotten by so
+/// many parts a tick.
+const EDGE_PART: u64 = 16;
+const EDGE_STEPS: u64 = 4;
+const EDGE_FORGOTTEN_PART: u64 = 1024;
+/// How long a VM is left alone after it hurt, at first and at most, in ticks.
+const BACK_OFF_TICKS: u64 = 12;
+const BACK_OFF_TICKS_MAX: u64 = 192;
+/// The disk, the limit and the pool count as nearly full and as full, in percent.
+const NEARLY_FULL_PERCENT: u64 = 90;
+const FULL_PERCENT: u64 = 97;
+/// Pages that keep more than this of their size, in percent, are not worth being pushed out; judged by so many at least.
+const HARDLY_SHRINKS_PERCENT: u64 = 85;
+const JUDGED_PAGES_MIN: u64 = 4096;
+
+/// What is kept of a VM from tick to tick.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// The last look, if there was one that can be compared with.
+    pub look: Option<Look>,
+    /// The last target, in bytes.
+    pub target_bytes: Option<u64>,
+    /// Ticks since the last target was set.
+    pub target_ticks: u64,
+    /// Ticks since the last step down.
+    pub step_ticks: u64,
+    /// Until when it is left alone, by the boot-time clock in milliseconds.
+    pub back_off_until_ms: u64,
+    /// How long it will be left alone when it hurts next, in ticks.
+    pub back_off_ticks: u64,
+    /// The target at which it hurt, in bytes; slowly forgotten.
+    pub edge_bytes: u64,
+}
+
+/// What the policy makes of one VM, before the host has its say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wish {
+    pub decision: Decision,
+    /// How much it hurts, in percent of what may.
+    pub pain_percent: u64,
+    /// Memory that it doesn't use, in bytes, as far as it says so.
+    pub available_bytes: u64,
+}
+
+/// Wishes for one VM, and keeps in `state` what the next tick needs, but for the target: the host has its say first.
+pub(super) fn wish(host: &Host, snapshot: &Snapshot, state: &mut State) -> Wish {
+    let memory = match (&snapshot.mode, &snapshot.vmm) {
+        (Mode::Off, _) => {
+            *state = State::default();
+            return Wish::without_numbers(snapshot.max_bytes, Reason::Off);
+        }
+        (_, Vmm::Silent(why)) => {
+            // What is compared with is too old when it answers again; what it was told holds.
+            state.look = None;
+            let target_bytes = state.target_bytes.unwrap_or(snapshot.max_bytes);
+            return Wish::without_numbers(target_bytes, Reason::Silent(why.clone()));
+        }
+        (_, Vmm::Answers(memory)) => memory,
+    };
+    let bounds = Bounds::of(snapshot, memory);
+    let observed = snapshot.mode == Mode::Observe;
+    // Nobody follows a target that is only shown, so that each is a step from what there is.
+    let last_bytes = state.target_bytes.filter(|_| !observed);
+    let from_bytes = bounds.clamp(last_bytes.unwrap_or(memory.actual_bytes));
+    let signals =
+        state.look.map(|last| signals::next(&last, host.now_ms, host.interval_ms, memory, snapshot));
+    state.look =
+        Some(signals.map_or_else(|| signals::first(host.now_ms, memory, snapshot), |signals| signals.look));
+    state.target_ticks += 1;
+    state.step_ticks += 1;
+    state.edge_bytes -= state.edge_bytes / EDGE_FORGOTTEN_PART;
+
+    let (to_bytes, reason) = match (snapshot.mode, &signals) {
+        (Mode::Fixed(bytes), _) => (bytes.min(memory.configured_bytes), Reason::Fixed),
+        (_, None) => (from_bytes, Reason::First),
+        (_, Some(signals)) => {
+            let tick = Tick { host, snapshot, memory, signals, from_bytes, bounds };
+            tick.decide(state)
+        }
+    };
+    let signals = signals.unwrap_or_default();
+    Wish {
+        decision: Decision { target_bytes: to_bytes, apply: !observed, reason },
+        pain_percent: signals.pain_percent,
+        available_bytes: signals.available_bytes.unwrap_or(0),
+    }
+}
+
+impl State {
+    /// The target is this one from now on.
+    pub(super) fn settle(&mut self, target_bytes: u64) {
+        if self.target_bytes.is_some_and(|before| target_bytes < before) {
+            self.step_ticks = 0;
+        }
+        if self.target_bytes != Some(target_bytes) {
+            self.target_bytes = Some(target_bytes);
+            self.target_ticks = 0;
+        }
+    }
+}
+
+impl Wish {
+    fn without_numbers(target_bytes: u64, reason: Reason) -> Self {
+        let decision = Decision { target_bytes, apply: false, reason };
+        Self { decision, pain_percent: 0, available_bytes: 0 }
+    }
+}
+
+/// What a guest may have, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    pub min_bytes: u64,
+    pub max_bytes: u64,
+}
+
+impl Bounds {
+    pub fn of(snapshot: &Snapshot, memory: &GuestMemory) -> Self {
+        let max_bytes = snapshot.max_bytes.min(memory.configured_bytes);
+        Self { min_bytes: snapshot.min_bytes.min(max_bytes), max_bytes }
+    }
+
+    pub fn clamp(self, bytes: u64) -> u64 {
+        bytes.clamp(self.min_bytes, self.max_bytes)
+    }
+
+    /// As much less as is asked for, in whole units, and not below the least.
+    pub fn below(self, bytes: u64, step_bytes: u64) -> u64 {
+        let target_bytes = bytes.saturating_sub(step_bytes).next_multiple_of(UNIT_BYTES);
+        target_bytes.min(bytes).max(self.min_bytes)
+    }
+
+    /// As much more as is asked for, in whole units, and not above the most.
+    pub fn above(self, bytes: u64, step_bytes: u64) -> u64 {
+        let target_bytes = bytes.saturating_add(step_bytes).min(self.max_bytes);
+        target_bytes.next_multiple_of(UNIT_BYTES).min(self.max_bytes)
+    }
+}
+
+/// One VM at one tick, with everything that a decision rests on.
+struct Tick<'a> {
+    host: &'a Host,
+    snapshot: &'a Snapshot,
+    memory: &'a GuestMemory,
+    signals: &'a Signals,
+    /// The target so far.
+    from_bytes: u64,
+    bounds: Bounds,
+}
+
+impl Tick<'_> {
+    fn decide(&self, state: &mut State) -> (u64, Reason) {
+        if let Some((to_bytes, distress)) = self.distress(state) {
+            self.back_off(state, &distress);
+            state.edge_bytes = self.from_bytes;
+            // Where there is no more to be had it stays, and the reason is still worth knowing.
+            return (to_bytes, Reason::Relaxed(to_bytes.saturating_sub(self.from_bytes), distress));
+        }
+        if let Some(hold) = self.hold(state) {
+            let given_up = hold == Hold::Underway && state.target_ticks > PATIENCE_TICKS;
+            let bytes = if given_up { self.memory.actual_bytes } else { self.from_bytes };
+            return (self.bounds.clamp(bytes), Reason::Held(hold));
+        }
+        self.squeeze(state)
+    }
+
+    /// Whether it hurts, and what the guest should have then.
+    fn distress(&self, state: &State) -> Option<(u64, Distress)> {
+        let Signals { promoted, pain_percent, stored_bytes, failed_stores, took_bytes, .. } = *self.signals;
+        let actual_bytes = self.memory.actual_bytes;
+        let reached_bytes = self.reached_bytes();
+        let more = |bytes: u64| self.bounds.above(self.from_bytes.max(actual_bytes), bytes);
+        let half_way_bytes = self.bounds.max_bytes.saturating_sub(self.from_bytes) / 2;
+        if self.signals.oom_kills > 0 {
+            return Some((self.bounds.max_bytes, Distress::OomKill));
+        }
+        if self.signals.storm {
+            let bytes = half_way_bytes.max(promoted.saturating_mul(4 * PAGE_SIZE_U64));
+            return Some((more(bytes), Distress::RefaultStorm(promoted)));
+        }
+        if failed_stores > 0 {
+            return Some((more(half_way_bytes), Distress::StoresFailed(failed_stores)));
+        }
+        if took_bytes >= REACHED_BYTES_MIN / 2 && actual_bytes > reached_bytes && state.target_ticks > 1 {
+            return Some((more(took_bytes.max(actual_bytes / 16)), Distress::TookBack(took_bytes)));
+        }
+        if percent(self.disk_bytes(), self.snapshot.held.size_bytes) >= FULL_PERCENT {
+            return Some((more(actual_bytes / 16), Distress::DiskFull));
+        }
+        let given_just_now = self.host.now_ms < state.back_off_until_ms;
+        let too_much = if given_just_now { RELAX_AGAIN_PERCENT } else { RELAX_PERCENT };
+        if pain_percent > too_much && promoted > 0 {
+            let bytes = (actual_bytes / 16).max(promoted.saturating_mul(2 * PAGE_SIZE_U64));
+            return Some((more(bytes), Distress::TooMuchBack(pain_percent)));
+        }
+        let by_itself = state.step_ticks > STEP_TICKS && actual_bytes <= reached_bytes;
+        if by_itself && stored_bytes > actual_bytes / GROWING_PART {
+            let bytes = (actual_bytes / 16).max(stored_bytes.saturating_mul(2));
+            return Some((more(bytes), Distress::Growing(stored_bytes)));
+        }
+        None
+    }
+
+    /// Leaves the VM alone for a while; twice as long when it hurt soon after it had been left alone.
+    fn back_off(&self, state: &mut State, distress: &Distress) {
+        let now_ms = self.host.now_ms;
+        let in_ticks = |ticks: u64| ticks.saturating_mul(self.host.interval_ms);
+        let ended_ms = state.back_off_until_ms;
+        let long_calm =
+            now_ms > ended_ms.saturating_add(in_ticks(4 * state.back_off_ticks.max(BACK_OFF_TICKS)));
+        if long_calm {
+            state.back_off_ticks = BACK_OFF_TICKS;
+        } else if now_ms >= ended_ms && !matches!(distress, Distress::Growing(_)) {
+            state.back_off_ticks = (state.back_off_ticks * 2).clamp(BACK_OFF_TICKS, BACK_OFF_TICKS_MAX);
+        }
+        state.back_off_until_ms = now_ms.saturating_add(in_ticks(state.back_off_ticks.max(BACK_OFF_TICKS)));
+    }
+
+    /// Why nothing is taken now, if nothing is.
+    fn hold(&self, state: &State) -> Option<Hold> {
+        let held = &self.snapshot.held;
+        let left_ms = state.back_off_until_ms.saturating_sub(self.host.now_ms);
+        if left_ms > 0 {
+            return Some(Hold::BackOff(left_ms));
+        }
+        if self.signals.pain_percent >= 100 {
+            return Some(Hold::Enough);
+        }
+        if self.signals.delayed_stores > 0 {
+            return Some(Hold::PoolBusy);
+        }
+        if self.memory.actual_bytes > self.reached_bytes() {
+            return Some(Hold::Underway);
+        }
+        if self.from_bytes <= self.bounds.min_bytes {
+            return Some(Hold::AtMinimum);
+        }
+        if percent(self.disk_bytes(), held.size_bytes) >= NEARLY_FULL_PERCENT {
+            return Some(Hold::DiskFull);
+        }
+        let full = percent(held.pool_bytes, held.limit_bytes)
+            .max(percent(self.host.pool_bytes, self.host.pool_max_bytes));
+        if !held.writeback && full >= NEARLY_FULL_PERCENT {
+            return Some(Hold::PoolFull);
+        }
+        hardly_shrinks(held).then_some(Hold::HardlyShrinks)
+    }
+
+    /// A step down: what is free first and fast, then what is in use, the slower the more comes back.
+    fn squeeze(&self, state: &State) -> (u64, Reason) {
+        let actual_bytes = self.memory.actual_bytes;
+        let headroom_bytes = (actual_bytes / HEADROOM_PART)
+            .max(HEADROOM_GROWTHS.saturating_mul(self.signals.look.growth_bytes));
+        let spare_bytes = self.signals.available_bytes.unwrap_or(0).saturating_sub(headroom_bytes);
+        let free_bytes = (spare_bytes / FREE_STEP_PART).min(actual_bytes / FREE_STEP_MAX_PART);
+        let near_edge = self.from_bytes < state.edge_bytes + state.edge_bytes / EDGE_PART;
+        let part = if near_edge { COLD_STEP_PART * EDGE_STEPS } else { COLD_STEP_PART };
+        let cold_bytes = actual_bytes / part * (100 - self.signals.pain_percent.min(100)) / 100;
+        let to_bytes = self.bounds.below(self.from_bytes, free_bytes.max(cold_bytes));
+        let taken_bytes = self.from_bytes - to_bytes;
+        if taken_bytes == 0 {
+            return (to_bytes, Reason::Held(Hold::Enough));
+        }
+        let reason = if free_bytes >= cold_bytes { Reason::TookFree } else { Reason::Squeezed };
+        (to_bytes, reason(taken_bytes))
+    }
+
+    /// The most that a guest has which has reached its target, in bytes.
+    fn reached_bytes(&self) -> u64 {
+        self.from_bytes.saturating_add((self.from_bytes / REACHED_PART).max(REACHED_BYTES_MIN))
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.snapshot.held.stored_pages.saturating_mul(PAGE_SIZE_U64)
+    }
+}
+
+fn hardly_shrinks(held: &Held) -> bool {
+    let before_bytes = held.pool_pages.saturating_mul(PAGE_SIZE_U64);
+    held.pool_pages >= JUDGED_PAGES_MIN && percent(held.pool_bytes, before_bytes) > HARDLY_SHRINKS_PERCENT
+}
+
+fn percent(part: u64, whole: u64) -> u64 {
+    part.saturating_mul(100).checked_div(whole).unwrap_or(0)
+}

@@ -1,0 +1,133 @@
+//! What several VMs make of one host. Each has its wish; where the host is short of memory, or the wishes are more than its
+//! budget, memory is taken from the VM that suffers least, and what there is to be given is rationed by weight. So it flows
+//! from an idle VM to a busy one, and no VM goes below its least.
+
+use std::cmp::Reverse;
+
+use super::Mode;
+use super::decision::{Decision, Reason};
+use super::policy::{self, Bounds, State, Wish};
+use super::snapshot::{Host, Pressure, Snapshot, Vmm};
+
+/// The most that is taken from a VM for the host in one tick, in parts of what it has.
+const TAKEN_PART: u64 = 8;
+/// What is taken of all guests' memory together in a tick while the host is short of it, in parts.
+const MODERATE_PART: u64 = 100;
+const SEVERE_PART: u64 = 20;
+
+/// Decides for all VMs of the host, and keeps in `states` what the next tick needs. States go with snapshots by their order.
+pub fn decide_all(host: &Host, snapshots: &[Snapshot], states: &mut [State]) -> Vec<Decision> {
+    let wishes = snapshots.iter().zip(states.iter_mut());
+    let mut wishes: Vec<Wish> = wishes.map(|(snapshot, state)| policy::wish(host, snapshot, state)).collect();
+    let mut guests: Vec<Guest<'_>> = snapshots.iter().zip(&mut wishes).filter_map(Guest::of).collect();
+    let lacking_bytes = lacking_bytes(host, &guests);
+    take(&mut guests, lacking_bytes);
+    if let Some(budget_bytes) = host.budget_bytes {
+        ration(&mut guests, budget_bytes);
+    }
+    for ((snapshot, wish), state) in snapshots.iter().zip(&wishes).zip(states) {
+        if snapshot.mode != Mode::Off && matches!(snapshot.vmm, Vmm::Answers(_)) {
+            state.settle(wish.decision.target_bytes);
+        }
+    }
+    wishes.into_iter().map(|wish| wish.decision).collect()
+}
+
+/// A VM whose memory is the host's to count.
+struct Guest<'a> {
+    snapshot: &'a Snapshot,
+    bounds: Bounds,
+    actual_bytes: u64,
+    wish: &'a mut Wish,
+}
+
+impl<'a> Guest<'a> {
+    fn of((snapshot, wish): (&'a Snapshot, &'a mut Wish)) -> Option<Self> {
+        let Vmm::Answers(memory) = &snapshot.vmm else { return None };
+        let bounds = Bounds::of(snapshot, memory);
+        wish.decision.apply.then_some(Self { snapshot, bounds, actual_bytes: memory.actual_bytes, wish })
+    }
+
+    /// Whether its target may be another than its wish: the operator's word is not argued with.
+    fn is_driven(&self) -> bool {
+        self.snapshot.mode == Mode::Auto
+    }
+
+    fn target_bytes(&self) -> u64 {
+        self.wish.decision.target_bytes
+    }
+
+    /// What it has or will have, whichever is more: what is asked back is there once the guest has given it.
+    fn claimed_bytes(&self) -> u64 {
+        self.target_bytes().max(self.actual_bytes)
+    }
+
+    /// By how much it would grow, in bytes.
+    fn growth_bytes(&self) -> u64 {
+        if self.is_driven() { self.target_bytes().saturating_sub(self.actual_bytes) } else { 0 }
+    }
+
+    /// Who is taken from first has the least key. VMs that suffer no more than they may are alike in that; then it is who has
+    /// most to spare, by weight.
+    fn suffering(&self) -> (u64, Reverse<u64>) {
+        let spare_bytes = self.wish.available_bytes / u64::from(self.snapshot.weight.max(1));
+        (self.wish.pain_percent.max(100), Reverse(spare_bytes))
+    }
+}
+
+/// What the host lacks at this tick, in bytes.
+fn lacking_bytes(host: &Host, guests: &[Guest<'_>]) -> u64 {
+    let wanted_bytes: u64 = guests.iter().map(Guest::target_bytes).sum();
+    let actual_bytes: u64 = guests.iter().map(|guest| guest.actual_bytes).sum();
+    let pressed_bytes = match host.pressure {
+        Pressure::None => 0,
+        Pressure::Moderate => actual_bytes / MODERATE_PART,
+        Pressure::Severe => actual_bytes / SEVERE_PART,
+    };
+    let over_bytes = host.budget_bytes.map_or(0, |budget_bytes| wanted_bytes.saturating_sub(budget_bytes));
+    over_bytes.max(pressed_bytes)
+}
+
+/// Takes that much from those who suffer least.
+fn take(guests: &mut [Guest<'_>], mut lacking_bytes: u64) {
+    guests.sort_by_key(Guest::suffering);
+    for guest in guests.iter_mut().filter(|guest| guest.is_driven()) {
+        let (actual_bytes, wanted_bytes) = (guest.actual_bytes, guest.target_bytes());
+        let least_bytes = guest.bounds.clamp(actual_bytes - actual_bytes / TAKEN_PART);
+        let step_bytes = wanted_bytes.saturating_sub(least_bytes).min(lacking_bytes);
+        let to_bytes = guest.bounds.below(wanted_bytes, step_bytes);
+        if to_bytes == wanted_bytes {
+            continue;
+        }
+        lacking_bytes = lacking_bytes.saturating_sub(wanted_bytes - to_bytes);
+        guest.wish.decision.target_bytes = to_bytes;
+        guest.wish.decision.reason = match to_bytes.checked_sub(actual_bytes) {
+            Some(more_bytes) => Reason::Rationed(more_bytes),
+            None => Reason::TookForHost(actual_bytes - to_bytes),
+        };
+    }
+}
+
+/// Gives out no more than the budget has left beside what all have already.
+fn ration(guests: &mut [Guest<'_>], budget_bytes: u64) {
+    let claimed_bytes: u64 = guests.iter().map(Guest::claimed_bytes).sum();
+    let over_bytes = claimed_bytes.saturating_sub(budget_bytes);
+    let wanted_bytes: u64 = guests.iter().map(Guest::growth_bytes).sum();
+    let mut left_bytes = wanted_bytes.saturating_sub(over_bytes);
+    // Whoever wants less than its share leaves the rest to the others, so the smallest wishes come first.
+    guests.sort_by_key(Guest::growth_bytes);
+    let growing = guests.iter().filter(|guest| guest.growth_bytes() > 0);
+    let mut weights: u64 = growing.map(|guest| u64::from(guest.snapshot.weight)).sum();
+    for guest in guests.iter_mut().filter(|guest| guest.growth_bytes() > 0) {
+        let weight = u64::from(guest.snapshot.weight);
+        let share_bytes = u128::from(left_bytes) * u128::from(weight) / u128::from(weights.max(1));
+        let wanted_bytes = guest.growth_bytes();
+        let granted_bytes = wanted_bytes.min(u64::try_from(share_bytes).unwrap_or(u64::MAX));
+        weights = weights.saturating_sub(weight);
+        left_bytes -= granted_bytes;
+        if granted_bytes < wanted_bytes {
+            guest.wish.decision.reason = Reason::Rationed(granted_bytes);
+            guest.wish.decision.target_bytes = guest.actual_bytes + granted_bytes;
+        }
+    }
+}

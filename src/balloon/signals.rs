@@ -1,0 +1,157 @@
+//! What two looks at a VM say of it: how much comes back and how long the guest waits for that, smoothed over some ticks,
+//! and what happened since the last one. The measure is far memory's promotion rate (Lagar-Cavilla et al., ASPLOS 2019),
+//! with a bound on the time spent waiting beside it, as Senpai has (Weiner et al., ASPLOS 2022): a page out of the file
+//! hurts a hundred times as much as one out of the pool.
+
+use serde::{Deserialize, Serialize};
+
+use super::snapshot::{Counters, Snapshot};
+use super::vmm::{GuestMemory, GuestStats};
+use crate::page::PAGE_SIZE_U64;
+
+/// Ticks over which rates are smoothed.
+pub(super) const WINDOW_TICKS: u64 = 12;
+/// The share of time that a guest may spend waiting for loads, in parts per million: Senpai's 0.1 %.
+pub(super) const STALL_PPM: u64 = 1000;
+/// What comes back in a tick counts as so many times what may, at most: an outburst says no more of the next minute.
+const OUTBURST: u64 = 60;
+/// Guest statistics older than so many ticks are none.
+const STALE_TICKS: u64 = 4;
+/// So much of the working set back within one tick is a storm, in parts of it; fewer pages than that never are.
+const STORM_PART: u64 = 100;
+const STORM_PAGES_MIN: u64 = 256;
+
+/// What is kept of a look for the next one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Look {
+    /// When it was, by the boot-time clock in milliseconds.
+    pub at_ms: u64,
+    /// The counters then.
+    pub counters: Counters,
+    /// What the guest had then, in bytes.
+    pub actual_bytes: u64,
+    /// What it used of that, in bytes, if it said so.
+    pub used_bytes: Option<u64>,
+    /// Processes that it had killed, if it said so.
+    pub oom_kills: Option<u64>,
+    /// What came back, smoothed: parts of the working set a minute, in millionths.
+    pub promotion_ppm: u64,
+    /// Time spent waiting for loads, smoothed, in millionths.
+    pub stall_ppm: u64,
+    /// The most by which its use grew in a tick lately, in bytes; forgotten by an eighth a tick.
+    pub growth_bytes: u64,
+}
+
+/// What is known of a VM at a tick.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Signals {
+    /// This look.
+    pub look: Look,
+    /// What comes back and how long that takes, the worse of both, in percent of what may.
+    pub pain_percent: u64,
+    /// Memory that the guest could use without swapping, in bytes, if it says so.
+    pub available_bytes: Option<u64>,
+    /// Pages that came back since the last look.
+    pub promoted: u64,
+    /// Whether that is a storm.
+    pub storm: bool,
+    /// Bytes that it pushed out since then.
+    pub stored_bytes: u64,
+    /// Stores since then that waited.
+    pub delayed_stores: u64,
+    /// Stores since then that failed.
+    pub failed_stores: u64,
+    /// Processes that it killed since then.
+    pub oom_kills: u64,
+    /// By how much its memory grew since then, in bytes.
+    pub took_bytes: u64,
+}
+
+/// The first look at a VM.
+pub(super) fn first(now_ms: u64, memory: &GuestMemory, snapshot: &Snapshot) -> Look {
+    Look {
+        at_ms: now_ms,
+        counters: snapshot.counters,
+        actual_bytes: memory.actual_bytes,
+        used_bytes: used(memory, memory.guest.as_ref()),
+        oom_kills: memory.guest.and_then(|guest| guest.oom_kills),
+        ..Look::default()
+    }
+}
+
+/// A look after another.
+pub(super) fn next(
+    last: &Look,
+    now_ms: u64,
+    interval_ms: u64,
+    memory: &GuestMemory,
+    snapshot: &Snapshot,
+) -> Signals {
+    let guest =
+        memory.guest.filter(|guest| guest.age.as_millis() <= u128::from(STALE_TICKS * interval_ms.max(1000)));
+    let used_bytes = used(memory, guest.as_ref());
+    let (now, before) = (&snapshot.counters, &last.counters);
+    let elapsed_ms = now_ms.saturating_sub(last.at_ms).max(1);
+    let ticks = (elapsed_ms / interval_ms.max(1)).max(1);
+    let since = |now: u64, before: u64| now.saturating_sub(before);
+    let working_set_bytes = working_set(memory, guest.as_ref());
+    let promoted = since(now.promoted, before.promoted);
+    let young = since(now.promoted_young, before.promoted_young).min(promoted);
+    // What had been away for long comes back in every guest once in a while; what was pushed out just now was missed.
+    let missed_bytes = (young + (promoted - young) / 4).saturating_mul(PAGE_SIZE_U64);
+    let promotion_ppm = rate_ppm(missed_bytes, working_set_bytes, elapsed_ms);
+    let stall_ppm = since(now.load_ns, before.load_ns) / elapsed_ms;
+    let grown_bytes = used_bytes.zip(last.used_bytes).map_or(0, |(now, before)| since(now, before));
+    let look = Look {
+        at_ms: now_ms,
+        counters: *now,
+        actual_bytes: memory.actual_bytes,
+        used_bytes,
+        oom_kills: guest.and_then(|guest| guest.oom_kills).or(last.oom_kills),
+        promotion_ppm: smoothed(
+            last.promotion_ppm,
+            promotion_ppm.min(snapshot.promotion_ppm * OUTBURST),
+            ticks,
+        ),
+        stall_ppm: smoothed(last.stall_ppm, stall_ppm.min(STALL_PPM * OUTBURST), ticks),
+        growth_bytes: grown_bytes.max(last.growth_bytes - last.growth_bytes / 8),
+    };
+    let percent = |rate: u64, target: u64| rate.saturating_mul(100) / target.max(1);
+    let storm_pages = (working_set_bytes / STORM_PART / PAGE_SIZE_U64).max(STORM_PAGES_MIN) * ticks;
+    Signals {
+        pain_percent: percent(look.promotion_ppm, snapshot.promotion_ppm)
+            .max(percent(look.stall_ppm, STALL_PPM)),
+        available_bytes: guest.and_then(|guest| guest.available_bytes),
+        promoted,
+        storm: missed_bytes / PAGE_SIZE_U64 >= storm_pages,
+        stored_bytes: since(now.stores, before.stores).saturating_mul(PAGE_SIZE_U64),
+        delayed_stores: since(now.delayed_stores, before.delayed_stores),
+        failed_stores: since(now.failed_stores, before.failed_stores),
+        oom_kills: look.oom_kills.zip(last.oom_kills).map_or(0, |(now, before)| since(now, before)),
+        took_bytes: since(memory.actual_bytes, last.actual_bytes),
+        look,
+    }
+}
+
+/// What the guest works with: all but what nobody uses.
+fn working_set(memory: &GuestMemory, guest: Option<&GuestStats>) -> u64 {
+    let free_bytes = guest.and_then(|guest| guest.free_bytes).unwrap_or(0);
+    memory.actual_bytes.saturating_sub(free_bytes).max(1 << 20)
+}
+
+fn used(memory: &GuestMemory, guest: Option<&GuestStats>) -> Option<u64> {
+    Some(memory.actual_bytes.saturating_sub(guest?.available_bytes?))
+}
+
+fn rate_ppm(bytes: u64, of_bytes: u64, elapsed_ms: u64) -> u64 {
+    let ppm = u128::from(bytes) * 1_000_000 * 60_000 / (u128::from(of_bytes) * u128::from(elapsed_ms));
+    u64::try_from(ppm).unwrap_or(u64::MAX)
+}
+
+/// The mean of the last ticks, the newest of which weigh most; `ticks` of them have gone by.
+fn smoothed(before: u64, now: u64, ticks: u64) -> u64 {
+    let share = ticks.min(WINDOW_TICKS);
+    let sum = u128::from(before) * u128::from(WINDOW_TICKS - share) + u128::from(now) * u128::from(share);
+    u64::try_from(sum / u128::from(WINDOW_TICKS)).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,203 @@
+//! A guest as the policy's tests need it: sets of pages with a heat each, a kernel that evicts the coldest it can find and
+//! is now and then mistaken, a swap disk, and a balloon that takes its time. Flows, not pages: what is touched in a tick is
+//! the share that chance would touch.
+
+use super::super::snapshot::Counters;
+use super::super::vmm::{GuestMemory, GuestStats};
+use crate::page::PAGE_SIZE_U64;
+
+const MIB: f64 = 1_048_576.0;
+/// What a balloon moves in a second, and what a guest can fault in.
+const BALLOON_BYTES_PER_S: f64 = 256.0 * MIB;
+const FAULT_BYTES_PER_S: f64 = 200.0 * MIB;
+/// What the kernel takes for itself, and what it keeps free.
+const KERNEL_BYTES: f64 = 40.0 * MIB;
+const WATERMARK_BYTES: f64 = 4.0 * MIB;
+/// A load out of the pool as the guest sees it.
+const LOAD_NS: u64 = 20_000;
+/// Pages untouched for as long are evicted before others; the kernel can't tell more.
+const LRU_SECONDS: f64 = 60.0;
+/// Of what is evicted, the share that is picked without regard to heat.
+const MISTAKEN: f64 = 0.02;
+/// Who touches a page at least so often misses it soon.
+const YOUNG_SECONDS: f64 = 256.0;
+
+/// Pages that are used alike.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Set {
+    /// How many bytes.
+    pub bytes: f64,
+    /// How often each page is touched, in times a second.
+    pub touches_per_s: f64,
+}
+
+/// A set, and how much of it is in memory.
+#[derive(Clone, Copy, Debug)]
+struct Pages {
+    set: Set,
+    resident_bytes: f64,
+}
+
+impl Pages {
+    /// The share that is touched within a time.
+    fn touched(&self, seconds: f64) -> f64 {
+        1.0 - (-self.set.touches_per_s * seconds).exp()
+    }
+}
+
+/// A guest that runs.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    configured_bytes: f64,
+    actual_bytes: f64,
+    swap_bytes: f64,
+    sets: Vec<Pages>,
+    counters: [f64; 3],
+    oom_kills: u64,
+    /// The share of the last tick that it spent waiting for pages.
+    stalled: f64,
+}
+
+impl Guest {
+    /// One with so much memory and swap, in bytes, that has just touched all of its pages.
+    #[must_use]
+    pub fn new(configured_bytes: u64, swap_bytes: u64, sets: &[Set]) -> Self {
+        let mut guest = Self {
+            configured_bytes: configured_bytes as f64,
+            actual_bytes: configured_bytes as f64,
+            swap_bytes: swap_bytes as f64,
+            sets: Vec::new(),
+            counters: [0.0; 3],
+            oom_kills: 0,
+            stalled: 0.0,
+        };
+        guest.work_on(sets);
+        guest
+    }
+
+    /// Its sets are these from now on. What a set grew by is allocated, and so resident; what it shrank by is freed.
+    pub fn work_on(&mut self, sets: &[Set]) {
+        self.sets
+            .resize(sets.len(), Pages { set: Set { bytes: 0.0, touches_per_s: 0.0 }, resident_bytes: 0.0 });
+        for (pages, set) in self.sets.iter_mut().zip(sets) {
+            let grown_bytes = set.bytes - pages.set.bytes;
+            pages.resident_bytes = (pages.resident_bytes + grown_bytes.max(0.0)).min(set.bytes);
+            pages.set = *set;
+        }
+    }
+
+    /// Lets some time go by, with a target for the balloon.
+    pub fn run(&mut self, seconds: f64, target_bytes: u64) {
+        let most_bytes = BALLOON_BYTES_PER_S * seconds;
+        let target_bytes = (target_bytes as f64).min(self.configured_bytes);
+        self.actual_bytes += (target_bytes - self.actual_bytes).clamp(-most_bytes, most_bytes);
+        self.reclaim();
+        self.touch(seconds);
+        self.reclaim();
+    }
+
+    /// What is not in memory and touched comes back, as fast as it can.
+    fn touch(&mut self, seconds: f64) {
+        let wanted: f64 = self
+            .sets
+            .iter()
+            .map(|pages| (pages.set.bytes - pages.resident_bytes) * pages.touched(seconds))
+            .sum();
+        let share = if wanted > 0.0 { (FAULT_BYTES_PER_S * seconds / wanted).min(1.0) } else { 0.0 };
+        for pages in &mut self.sets {
+            let back_bytes = (pages.set.bytes - pages.resident_bytes) * pages.touched(seconds) * share;
+            pages.resident_bytes += back_bytes;
+            self.counters[1] += back_bytes;
+            if pages.set.touches_per_s * YOUNG_SECONDS >= 1.0 {
+                self.counters[2] += back_bytes;
+            }
+        }
+        let back_pages = wanted * share / PAGE_SIZE_U64 as f64;
+        self.stalled = (back_pages * LOAD_NS as f64 / 1e9 / seconds).min(1.0);
+    }
+
+    /// Pushes out what doesn't fit, the coldest first as far as the kernel knows.
+    fn reclaim(&mut self) {
+        let mut short_bytes = self.used_bytes() + WATERMARK_BYTES - self.actual_bytes;
+        if short_bytes <= 0.0 {
+            return;
+        }
+        let room_bytes = (self.swap_bytes - self.swapped_bytes()).max(0.0);
+        if short_bytes > room_bytes {
+            // Nothing else can leave: the kernel frees what its largest set holds, by ending who owns it.
+            self.oom_kills += 1;
+            short_bytes = room_bytes;
+        }
+        let total_bytes: f64 = self.sets.iter().map(|pages| pages.resident_bytes).sum();
+        let mistaken_bytes = short_bytes * MISTAKEN;
+        for pages in &mut self.sets {
+            pages.resident_bytes -= mistaken_bytes * pages.resident_bytes / total_bytes.max(1.0);
+        }
+        let mut left_bytes = short_bytes - mistaken_bytes;
+        let mut order: Vec<usize> = (0..self.sets.len()).collect();
+        order.sort_by(|a, b| {
+            self.sets[*a].touched(LRU_SECONDS).total_cmp(&self.sets[*b].touched(LRU_SECONDS))
+        });
+        for index in order {
+            let taken_bytes = left_bytes.min(self.sets[index].resident_bytes);
+            self.sets[index].resident_bytes -= taken_bytes;
+            left_bytes -= taken_bytes;
+        }
+        self.counters[0] += short_bytes - left_bytes;
+    }
+
+    fn used_bytes(&self) -> f64 {
+        KERNEL_BYTES + self.sets.iter().map(|pages| pages.resident_bytes).sum::<f64>()
+    }
+
+    fn swapped_bytes(&self) -> f64 {
+        self.sets.iter().map(|pages| pages.set.bytes - pages.resident_bytes).sum()
+    }
+
+    /// What its VMM would say.
+    #[must_use]
+    pub fn memory(&self) -> GuestMemory {
+        let free_bytes = bytes((self.actual_bytes - self.used_bytes()).max(0.0));
+        let stats = GuestStats {
+            available_bytes: Some(free_bytes),
+            free_bytes: Some(free_bytes),
+            oom_kills: Some(self.oom_kills),
+            ..GuestStats::default()
+        };
+        let (configured_bytes, actual_bytes) = (bytes(self.configured_bytes), bytes(self.actual_bytes));
+        GuestMemory { configured_bytes, actual_bytes, guest: Some(stats) }
+    }
+
+    /// What its disk would have counted.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let [stored, promoted, young] = self.counters.map(|counter| bytes(counter) / PAGE_SIZE_U64);
+        let load_ns = promoted * LOAD_NS;
+        Counters { stores: stored, promoted, promoted_young: young, load_ns, ..Counters::default() }
+    }
+
+    /// Bytes that are swapped out.
+    #[must_use]
+    pub fn swapped(&self) -> u64 {
+        bytes(self.swapped_bytes())
+    }
+
+    /// The share of a set that is in memory.
+    #[must_use]
+    pub fn resident_share(&self, set: usize) -> f64 {
+        let pages = self.sets[set];
+        if pages.set.bytes > 0.0 { pages.resident_bytes / pages.set.bytes } else { 1.0 }
+    }
+
+    /// The share of the last tick that it spent waiting for pages.
+    #[must_use]
+    pub fn stalled(&self) -> f64 {
+        self.stalled
+    }
+}
+
+/// Flows are never negative and far below 2^53.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "said above")]
+fn bytes(flow: f64) -> u64 {
+    flow.max(0.0) as u64
+}

@@ -1,0 +1,110 @@
+//! What the policy is told: the host and each VM at one tick, as plain numbers. A trace holds exactly this, so that a
+//! decision can be made again later; whatever is not in here can't have had a part in it.
+
+use serde::{Deserialize, Serialize};
+
+use super::Mode;
+use super::vmm::GuestMemory;
+
+/// The host at a tick.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// The boot-time clock, in milliseconds.
+    pub now_ms: u64,
+    /// From tick to tick, in milliseconds. All times of the policy are multiples of it.
+    pub interval_ms: u64,
+    /// Most bytes that all guests under the policy may have together.
+    pub budget_bytes: Option<u64>,
+    /// Whether the host is short of memory.
+    pub pressure: Pressure,
+    /// What the pool's arena takes, in bytes.
+    pub pool_bytes: u64,
+    /// The most that it may take, in bytes.
+    pub pool_max_bytes: u64,
+}
+
+/// How short of memory the host is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pressure {
+    /// Not at all.
+    #[default]
+    None,
+    /// Somebody waits for memory.
+    Moderate,
+    /// Everybody does.
+    Severe,
+}
+
+/// A VM at a tick.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Snapshot {
+    /// Its name.
+    pub vm: String,
+    /// How far the policy may go.
+    pub mode: Mode,
+    /// The least memory that its guest may have, in bytes.
+    pub min_bytes: u64,
+    /// The most, in bytes; what it was booted with, if that is less.
+    pub max_bytes: u64,
+    /// Its share against other VMs' when the host takes memory.
+    pub weight: u32,
+    /// How much of its working set may come back from us in a minute, in parts per million.
+    pub promotion_ppm: u64,
+    /// What its VMM says.
+    pub vmm: Vmm,
+    /// What has happened to its pages since the daemon started.
+    pub counters: Counters,
+    /// What it holds.
+    pub held: Held,
+}
+
+/// What a VMM says, or why it says nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Vmm {
+    /// Its guest runs and has this memory.
+    Answers(GuestMemory),
+    /// It is gone, paused, migrating or doesn't answer, in its client's words.
+    Silent(String),
+}
+
+/// What has happened to a VM's pages since the daemon started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counters {
+    /// Pages that the guest pushed out.
+    pub stores: u64,
+    /// Pages that came back, wherever they were.
+    pub promoted: u64,
+    /// Pages of these that had been unused for at most some minutes: the guest misses what was taken.
+    pub promoted_young: u64,
+    /// Pages of these that the writeback file gave.
+    pub promoted_from_file: u64,
+    /// How long the guest's loads took, all together, in nanoseconds.
+    pub load_ns: u64,
+    /// Stores that waited for room.
+    pub delayed_stores: u64,
+    /// Stores that failed for want of room.
+    pub failed_stores: u64,
+}
+
+/// What a VM holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Held {
+    /// Pages on its disk.
+    pub stored_pages: u64,
+    /// Pages of these that are objects in the pool.
+    pub pool_pages: u64,
+    /// What those take, in bytes.
+    pub pool_bytes: u64,
+    /// The most that they may, in bytes.
+    pub limit_bytes: u64,
+    /// The disk, in bytes.
+    pub size_bytes: u64,
+    /// Whether its pages can leave the pool for the file.
+    pub writeback: bool,
+}

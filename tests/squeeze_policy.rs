@@ -1,0 +1,192 @@
+//! The balloon policy on guests that are not there (`src/balloon/simulate`), whatever they do: never below the least, no
+//! steps that a guest can't follow, cold memory out and hot memory back within a bounded number of ticks, a budget kept
+//! and shared, and each decision made again from its trace.
+
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
+use std::io::BufReader;
+
+use ballast::balloon::simulate::{Guest, SCENARIOS, Set, Simulation, named};
+use ballast::balloon::trace::{self, Tick, TraceError};
+use ballast::balloon::{Mode, Pressure, Reason, Vmm};
+use proptest::prelude::*;
+
+const MIB: u64 = 1 << 20;
+const INTERVAL_MS: u64 = 5000;
+
+fn set(mib: u64, touches_per_s: f64) -> Set {
+    Set { bytes: (mib * MIB) as f64, touches_per_s }
+}
+
+fn hot(mib: u64) -> Set {
+    set(mib, 2.0)
+}
+
+fn cold(mib: u64) -> Set {
+    set(mib, 1e-5)
+}
+
+fn one(sets: &[Set], min_mib: u64) -> Simulation {
+    let guest = Guest::new(512 * MIB, 2048 * MIB, sets);
+    Simulation::new(vec![(guest, min_mib * MIB)], INTERVAL_MS, None)
+}
+
+fn actual(tick: &Tick, vm: usize) -> u64 {
+    match &tick.vms[vm].snapshot.vmm {
+        Vmm::Answers(memory) => memory.actual_bytes,
+        Vmm::Silent(_) => unreachable!("a simulated VMM answers"),
+    }
+}
+
+/// Bounds that hold for each decision, whatever the guest does.
+fn check_step(tick: &Tick, vm: usize) {
+    let step = &tick.vms[vm];
+    let (snapshot, decision) = (&step.snapshot, &step.decision);
+    let before = step.state.target_bytes.unwrap_or(snapshot.max_bytes);
+    assert!(decision.target_bytes >= snapshot.min_bytes, "below the least: {step:?}");
+    assert!(decision.target_bytes <= snapshot.max_bytes, "above the most: {step:?}");
+    let step_bytes = before.saturating_sub(decision.target_bytes);
+    let host_takes = matches!(decision.reason, Reason::TookForHost(_) | Reason::Rationed(_));
+    // An eighth of what it has at most, and of what is in use a sixty-fourth; rationing may take back what was promised.
+    let most = if matches!(decision.reason, Reason::Squeezed(_)) {
+        actual(tick, vm) / 64
+    } else {
+        actual(tick, vm) / 8
+    };
+    assert!(host_takes || step_bytes <= most + MIB, "a step of {step_bytes}: {step:?}");
+    assert_eq!(tick.again(), *tick, "a decision isn't made again from its trace");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_guest_is_ever_below_its_least_stepped_too_far_or_killed(
+        phases in prop::collection::vec((1u64..400, 0u64..100, 0.0001f64..5.0, 1u64..60), 1..6),
+        min_mib in 64u64..256,
+        pressure in prop::sample::select(vec![Pressure::None, Pressure::Moderate, Pressure::Severe]),
+        silent in prop::collection::vec(any::<bool>(), 8),
+    ) {
+        let mut simulation = one(&[hot(32)], min_mib);
+        simulation.host().pressure = pressure;
+        for (number, (mib, more, rate, ticks)) in phases.into_iter().enumerate() {
+            simulation.guests()[0].work_on(&[set(mib, rate), cold(more)]);
+            for n in 0..ticks {
+                let tick = simulation.tick();
+                check_step(&tick, 0);
+                // What is not known of a guest changes nothing.
+                if silent[number % silent.len()] && n % 7 == 3 {
+                    simulation.snapshots()[0].mode = Mode::Observe;
+                } else {
+                    simulation.snapshots()[0].mode = Mode::Auto;
+                }
+            }
+        }
+        prop_assert_eq!(simulation.guests()[0].memory().guest.unwrap().oom_kills, Some(0));
+    }
+
+    #[test]
+    fn cold_memory_is_out_within_twenty_minutes_and_hot_memory_stays(hot_mib in 16u64..128, cold_mib in 128u64..320) {
+        let mut simulation = one(&[hot(hot_mib), cold(cold_mib)], 64);
+        for _ in 0..240 {
+            check_step(&simulation.tick(), 0);
+        }
+        let guest = &simulation.guests()[0];
+        prop_assert!(guest.resident_share(1) < 0.4, "{} of the cold memory is still in", guest.resident_share(1));
+        prop_assert!(guest.resident_share(0) > 0.99, "{} of the hot memory is in", guest.resident_share(0));
+    }
+
+    #[test]
+    fn what_becomes_hot_is_back_within_a_minute(hot_mib in 16u64..64, then_mib in 128u64..320) {
+        let total = 384;
+        let mut simulation = one(&[hot(hot_mib), cold(total - hot_mib)], 64);
+        for _ in 0..240 {
+            simulation.tick();
+        }
+        simulation.guests()[0].work_on(&[hot(then_mib), cold(total - then_mib)]);
+        for _ in 0..12 {
+            check_step(&simulation.tick(), 0);
+        }
+        let guest = &simulation.guests()[0];
+        prop_assert!(guest.resident_share(0) > 0.99, "{} of the hot memory is in", guest.resident_share(0));
+        prop_assert!(guest.stalled() < 0.001, "it still waits {} of its time", guest.stalled());
+        prop_assert_eq!(guest.memory().guest.unwrap().oom_kills, Some(0));
+    }
+
+    #[test]
+    fn two_guests_with_opposite_phases_share_a_budget(busy_mib in 256u64..400, phase_ticks in 24u64..120) {
+        let (busy, idle) = ([hot(busy_mib), cold(416 - busy_mib)], [hot(32), cold(384)]);
+        let budget = 512 + 192;
+        let guest = |sets: &[Set]| (Guest::new(512 * MIB, 2048 * MIB, sets), 96 * MIB);
+        let mut simulation = Simulation::new(vec![guest(&busy), guest(&idle)], INTERVAL_MS, Some(budget * MIB));
+        for phase in 0..6 {
+            let now_busy = phase % 2;
+            simulation.guests()[now_busy].work_on(&busy);
+            simulation.guests()[1 - now_busy].work_on(&idle);
+            for number in 0..phase_ticks {
+                let tick = simulation.tick();
+                (0..2).for_each(|vm| check_step(&tick, vm));
+                let sum: u64 = (0..2).map(|vm| actual(&tick, vm)).sum();
+                // Both were booted with more than the budget, and an eighth a tick is what can be had.
+                prop_assert!(phase == 0 || sum <= (budget + 2) * MIB, "{} MiB in phase {phase}", sum / MIB);
+                if number >= 20 {
+                    let stalled = simulation.guests()[now_busy].stalled();
+                    prop_assert!(stalled < 0.01, "tick {number} of phase {phase}: waits {stalled} of its time");
+                }
+            }
+        }
+        for guest in simulation.guests() {
+            prop_assert_eq!(guest.memory().guest.unwrap().oom_kills, Some(0));
+        }
+    }
+}
+
+#[test]
+fn a_host_that_is_short_takes_from_who_suffers_least_first() {
+    let guest = |sets: &[Set]| (Guest::new(512 * MIB, 2048 * MIB, sets), 96 * MIB);
+    let guests = vec![guest(&[hot(400)]), guest(&[hot(32), cold(368)])];
+    let mut simulation = Simulation::new(guests, INTERVAL_MS, None);
+    (0..12).for_each(|_| drop(simulation.tick()));
+    simulation.host().pressure = Pressure::Severe;
+    (0..24).for_each(|_| drop(simulation.tick()));
+    let [busy, idle] = [0, 1].map(|vm| simulation.guests()[vm].memory().actual_bytes / MIB);
+    assert!(busy > 400 && idle < 200, "busy has {busy} MiB, idle {idle}");
+}
+
+#[test]
+fn each_scenario_is_told_to_its_end_and_its_trace_replays() {
+    for scenario in SCENARIOS {
+        let mut simulation = scenario.begin();
+        let mut text = Vec::new();
+        for number in 0..scenario.ticks {
+            scenario.turn(number, simulation.guests());
+            simulation.tick().write(&mut text).unwrap();
+        }
+        let ticks: Vec<Tick> = trace::read(BufReader::new(&text[..])).map(Result::unwrap).collect();
+        assert_eq!(ticks.len() as u64, scenario.ticks);
+        for tick in &ticks {
+            assert_eq!(tick.again(), *tick, "{}", scenario.name);
+        }
+        let squeezed = ticks
+            .iter()
+            .flat_map(|tick| &tick.vms)
+            .filter(|step| matches!(step.decision.reason, Reason::Squeezed(_)));
+        assert!(squeezed.count() > 10, "{}: hardly anything was taken", scenario.name);
+    }
+    assert!(named("cold").is_some() && named("hot").is_none());
+}
+
+#[test]
+fn a_trace_that_is_none_is_refused_by_its_line() {
+    let mut simulation = named("cold").unwrap().begin();
+    let mut text = Vec::new();
+    simulation.tick().write(&mut text).unwrap();
+    let good = String::from_utf8(text).unwrap();
+    let read = |text: &str| trace::read(BufReader::new(text.as_bytes())).collect::<Result<Vec<_>, _>>();
+    let half = &good[..good.len() / 2];
+    assert_eq!(read(&format!("{good}{half}")).unwrap().len(), 1, "a writer was killed within a line");
+    assert!(matches!(read(half), Err(TraceError::Malformed { line: 1, .. })));
+    assert!(matches!(read(&format!("{good}{half}\n{good}")), Err(TraceError::Malformed { line: 2, .. })));
+    let newer = good.replacen("\"version\":1", "\"version\":2", 1);
+    assert!(matches!(read(&format!("{good}{newer}")), Err(TraceError::Version { line: 2, version: 2 })));
+}
