@@ -227,7 +227,7 @@ const REFUSED: &[(&[&str], &str)] = &[
     ),
     (
         &["db", "--size", "1GiB", "--squeeze", "vmm=vhost-user,min=1MiB"],
-        "the VM \"db\": squeeze.min = \"1MiB\": must be a size from 64MiB to 16TiB, for example \"512MiB\", and a multiple of 4KiB",
+        "the VM \"db\": squeeze.min = \"1MiB\": must be a size from 64MiB to 16TiB with its unit, for example \"512MiB\", and a multiple of 4KiB",
     ),
     (
         &["db", "--size", "1GiB", "--squeeze", "vmm=none,min=1GiB"],
