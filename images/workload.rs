@@ -4,8 +4,17 @@
 //! is linked statically, needs nothing but std, and must not know what its swap is made of.
 #![forbid(unsafe_code)]
 
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
+
+/// Where orders come from.
+const ORDERS: &str = "/dev/ttyS1";
+/// How often it is told how fast that goes.
+const REPORTED_EVERY: Duration = Duration::from_secs(1);
 
 const WORDS: usize = 512;
 
@@ -135,11 +144,13 @@ struct Plan {
     rounds: u32,
     seed: u64,
     overwrite_percent: usize,
+    /// Whether it is told on another serial line what to work on.
+    orders: bool,
 }
 
 impl Plan {
     fn from_arguments() -> Result<Self, String> {
-        let mut plan = Self { mib: 300, rounds: 2, seed: 1, overwrite_percent: 5 };
+        let mut plan = Self { mib: 300, rounds: 2, seed: 1, overwrite_percent: 5, orders: false };
         for argument in std::env::args().skip(1) {
             let parsed =
                 argument.split_once('=').and_then(|(key, value)| Some((key, value.parse::<u32>().ok()?)));
@@ -148,9 +159,10 @@ impl Plan {
                 Some(("rounds", n @ 1..)) => plan.rounds = n,
                 Some(("seed", n)) => plan.seed = u64::from(n),
                 Some(("overwrite", n @ 0..=100)) => plan.overwrite_percent = n as usize,
+                Some(("orders", n @ 0..=1)) => plan.orders = n == 1,
                 _ => {
                     return Err(format!(
-                        "{argument:?} is not mib=, rounds=, seed= or overwrite= and a number"
+                        "{argument:?} is not mib=, rounds=, seed=, overwrite= or orders= and a number"
                     ));
                 }
             }
@@ -185,6 +197,9 @@ impl Workload {
 
     fn run(&mut self) {
         self.fill_all();
+        if self.plan.orders {
+            self.work_on_orders();
+        }
         for round in 1..=self.plan.rounds {
             self.overwrite_some(round);
             self.check_all(round);
@@ -216,6 +231,34 @@ impl Workload {
             "BALLAST-GUEST filled {count} pages: {}",
             kinds.iter().zip(KINDS).map(|(n, kind)| format!("{n} {kind:?}")).collect::<Vec<_>>().join(", ")
         );
+    }
+
+    /// Reads so many mebibytes over and over as it was told last, and nothing else, until it is told 0.
+    fn work_on_orders(&mut self) {
+        let (tell, told) = mpsc::channel();
+        thread::spawn(move || {
+            let orders = BufReader::new(File::open(ORDERS).expect("a second serial line")).lines();
+            for order in orders.map_while(Result::ok).filter_map(|order| order.trim().parse::<usize>().ok()) {
+                if tell.send(order).is_err() {
+                    break;
+                }
+            }
+        });
+        let words: Vec<u64> = self.pages.iter().map(|page| page.0[0]).collect();
+        println!("BALLAST-GUEST PROGRESS waits for orders");
+        let mut hot_mib = told.recv().unwrap_or(0);
+        while hot_mib > 0 {
+            let (began, mut touched) = (Instant::now(), 0u64);
+            while began.elapsed() < REPORTED_EVERY {
+                for (page, word) in self.pages.iter().zip(&words).take(hot_mib * 256) {
+                    self.bad += u64::from(page.0[0] != *word);
+                    touched += 1;
+                }
+            }
+            let passes = touched as f64 / (hot_mib * 256) as f64 / began.elapsed().as_secs_f64();
+            println!("BALLAST-GUEST PROGRESS hot={hot_mib} passes_per_s={passes:.1} bad={}", self.bad);
+            hot_mib = told.try_iter().last().unwrap_or(hot_mib);
+        }
     }
 
     fn overwrite_some(&mut self, round: u32) {

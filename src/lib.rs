@@ -10,6 +10,7 @@
 //! | [`demo`] | two guests on one daemon, shown live |
 //! | [`bench`](mod@bench) | drives any vhost-user disk and compares every byte |
 //! | [`top`] | what the VMs do, live on a terminal |
+//! | [`report`] | what stored pages are like, as text and as a picture |
 //! | [`runtime`] | the daemon: starts the rooms below in order, answers control requests |
 //! | [`metrics`] | the status as text for Prometheus |
 //! | [`control`] | the control socket: its types, server and client |
@@ -18,6 +19,7 @@
 //! | [`frontend`] | what a VMM is to the device, for bench and tests |
 //! | [`device`] | virtio and vhost-user, which no other room knows |
 //! | [`reclaim`] | what leaves the pool, when and why |
+//! | [`survey`] | what stored pages are like: how old, how dense, what limit their VM needs |
 //! | [`scrub`] | looks at stored pages before their guests do |
 //! | [`store`] | pages by VM and slot, compressed in the arena |
 //! | [`writeback`] | the file of cold pages |
@@ -52,9 +54,11 @@ pub mod metrics;
 pub mod page;
 pub mod private;
 pub mod reclaim;
+pub mod report;
 pub mod runtime;
 pub mod scrub;
 pub mod store;
+pub mod survey;
 pub mod threads;
 pub mod top;
 pub mod writeback;

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use ballast::control::access::Access;
 use ballast::control::api::{
     BadPage, CheckOrder, CheckState, CheckStatus, ClearError, Clearing, CompressorPool, CompressorPoolState,
-    Exposition, Host, NewVm, PoolChange, PoolStatus, ReloadReport, Reloading, Removal, SetError, Status,
-    VmChange, VmDetails, VmRemoved, VmStatus,
+    Exposition, Host, NewVm, PoolChange, PoolStatus, ReloadReport, Reloading, Removal, Report, Reporting,
+    SetError, Status, Survey, VmChange, VmDetails, VmRemoved, VmReport, VmStatus,
 };
 use ballast::control::server::Server;
 use ballast::control::socket::Sockets;
@@ -225,6 +225,46 @@ impl Host for FakeHost {
     fn check(&self) -> Option<CheckStatus> {
         None
     }
+
+    fn report(&self, reporting: Reporting) -> Result<Report, SetError> {
+        if let Some(name) = reporting.vm.filter(|name| name != "web1") {
+            return Err(SetError::Unknown { name, known: vec!["web1".to_owned()] });
+        }
+        let vm = VmReport { name: "web1".to_owned(), survey: Some(Survey::default()), ..VmReport::default() };
+        let compressor = format!("{:?}", reporting.sample_pages);
+        Ok(Report { compressor, vms: vec![vm], ..Report::default() })
+    }
+}
+
+#[test]
+fn a_report_is_shown_as_text_as_json_and_drawn() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("control.sock");
+    let _server = fake_server(&socket);
+    let ask = |args: &[&str]| outcome(&[args, &["--socket", socket.to_str().unwrap()]].concat());
+    let (code, stdout, stderr) = ask(&["report", "--vm", "web1"]);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    assert!(stdout.starts_with("web1\n  no pages are stored\n"), "{stdout}");
+    let file = dir.path().join("report.svg");
+    let (code, json, _) = ask(&["report", "--json", "--sample", "9", "--svg", file.to_str().unwrap()]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        (code, &json["compressor"], &json["vms"][0]["name"]),
+        (Some(0), &"Some(9)".into(), &"web1".into())
+    );
+    assert!(std::fs::read_to_string(&file).unwrap().contains(">no pages are stored</text>"));
+
+    let nowhere = dir.path().join("no/where.svg");
+    let (code, _, stderr) = ask(&["report", "--svg", nowhere.to_str().unwrap()]);
+    assert_eq!(code, Some(1));
+    for part in [nowhere.to_str().unwrap(), "can't be written", "No such file", "a directory that exists"] {
+        assert!(stderr.contains(part), "{stderr}");
+    }
+    let (code, stdout, stderr) = ask(&["report", "--vm", "web2"]);
+    assert_eq!((code, stdout.as_str()), (Some(1), ""));
+    assert!(stderr.contains("\"web2\"") && stderr.contains("the VMs are: web1"), "{stderr}");
+    let (code, _, stderr) = ask(&["report", "--sample", "8193"]);
+    assert!(code == Some(2) && stderr.contains("0..=8192"), "{stderr}");
 }
 
 #[test]

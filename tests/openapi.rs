@@ -148,6 +148,9 @@ fn asked() -> Vec<Asked<'static>> {
         ("POST", "/api/v1/check", "", json!({"vm": "web1", "rate_bytes": 1 << 30}), 200),
         ("POST", "/api/v1/check", "", json!({"rate_bytes": 1}), 400),
         ("GET", "/api/v1/check", "", nothing(), 200),
+        ("GET", "/api/v1/report", "?sample_pages=9", nothing(), 200),
+        ("GET", "/api/v1/report", "?vm=nobody", nothing(), 404),
+        ("GET", "/api/v1/report", "?sample_pages=8193", nothing(), 400),
         (
             "POST",
             "/api/v1/pool",

@@ -62,6 +62,8 @@ pub enum Hold {
     PoolFull,
     /// The disk is nearly full.
     DiskFull,
+    /// The guest has next to nothing to spare, and pushes nothing out: its swap is off, or full.
+    NotSwapping,
     /// The VM's pages hardly shrink: nothing would be gained.
     HardlyShrinks,
 }
@@ -117,6 +119,7 @@ impl fmt::Display for Hold {
             Self::PoolBusy => f.write_str("stores wait for room"),
             Self::PoolFull => f.write_str("the pool or its limit is nearly full"),
             Self::DiskFull => f.write_str("its disk is nearly full"),
+            Self::NotSwapping => f.write_str("it pushes nothing out: is its swap on?"),
             Self::HardlyShrinks => f.write_str("its pages hardly shrink"),
         }
     }

@@ -35,14 +35,17 @@ const STEP_TICKS: u64 = 2;
 const RELAX_PERCENT: u64 = 200;
 /// Above this share it is given back also to a VM that was given some just now, in percent.
 const RELAX_AGAIN_PERCENT: u64 = 1000;
-/// Down to a sixteenth above where it hurt last, steps are a quarter of what they are elsewhere; that is forgotten by so
-/// many parts a tick.
+/// Within a sixteenth of where it hurt last steps are a quarter of what they are elsewhere; that is forgotten by so many
+/// parts a tick.
 const EDGE_PART: u64 = 16;
 const EDGE_STEPS: u64 = 4;
 const EDGE_FORGOTTEN_PART: u64 = 1024;
 /// How long a VM is left alone after it hurt, at first and at most, in ticks.
 const BACK_OFF_TICKS: u64 = 12;
 const BACK_OFF_TICKS_MAX: u64 = 192;
+/// What is taken of a guest that has nothing to spare and pushes nothing out until it is taken not to swap, in parts of what
+/// it has: that was its cache, and then comes its life.
+const DRY_PART: u64 = 8;
 /// The disk, the limit and the pool count as nearly full and as full, in percent.
 const NEARLY_FULL_PERCENT: u64 = 90;
 const FULL_PERCENT: u64 = 97;
@@ -68,6 +71,8 @@ pub struct State {
     pub back_off_ticks: u64,
     /// The target at which it hurt, in bytes; slowly forgotten.
     pub edge_bytes: u64,
+    /// By how much it was squeezed since it pushed something out last, while it had nothing to spare, in bytes.
+    pub dry_bytes: u64,
 }
 
 /// What the policy makes of one VM, before the host has its say.
@@ -258,7 +263,8 @@ impl Tick<'_> {
         let held = &self.snapshot.held;
         let left_ms = state.back_off_until_ms.saturating_sub(self.host.now_ms);
         if left_ms > 0 {
-            return Some(Hold::BackOff(left_ms));
+            let dry = state.dry_bytes > self.memory.actual_bytes / DRY_PART / 2;
+            return Some(if dry { Hold::NotSwapping } else { Hold::BackOff(left_ms) });
         }
         if self.signals.pain_percent >= 100 {
             return Some(Hold::Enough);
@@ -284,13 +290,19 @@ impl Tick<'_> {
     }
 
     /// A step down: what is free first and fast, then what is in use, the slower the more comes back.
-    fn squeeze(&self, state: &State) -> (u64, Reason) {
+    fn squeeze(&self, state: &mut State) -> (u64, Reason) {
         let actual_bytes = self.memory.actual_bytes;
         let headroom_bytes = (actual_bytes / HEADROOM_PART)
             .max(HEADROOM_GROWTHS.saturating_mul(self.signals.look.growth_bytes));
         let spare_bytes = self.signals.available_bytes.unwrap_or(0).saturating_sub(headroom_bytes);
         let free_bytes = (spare_bytes / FREE_STEP_PART).min(actual_bytes / FREE_STEP_MAX_PART);
-        let near_edge = self.from_bytes < state.edge_bytes + state.edge_bytes / EDGE_PART;
+        if free_bytes == 0 && self.is_dry(state) {
+            // Tried again with less, should somebody switch its swap on.
+            state.dry_bytes -= state.dry_bytes / 4;
+            state.back_off_until_ms = self.host.now_ms + BACK_OFF_TICKS * self.host.interval_ms;
+            return (self.from_bytes, Reason::Held(Hold::NotSwapping));
+        }
+        let near_edge = self.from_bytes.abs_diff(state.edge_bytes) < state.edge_bytes / EDGE_PART;
         let part = if near_edge { COLD_STEP_PART * EDGE_STEPS } else { COLD_STEP_PART };
         let cold_bytes = actual_bytes / part * (100 - self.signals.pain_percent.min(100)) / 100;
         let to_bytes = self.bounds.below(self.from_bytes, free_bytes.max(cold_bytes));
@@ -298,8 +310,16 @@ impl Tick<'_> {
         if taken_bytes == 0 {
             return (to_bytes, Reason::Held(Hold::Enough));
         }
+        state.dry_bytes += if free_bytes == 0 { taken_bytes } else { 0 };
         let reason = if free_bytes >= cold_bytes { Reason::TookFree } else { Reason::Squeezed };
         (to_bytes, reason(taken_bytes))
+    }
+
+    /// Whether taking more makes it push nothing out, as far as it says what it has to spare.
+    fn is_dry(&self, state: &mut State) -> bool {
+        let pushes_out = self.signals.stored_bytes > 0 || self.signals.available_bytes.is_none();
+        state.dry_bytes = if pushes_out { 0 } else { state.dry_bytes };
+        state.dry_bytes > self.memory.actual_bytes / DRY_PART
     }
 
     /// The most that a guest has which has reached its target, in bytes.

@@ -2,6 +2,7 @@
 
 mod balloon;
 mod parse;
+mod report;
 mod vm;
 
 use std::io::{self, IsTerminal, Write};
@@ -71,6 +72,8 @@ enum Command {
     Status,
     /// Show what the VMs do, once a second.
     Top(TopArgs),
+    /// Show what stored pages are like: how old, how dense by which compressor, and what limit each VM needs.
+    Report(report::ReportArgs),
     /// What concerns one VM.
     #[command(subcommand)]
     Vm(vm::VmCommand),
@@ -144,6 +147,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve => Ok(ballast::runtime::serve(global.load_config()?)?),
         Command::Status => status(global),
         Command::Top(args) => top(global, &args),
+        Command::Report(args) => report::run(global, args),
         Command::Vm(command) => vm::run(global, command),
         Command::Pool(PoolCommand::Set { compressor, recompress, runtime, forget }) => {
             set_pool(global, PoolChange { compressor, recompress, runtime, forget })

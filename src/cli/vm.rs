@@ -1,6 +1,6 @@
 //! What concerns one VM.
 
-use ballast::control::api::{Clearing, MigrationName, NewVm, Removal, Squeeze, VmChange};
+use ballast::control::api::{Clearing, MigrationName, NewVm, Removal, Squeeze, SqueezeMode, VmChange};
 use ballast::control::vm_args::{self, Format, Guest, MEMORY_DEFAULT, Vmm, Wanted};
 use ballast::control::{listing, table};
 use ballast::ids::Bytes;
@@ -34,6 +34,8 @@ pub enum VmCommand {
     },
     /// Print what a VMM needs, ready to be pasted: arguments, JSON or XML, with what it can't do as comments.
     Args(VmArgsArgs),
+    /// Say who decides how much memory the guest has; the rest of its squeeze stays.
+    Squeeze(SqueezeArgs),
     /// Change a VM, which is remembered and goes before the configuration's values.
     Set(SetArgs),
     /// Drop all pages of a powered-off VM.
@@ -121,6 +123,31 @@ pub struct SetArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("mode").required(true).args(["to", "auto", "observe", "off"]), after_help = "\
+Its balloon must be known: squeeze = { ... } in the configuration, or ballast vm set NAME --squeeze KEY=VALUE,...
+
+After --off the guest keeps what it has at that moment; --to gives it a size.")]
+pub struct SqueezeArgs {
+    /// The VM.
+    name: String,
+    /// The guest is to have this much, whatever it thinks of that.
+    #[arg(long, value_name = "SIZE")]
+    to: Option<Bytes>,
+    /// The policy decides: as little as nobody misses.
+    #[arg(long)]
+    auto: bool,
+    /// Show what the policy would do, and do nothing.
+    #[arg(long)]
+    observe: bool,
+    /// Leave the balloon alone.
+    #[arg(long)]
+    off: bool,
+    /// Only until the daemon starts again.
+    #[arg(long)]
+    runtime: bool,
+}
+
+#[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   ballast vm args web1 --vmm qemu --memory 4GiB --whole >web1.sh
@@ -160,6 +187,7 @@ pub fn run(global: &Global, command: VmCommand) -> anyhow::Result<()> {
             global.show(&vm, || listing::details(&vm))
         }
         VmCommand::Args(args) => print_args(global, &args),
+        VmCommand::Squeeze(args) => squeeze(global, &args),
         VmCommand::Set(args) => set(global, &args),
         VmCommand::Clear { name, force } => clear(global, &name, Clearing { force }),
         VmCommand::Release { name } => {
@@ -201,6 +229,7 @@ fn set(global: &Global, SetArgs { name, share, runtime, forget }: &SetArgs) -> a
         writeback: share.writeback,
         clear_after_seconds: share.clear_after,
         squeeze: share.squeeze.clone(),
+        squeeze_mode: None,
         runtime: *runtime,
         forget: *forget,
     };
@@ -237,4 +266,18 @@ fn args_format(args: &VmArgsArgs) -> Format {
         super::Cli::command().error(ErrorKind::ArgumentConflict, message).exit();
     }
     format
+}
+
+fn squeeze(global: &Global, args: &SqueezeArgs) -> anyhow::Result<()> {
+    let mode = match args {
+        SqueezeArgs { to: Some(Bytes(bytes)), .. } => SqueezeMode::Fixed(*bytes),
+        SqueezeArgs { auto: true, .. } => SqueezeMode::Auto,
+        SqueezeArgs { observe: true, .. } => SqueezeMode::Observe,
+        _ => SqueezeMode::Off,
+    };
+    let client = global.client()?;
+    let change = VmChange { squeeze_mode: Some(mode), runtime: args.runtime, ..VmChange::default() };
+    client.set_vm(&args.name, change)?;
+    let vm = client.vm(&args.name)?;
+    global.show(&vm, || listing::details(&vm))
 }

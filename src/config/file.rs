@@ -78,6 +78,7 @@ pub(super) fn parse(text: &str, host_bytes: u64) -> Result<Config, ConfigError> 
         pool,
         writeback: file.writeback.as_ref().map(writeback::parse).transpose()?,
         balloon_budget_bytes: squeeze::budget(&file.balloon, host_bytes)?,
+        balloon_interval: squeeze::interval(&file.balloon)?,
         scrub: Key::new("scrub", file.scrub.as_ref()).optional_duration(SCRUB)?,
         host_bytes,
         vms: vm::parse(&file.vm, pool.max_bytes)?,

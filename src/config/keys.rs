@@ -113,6 +113,7 @@ impl Config {
             ("writeback.daily_limit", file.and_then(|file| file.daily_limit_bytes).map(size)),
             ("writeback.idle", file.and_then(|file| file.idle).map(|idle| duration(Some(idle)))),
             ("balloon.budget", self.balloon_budget_bytes.map(size)),
+            ("balloon.interval", Some(duration(Some(self.balloon_interval)))),
         ]
     }
 }

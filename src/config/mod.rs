@@ -74,6 +74,8 @@ pub struct Config {
     pub writeback: Option<WritebackConfig>,
     /// Most bytes of memory that all guests that are squeezed may have together; `None` for any number.
     pub balloon_budget_bytes: Option<u64>,
+    /// From one look at those guests to the next, 1 s to a minute.
+    pub balloon_interval: Duration,
     /// The time in which every stored page is looked at once; `None` for never.
     pub scrub: Option<Duration>,
     /// The host's memory when the file was read; what a percentage is a percentage of.

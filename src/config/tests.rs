@@ -171,6 +171,7 @@ const REFUSED: &[(&str, [&str; 3])] = &[
     ),
     ("[balloon]\nbudget = \"101%\"", ["balloon.budget", "\"101%\"", "\"100%\""]),
     ("[balloon]\nbudget = \"17GiB\"", ["balloon.budget", "\"17GiB\"", "64MiB to that memory (16GiB)"]),
+    ("[balloon]\ninterval = \"0s\"", ["balloon.interval", "\"0s\"", "from 1s to 1m"]),
     ("[balloon]\nbudgte = 1", ["budgte", "unknown field", "`budget`"]),
     ("workers", ["workers", "line 1", "="]),
 ];

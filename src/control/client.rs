@@ -16,8 +16,8 @@ use tokio::runtime::Runtime;
 
 use super::api::{
     CHECK_PATH, CheckOrder, CheckStatus, Clearing, ErrorBody, NewVm, POOL_PATH, PoolChange, PoolStatus,
-    RELOAD_PATH, ReloadReport, Reloading, Removal, STATUS_PATH, Status, VMS_PATH, VmChange, VmDetails,
-    VmList, VmRemoved, VmStatus,
+    RELOAD_PATH, REPORT_PATH, ReloadReport, Reloading, Removal, Report, Reporting, STATUS_PATH, Status,
+    VMS_PATH, VmChange, VmDetails, VmList, VmRemoved, VmStatus,
 };
 
 /// A clear of a VM with millions of pages takes seconds; a daemon that says nothing for this long is stuck.
@@ -193,6 +193,17 @@ impl Client {
     /// When there is no daemon, or none was begun.
     pub fn check(&self) -> Result<CheckStatus, ClientError> {
         self.get(CHECK_PATH)
+    }
+
+    /// What stored pages are like.
+    ///
+    /// # Errors
+    /// When there is no daemon, no such VM, the sample isn't allowed, or another report is being made.
+    pub fn report(&self, Reporting { vm, sample_pages }: &Reporting) -> Result<Report, ClientError> {
+        let vm = vm.as_ref().map(|name| format!("vm={}", escape(name)));
+        let sample = sample_pages.map(|pages| format!("sample_pages={pages}"));
+        let wanted: Vec<_> = vm.into_iter().chain(sample).collect();
+        self.get(&format!("{REPORT_PATH}?{}", wanted.join("&")))
     }
 
     fn get<S: DeserializeOwned>(&self, path: &str) -> Result<S, ClientError> {

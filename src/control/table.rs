@@ -1,7 +1,9 @@
 //! `ballast status` for people: a few lines for what all VMs share and a row for each VM, sizes in IEC units. Pure
 //! functions from a status to a text. What there is nothing to say about has no line and no column.
 
-use super::api::{CompressorPoolState, PoolStatus, Status, VmStatus, WritebackState, WritebackStatus};
+use super::api::{
+    BalloonStatus, CompressorPoolState, PoolStatus, Status, VmStatus, WritebackState, WritebackStatus,
+};
 use crate::ids::Bytes;
 use crate::page::PAGE_SIZE_U64;
 
@@ -56,8 +58,22 @@ fn rows(vms: &[VmStatus], has_file: bool) -> String {
         if let Some(message) = &vm.message {
             text.push_str(&format!("{}: {message}\n", vm.name));
         }
+        if let Some(balloon) = &vm.balloon {
+            text.push_str(&format!("{}: balloon {}\n", vm.name, self::balloon(balloon)));
+        }
     }
     text
+}
+
+/// What a guest has, should have, and why.
+fn balloon(balloon: &BalloonStatus) -> String {
+    let has = match (balloon.actual_bytes, balloon.configured_bytes) {
+        (Some(actual), Some(configured)) => format!("has {} of {}, ", Bytes(actual), Bytes(configured)),
+        _ => String::new(),
+    };
+    let target =
+        if balloon.reachable { format!("target {}, ", Bytes(balloon.target_bytes)) } else { String::new() };
+    format!("{}: {has}{target}{}", balloon.mode, balloon.reason)
 }
 
 /// The lines about what all VMs share, the most important one first.

@@ -28,9 +28,13 @@ pub enum Complaint {
     NotShared,
     /// A request was carried out at two crashes.
     Fatal,
+    /// Pages were given up that the guest doesn't have.
+    NoSuchPage,
+    /// Pages that were given up can't be returned to the host.
+    NotReturned,
 }
 
-const KINDS: usize = 8;
+const KINDS: usize = 10;
 
 /// How often each was complained of.
 #[derive(Debug, Default)]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -65,6 +66,8 @@ struct Inside {
 pub struct Connections {
     inside: Mutex<Inside>,
     left: Condvar,
+    /// The last one was ended by us: its VMM may come back at once, and again.
+    failing: AtomicBool,
 }
 
 impl Connections {
@@ -72,6 +75,16 @@ impl Connections {
     #[must_use]
     pub fn any(&self) -> bool {
         !self.inside.lock().streams.is_empty()
+    }
+
+    /// Whether the last one that ended was ended by us.
+    pub fn is_failing(&self) -> bool {
+        self.failing.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether the one that ends was ended by us.
+    pub fn set_failing(&self, failing: bool) {
+        self.failing.store(failing, Ordering::Relaxed);
     }
 
     /// Lets one in.

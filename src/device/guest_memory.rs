@@ -13,6 +13,7 @@ use vm_memory::{
 };
 
 use super::dirty_log::{DirtyLog, RegionLog};
+use super::handed;
 use super::signals::watch::Watch;
 
 /// A guest's memory.
@@ -24,6 +25,7 @@ pub struct Region {
     // Dropped before the mapping, in this order.
     watch: Watch,
     mapped: GuestRegionMmap<RegionLog>,
+    page_bytes: u64,
 }
 
 impl Region {
@@ -43,6 +45,7 @@ impl Region {
         if log.as_ref().is_some_and(|log| !log.reaches(end)) {
             return Err(io::Error::other("a dirty log that is too short for the guest's memory"));
         }
+        let page_bytes = handed::page_bytes(file.file())?;
         let mapping = MmapRegionBuilder::new_with_bitmap(length, RegionLog::new(log, start.0))
             .with_file_offset(file)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -52,7 +55,13 @@ impl Region {
         let watch = Watch::new(mapping.as_ptr(), mapping.size())?;
         let mapped = GuestRegionMmap::new(mapping, start)
             .ok_or_else(|| io::Error::other("a memory region at the end of the address space"))?;
-        Ok(Self { watch, mapped })
+        Ok(Self { watch, mapped, page_bytes })
+    }
+
+    /// What its file is backed by: pages, or huge pages of so many bytes.
+    #[must_use]
+    pub fn page_bytes(&self) -> u64 {
+        self.page_bytes
     }
 
     /// The same memory, mapped again, with another log or none.

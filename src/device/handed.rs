@@ -9,6 +9,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, fstatfs, major, minor};
 
+use crate::page::PAGE_SIZE_U64;
+
 /// How the kernel calls an eventfd.
 const EVENTFD: &str = "anon_inode:[eventfd]";
 
@@ -101,6 +103,16 @@ pub fn check_memory(file: &File, offset: u64, bytes: u64) -> Result<(), Unusable
         return Err(Unusable::Huge { bytes, offset, page_bytes });
     }
     Ok(())
+}
+
+/// What a file of guest memory is backed by: pages, or huge pages of so many bytes, of which no part can be given back.
+///
+/// # Errors
+/// When the kernel doesn't say.
+pub fn page_bytes(file: &File) -> io::Result<u64> {
+    let file_system = fstatfs(file)?;
+    let huge = u32::try_from(file_system.f_type) == Ok(HUGETLBFS);
+    Ok(if huge { u64::try_from(file_system.f_bsize).unwrap_or(u64::MAX) } else { PAGE_SIZE_U64 })
 }
 
 fn is_dax(device: u64) -> bool {

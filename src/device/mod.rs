@@ -8,10 +8,14 @@
     allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "tests may fail")
 )]
 
+pub mod attached;
+pub mod balloon;
 pub mod blk;
+pub mod chain;
 pub mod complaints;
 pub mod connections;
 pub mod dirty_log;
+pub mod disk;
 pub mod fetches;
 pub mod guest_memory;
 pub mod handed;
@@ -22,23 +26,23 @@ pub mod memory_table;
 pub mod prefetch;
 pub mod ring;
 pub mod roster;
+pub mod segments;
+mod serving;
 pub mod session;
 pub mod signals;
+pub mod space;
 pub mod vm;
 pub mod worker;
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
-
-use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
 use crate::store::state::StateId;
 use crate::threads::{self, Role};
-use complaints::{Chain, Complaint};
-use ring::Ending;
+use disk::Disk;
 use session::Session;
 use vm::DeviceVm;
 use worker::Worker;
@@ -110,78 +114,33 @@ impl Device {
         listener: impl Into<Arc<UnixListener>>,
         vm: Arc<DeviceVm>,
     ) -> io::Result<()> {
-        let device = Arc::clone(self);
-        let listener = listener.into();
-        threads::spawn(format!("accept-{}", vm.name()), Role::Listener, move || {
-            for stream in listener.incoming() {
-                if vm.is_removed() {
-                    return;
-                }
-                let accepted = stream.and_then(|stream| device.attach(stream, &vm));
-                if let Err(err) = accepted {
-                    if vm.complaints().is_news(Complaint::Connection) {
-                        tracing::warn!(vm = vm.name(), "a connection was refused: {}", Chain(&err));
-                    }
-                    // Out of file descriptors or threads: that doesn't end by trying again at once.
-                    std::thread::sleep(Duration::from_millis(100));
-                }
-            }
-        })?;
-        Ok(())
+        let (device, of) = (Arc::clone(self), Arc::clone(&vm));
+        let is_over = {
+            let vm = Arc::clone(&vm);
+            move || vm.is_removed()
+        };
+        serving::accept(listener.into(), "accept", vm, is_over, move |stream| device.attach(stream, &of))
     }
 
     fn attach(self: &Arc<Self>, stream: UnixStream, vm: &Arc<DeviceVm>) -> io::Result<()> {
         let number = self.sessions.fetch_add(1, Ordering::Relaxed);
-        let workers = Arc::clone(&self.workers);
-        let store_deadline = Duration::from_millis(self.store_deadline_ms.load(Ordering::Relaxed));
-        let session = Session::new(number, Arc::clone(vm), workers, store_deadline, self.state_id)
-            .map_err(io::Error::other)?;
+        let disk = Disk {
+            number,
+            vm: Arc::clone(vm),
+            workers: Arc::clone(&self.workers),
+            store_deadline: Duration::from_millis(self.store_deadline_ms.load(Ordering::Relaxed)),
+            state_id: self.state_id,
+        };
+        let session = Session::new(disk).map_err(io::Error::other)?;
         vm.begin_session(number, &stream)?;
         let vm_of_thread = Arc::clone(vm);
         let spawned = threads::spawn(format!("session-{}", vm.name()), Role::Listener, move || {
-            serve(stream, session, &vm_of_thread);
+            serving::serve(stream, session, &vm_of_thread, vm_of_thread.connections());
             vm_of_thread.end_session(number);
         });
         if spawned.is_err() {
             vm.end_session(number);
         }
         spawned.map(|_| ())
-    }
-}
-
-/// Answers messages until the VMM hangs up or says something that can't be.
-fn serve(stream: UnixStream, session: Session, vm: &DeviceVm) {
-    // One that can't go on comes back ten times a second.
-    if !vm.is_failing() && vm.comings().is_told() {
-        tracing::info!(vm = vm.name(), "a VMM connected");
-    }
-    // Whatever a message makes this thread do is done for this VM.
-    let pages = vm.store();
-    let _working = signals::blame::working(pages.table());
-    let session = Arc::new(Mutex::new(session));
-    let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&session));
-    let end = loop {
-        if let Err(err) = handler.handle_request() {
-            break err;
-        }
-    };
-    // The connection stays open until the rings have stopped: a VMM that sees it close may come back at once.
-    if let Ok(mut session) = session.lock() {
-        session.stop_all(Ending::LeaveInFlight);
-    }
-    vm.set_failing(true);
-    match end {
-        VhostError::Disconnected | VhostError::PartialMessage | VhostError::SocketBroken(_) => {
-            vm.set_failing(false);
-            if vm.comings().is_told() {
-                tracing::info!(vm = vm.name(), "the VMM disconnected");
-            }
-        }
-        _ if !vm.complaints().is_news(Complaint::Connection) => {}
-        VhostError::InvalidParam | VhostError::InvalidMessage => tracing::warn!(
-            vm = vm.name(),
-            "the VMM sent a message that can't be used; if its memory is not shared: {HOW_TO_SHARE}"
-        ),
-        err => tracing::warn!(vm = vm.name(), "the connection was ended: {}", Chain(&err)),
     }
 }

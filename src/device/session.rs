@@ -1,11 +1,10 @@
 //! One VMM's connection: the vhost-user messages that say which memory the guest has, where its rings are, and when
-//! they run. Every session has a thread of its own, which blocks in a message; the rings run on the workers. When a
-//! message that stops a ring has been answered, no worker knows the ring any more.
+//! they run. Every session has a thread of its own; the rings run where the device has them run. When a message that
+//! stops a ring has been answered, nobody who runs rings knows it any more.
 
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
@@ -19,15 +18,13 @@ use vhost::vhost_user::{
 use vhost_user_backend::VringT;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
-use super::blk::config_space;
+use super::attached::{Attached, Startable};
 use super::dirty_log::DirtyLog;
 use super::handed;
-use super::inflight::{self, InflightRegion};
+use super::inflight::InflightRegion;
 use super::memory_share::{MEMORY_SLOTS_MAX, MemoryShare};
 use super::memory_table::MemoryTable;
-use super::ring::{Ending, Owner, Ring, Vring};
-use super::vm::DeviceVm;
-use super::worker::{Seat, Worker};
+use super::ring::{Ending, Vring};
 use crate::crash_point;
 use crate::store::state::StateId;
 
@@ -35,27 +32,23 @@ use crate::store::state::StateId;
 pub const QUEUE_SIZE_MAX: u16 = 1024;
 
 /// One VMM's connection.
-pub struct Session {
-    number: u64,
-    vm: Arc<DeviceVm>,
-    workers: Arc<Vec<Worker>>,
-    store_deadline: Duration,
-    state_id: StateId,
+pub struct Session<D: Attached> {
+    device: D,
     memory: MemoryTable,
     features: u64,
     /// Where the VMM wants to be told which pages were written, once the driver's features have LOG_ALL.
     log: Option<Arc<DirtyLog>>,
     inflight: Option<Arc<InflightRegion>>,
-    queues: Vec<SessionQueue>,
+    queues: Vec<SessionQueue<D::Seat>>,
 }
 
-struct SessionQueue {
+struct SessionQueue<S> {
     vring: Vring,
     has_kick: bool,
     has_address: bool,
     enabled: bool,
-    /// The worker and the place there, while the ring runs.
-    seat: Option<(usize, Seat)>,
+    /// Where the ring runs, while it does.
+    seat: Option<S>,
 }
 
 fn event(file: Option<File>) -> VhostResult<Option<File>> {
@@ -66,38 +59,35 @@ pub(super) fn refused(what: impl Into<String>) -> VhostError {
     VhostError::ReqHandlerError(io::Error::new(io::ErrorKind::InvalidInput, what.into()))
 }
 
-impl Session {
-    /// A session of `vm` with nothing set up yet.
+impl<D: Attached> Session<D> {
+    /// A session that is attached to `device`, with nothing set up yet.
     ///
     /// # Errors
     /// When a virtqueue can't be made.
-    pub fn new(
-        number: u64,
-        vm: Arc<DeviceVm>,
-        workers: Arc<Vec<Worker>>,
-        store_deadline: Duration,
-        state_id: StateId,
-    ) -> Result<Self, virtio_queue::Error> {
-        let memory = MemoryTable::new(MemoryShare::new(Arc::clone(vm.mapped())));
-        let queues = (0..vm.queues())
+    pub fn new(device: D) -> Result<Self, virtio_queue::Error> {
+        let memory = MemoryTable::new(MemoryShare::new(Arc::clone(device.mapped())));
+        let queues = (0..device.queues())
             .map(|_| {
                 let vring = Vring::new(memory.memory(), QUEUE_SIZE_MAX)?;
                 Ok(SessionQueue { vring, has_kick: false, has_address: false, enabled: false, seat: None })
             })
             .collect::<Result<_, _>>()?;
-        let (features, log, inflight) = (0, None, None);
-        Ok(Self { number, vm, workers, store_deadline, state_id, memory, features, log, inflight, queues })
+        Ok(Self { device, memory, features: 0, log: None, inflight: None, queues })
     }
 
-    fn queue(&mut self, index: u32) -> VhostResult<&mut SessionQueue> {
+    /// What the session is attached to.
+    pub fn device(&mut self) -> &mut D {
+        &mut self.device
+    }
+
+    fn queue(&mut self, index: u32) -> VhostResult<&mut SessionQueue<D::Seat>> {
         let offered = self.queues.len();
-        usize::try_from(index).ok().and_then(|index| self.queues.get_mut(index)).ok_or_else(|| {
-            refused(format!("queue {index} of {offered}: raise `queues` of this VM, or lower num-queues"))
-        })
+        let found = usize::try_from(index).ok().and_then(|index| self.queues.get_mut(index));
+        found.ok_or_else(|| refused(format!("queue {index} of {offered}: {}", D::QUEUES_ADVICE)))
     }
 
-    fn stamp(&self) -> StateId {
-        inflight::stamp(&self.state_id, self.vm.store().id())
+    fn stamp(&self) -> VhostResult<StateId> {
+        self.device.stamp().ok_or_else(|| refused("an in-flight region, which was not offered"))
     }
 
     fn has_protocol_features(&self) -> bool {
@@ -106,48 +96,30 @@ impl Session {
 
     /// Starts the ring once it has everything it needs.
     fn start_if_ready(&mut self, index: u32) -> VhostResult<()> {
-        let (vm, memory, number) = (Arc::clone(&self.vm), self.memory.memory(), self.number);
+        let memory = self.memory.memory();
         let queue_index = u16::try_from(index).map_err(|_| VhostError::InvalidParam)?;
         let inflight = self.inflight.as_ref().and_then(|region| region.queue(queue_index));
         let event_idx = self.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
-        let worker = usize::try_from(number).unwrap_or(0).wrapping_add(usize::from(queue_index));
-        let worker = worker.checked_rem(self.workers.len()).unwrap_or(0);
-        let (workers, store_deadline) = (Arc::clone(&self.workers), self.store_deadline);
         let queue = self.queue(index)?;
         if queue.seat.is_some() || !(queue.has_kick && queue.has_address && queue.enabled) {
             return Ok(());
         }
         queue.vring.set_queue_event_idx(event_idx);
         queue.vring.set_enabled(true);
-        let worker_ref = workers.get(worker).ok_or(VhostError::InvalidParam)?;
-        let owner = Owner { vm, session: number };
-        let ring =
-            Ring::new(owner, queue.vring.clone(), memory, inflight, store_deadline, worker_ref.roster());
-        queue.seat = Some((worker, worker_ref.add(ring).map_err(VhostError::ReqHandlerError)?));
+        let ring = Startable { index: queue_index, vring: queue.vring.clone(), memory, inflight };
+        let seat = self.device.start(ring)?;
+        self.queue(index)?.seat = Some(seat);
         Ok(())
     }
 
     /// Stops the ring; when this returns everything that it had taken is answered, or left in flight as `ending` says.
-    /// That takes as long as the writeback file takes to give what was asked of it.
     fn stop(&mut self, index: u32, ending: Ending) -> VhostResult<()> {
-        let (workers, vm) = (Arc::clone(&self.workers), Arc::clone(&self.vm));
-        let queue = self.queue(index)?;
-        if let Some((worker, seat)) = queue.seat.take() {
-            let worker = workers.get(worker).ok_or(VhostError::InvalidParam)?;
-            let slow = |elapsed: Duration| {
-                let (vm, seconds) = (vm.name(), elapsed.as_secs());
-                tracing::warn!(
-                    vm,
-                    queue = index,
-                    seconds,
-                    "a ring that is to stop waits for the writeback file"
-                );
-            };
-            worker.remove(seat, ending, slow).map_err(VhostError::ReqHandlerError)?;
-            queue.vring.set_queue_ready(false);
+        if let Some(seat) = self.queue(index)?.seat.take() {
+            self.device.stop(index, seat, ending)?;
+            self.queue(index)?.vring.set_queue_ready(false);
         }
         if self.queues.iter().all(|queue| queue.seat.is_none()) {
-            self.vm.release(self.number);
+            self.device.release();
         }
         Ok(())
     }
@@ -158,7 +130,7 @@ impl Session {
             let stopped =
                 u32::try_from(index).map_err(|_| VhostError::InvalidParam).and_then(|i| self.stop(i, ending));
             if let Err(err) = stopped {
-                tracing::error!(%err, vm = self.vm.name(), queue = index, "a ring could not be stopped");
+                tracing::error!(%err, vm = self.device.vm().name(), queue = index, "a ring could not be stopped");
             }
         }
     }
@@ -168,16 +140,12 @@ impl Session {
     fn negotiate(&mut self, features: u64, log: Option<Arc<DirtyLog>>) -> VhostResult<()> {
         (self.features, self.log) = (features, log);
         let active = self.log.clone().filter(|_| features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0);
-        if self.memory.set_log(active)? {
-            for worker in self.workers.iter() {
-                worker.pass_turn().map_err(VhostError::ReqHandlerError)?;
-            }
-        }
-        Ok(())
+        self.device.agree(features);
+        if self.memory.set_log(active)? { self.device.pass_turns() } else { Ok(()) }
     }
 }
 
-impl VhostUserBackendReqHandlerMut for Session {
+impl<D: Attached> VhostUserBackendReqHandlerMut for Session<D> {
     fn set_owner(&mut self) -> VhostResult<()> {
         Ok(())
     }
@@ -187,8 +155,8 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn reset_device(&mut self) -> VhostResult<()> {
-        // The guest's driver starts over; its pages stay, as those of any disk would.
         self.stop_all(Ending::Settle);
+        self.device.reset();
         for queue in &mut self.queues {
             (queue.enabled, queue.has_kick, queue.has_address) = (false, false, false);
         }
@@ -201,8 +169,9 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_features(&mut self) -> VhostResult<u64> {
-        let migration = if self.vm.migrates() { VhostUserVirtioFeatures::LOG_ALL.bits() } else { 0 };
-        Ok(config_space::features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | migration)
+        let migrates = self.device.vm().migrates();
+        let migration = if migrates { VhostUserVirtioFeatures::LOG_ALL.bits() } else { 0 };
+        Ok(self.device.features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | migration)
     }
 
     fn set_features(&mut self, features: u64) -> VhostResult<()> {
@@ -225,11 +194,12 @@ impl VhostUserBackendReqHandlerMut for Session {
         _postcopy: Option<bool>,
     ) -> VhostResult<Option<Vec<VhostUserMemoryRegionBase>>> {
         self.memory.replace(regions, files)?;
+        self.device.remember_memory(&self.memory.memory());
         Ok(None)
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> VhostResult<()> {
-        crash_point::hearing(self.vm.name());
+        crash_point::hearing(self.device.vm().name());
         if self.queue(index)?.seat.is_some() {
             return Err(refused(format!("a new size for queue {index}, which is running")));
         }
@@ -313,16 +283,16 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_protocol_features(&mut self) -> VhostResult<VhostUserProtocolFeatures> {
-        let migration = if self.vm.migrates() {
+        let migration = if self.device.vm().migrates() {
             VhostUserProtocolFeatures::LOG_SHMFD
         } else {
             VhostUserProtocolFeatures::empty()
         };
         Ok(migration
+            | self.device.protocol_features()
             | VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::RESET_DEVICE)
     }
@@ -332,11 +302,12 @@ impl VhostUserBackendReqHandlerMut for Session {
         if features & !offered != 0 {
             return Err(refused(format!("protocol features {:#x} were not offered", features & !offered)));
         }
+        self.device.agree_protocol(VhostUserProtocolFeatures::from_bits_truncate(features));
         Ok(())
     }
 
     fn get_queue_num(&mut self) -> VhostResult<u64> {
-        Ok(u64::from(self.vm.queues()))
+        Ok(u64::from(self.device.queues()))
     }
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> VhostResult<()> {
@@ -345,36 +316,35 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> VhostResult<Vec<u8>> {
-        let space = config_space::encode(self.vm.store().slots(), self.vm.queues());
-        Ok(config_space::read(&space, offset, size))
+        Ok(self.device.read_config(offset, size))
     }
 
-    fn set_config(&mut self, _offset: u32, _buf: &[u8], _flags: VhostUserConfigFlags) -> VhostResult<()> {
-        Err(refused("nothing in the configuration space can be written"))
+    fn set_config(&mut self, offset: u32, buf: &[u8], _flags: VhostUserConfigFlags) -> VhostResult<()> {
+        self.device.write_config(offset, buf)
     }
 
     fn set_gpu_socket(&mut self, _gpu_backend: GpuBackend) -> VhostResult<()> {
-        Err(refused("a GPU socket for a disk"))
+        Err(refused("a GPU socket, which has no use here"))
     }
 
     fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> VhostResult<File> {
-        Err(refused("a shared object of a disk"))
+        Err(refused("a shared object, of which there are none"))
     }
 
     fn get_inflight_fd(&mut self, wanted: &VhostUserInflight) -> VhostResult<(VhostUserInflight, File)> {
         let (queues, size) = (wanted.num_queues, wanted.queue_size);
-        if queues == 0 || queues > self.vm.queues() || size == 0 || size > QUEUE_SIZE_MAX {
+        if queues == 0 || queues > self.device.queues() || size == 0 || size > QUEUE_SIZE_MAX {
             return Err(refused(format!("an in-flight region for {queues} queues of {size}")));
         }
         let (region, file, length) =
-            InflightRegion::create(queues, size, &self.stamp()).map_err(|err| refused(err.to_string()))?;
+            InflightRegion::create(queues, size, &self.stamp()?).map_err(|err| refused(err.to_string()))?;
         self.inflight = Some(Arc::new(region));
         Ok((VhostUserInflight::new(length, 0, queues, size), file))
     }
 
     fn set_inflight_fd(&mut self, given: &VhostUserInflight, file: File) -> VhostResult<()> {
         let shape = (given.num_queues, given.queue_size);
-        let region = InflightRegion::open(&file, given.mmap_offset, given.mmap_size, shape, &self.stamp())
+        let region = InflightRegion::open(&file, given.mmap_offset, given.mmap_size, shape, &self.stamp()?)
             .map_err(|err| refused(err.to_string()))?;
         self.inflight = Some(Arc::new(region));
         Ok(())
@@ -391,11 +361,14 @@ impl VhostUserBackendReqHandlerMut for Session {
         _postcopy: Option<bool>,
     ) -> VhostResult<Option<VhostUserMemoryRegionBase>> {
         self.memory.add(region, file)?;
+        self.device.remember_memory(&self.memory.memory());
         Ok(None)
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> VhostResult<()> {
-        self.memory.remove(region)
+        self.memory.remove(region)?;
+        self.device.remember_memory(&self.memory.memory());
+        Ok(())
     }
 
     fn set_device_state_fd(
@@ -412,11 +385,11 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_shmem_config(&mut self) -> VhostResult<VhostUserShMemConfig> {
-        Err(refused("a disk has no shared memory of its own"))
+        Err(refused("the device has no shared memory of its own"))
     }
 
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> VhostResult<()> {
-        if !self.vm.migrates() {
+        if !self.device.vm().migrates() {
             return Err(refused("a dirty log, which was not offered: see `migration` of this VM"));
         }
         let log =

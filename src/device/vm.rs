@@ -3,7 +3,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use event_manager::SubscriberId;
 use parking_lot::{Mutex, RwLock};
@@ -33,8 +33,6 @@ pub struct DeviceVm {
     latencies: Arc<Latencies>,
     complaints: Complaints,
     comings: Comings,
-    /// The last session was ended by us: its VMM may come back at once, and again.
-    failing: AtomicBool,
     fetches: Arc<Fetches>,
     /// Guest memory that is mapped, of all sessions.
     mapped: VmExtent,
@@ -68,7 +66,6 @@ impl DeviceVm {
             latencies: Arc::default(),
             complaints: Complaints::default(),
             comings: Comings::default(),
-            failing: AtomicBool::new(false),
             fetches: Arc::new(Fetches::new(queues)),
             mapped: VmExtent::default(),
             connections: Connections::default(),
@@ -109,6 +106,12 @@ impl DeviceVm {
         Arc::clone(self.store.read().as_ref().expect("only a VM in service has sessions"))
     }
 
+    /// The VM's pages, or `None` when it is out of service: a balloon has sessions even then.
+    #[must_use]
+    pub fn pages(&self) -> Option<Arc<VmStore>> {
+        self.store.read().clone()
+    }
+
     /// Requests that were answered with an error.
     #[must_use]
     pub fn errors(&self) -> u64 {
@@ -142,16 +145,6 @@ impl DeviceVm {
     #[must_use]
     pub fn comings(&self) -> &Comings {
         &self.comings
-    }
-
-    /// Whether the last session that ended was ended by us.
-    pub fn is_failing(&self) -> bool {
-        self.failing.load(Ordering::Relaxed)
-    }
-
-    /// Notes whether the session that ends was ended by us.
-    pub fn set_failing(&self, failing: bool) {
-        self.failing.store(failing, Ordering::Relaxed);
     }
 
     /// What is on its way from the writeback file for this VM.
@@ -199,7 +192,8 @@ impl DeviceVm {
         Ok(())
     }
 
-    fn check_service(&self) -> io::Result<()> {
+    /// Whether its pages can be served now.
+    pub(super) fn check_service(&self) -> io::Result<()> {
         match &*self.store.read() {
             None => Err(io::Error::other(Refused::OutOfService)),
             Some(pages) if pages.table().crashes().is_quarantined() => {

@@ -1,5 +1,5 @@
-//! A vhost-user-blk front end: what a VMM and its guest's driver are to the device, for the bench and the
-//! tests. [`Device`] speaks the socket (negotiation, memory, in-flight region, reconnect), [`Queue`] is one
+//! A vhost-user-blk front end, and one for a balloon: what a VMM and its guest's driver are to the device, for the bench
+//! and the tests. [`Device`] speaks the socket (negotiation, memory, in-flight region, reconnect), [`Queue`] is one
 //! virtqueue with requests known by tag, [`Ring`] is the bare split ring under it, from which malformed
 //! chains can be built. It knows nothing of Ballast and must work against any vhost-user-blk back end;
 //! it trusts the back end no further than its own memory: bad answers are errors, never panics.
@@ -28,6 +28,7 @@
 //! ```
 
 mod areas;
+mod balloon;
 mod blk;
 mod conversation;
 mod device;
@@ -43,6 +44,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use balloon::{Balloon, BalloonConfig};
 pub use blk::{BlkConfig, SECTOR_BYTES, SECTORS_PER_PAGE};
 pub use device::{Device, Inflight, InflightDescription};
 pub use memory::Memory;

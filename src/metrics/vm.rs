@@ -2,7 +2,7 @@
 
 use super::text::{Kind, Writer};
 use super::{Number, counter, gauge};
-use crate::control::api::{Bucket, Histogram, VmState, VmStatus};
+use crate::control::api::{BalloonStatus, Bucket, Histogram, VmState, VmStatus};
 use crate::device::latency;
 use crate::page::PAGE_SIZE_U64;
 use crate::store::histogram::{BUCKETS, SIZE_STEP_BYTES};
@@ -122,6 +122,50 @@ const NUMBERS: &[Number<VmStatus>] = &[
     ),
 ];
 
+/// Numbers of the balloons that are known.
+type OfBalloon = fn(&BalloonStatus) -> Option<u64>;
+const BALLOONS: [(&str, &str, OfBalloon); 7] = [
+    ("ballast_vm_balloon_reachable", "Whether the VMM of a squeezed VM answers.", |balloon| {
+        Some(balloon.reachable.into())
+    }),
+    ("ballast_vm_balloon_configured_bytes", "What the guest was booted with, in bytes.", |balloon| {
+        balloon.configured_bytes
+    }),
+    ("ballast_vm_balloon_actual_bytes", "What the guest has, in bytes: all but its balloon.", |balloon| {
+        balloon.actual_bytes
+    }),
+    ("ballast_vm_balloon_target_bytes", "What the guest should have, in bytes.", |balloon| {
+        balloon.reachable.then_some(balloon.target_bytes)
+    }),
+    (
+        "ballast_vm_balloon_available_bytes",
+        "What the guest could use without swapping, in bytes.",
+        |balloon| balloon.available_bytes,
+    ),
+    (
+        "ballast_vm_balloon_promotion_ppm",
+        "What came back of the guest's working set in a minute, smoothed, in millionths.",
+        |balloon| Some(balloon.promotion_ppm),
+    ),
+    (
+        "ballast_vm_balloon_stall_ppm",
+        "Time that the guest waited for loads, smoothed, in millionths.",
+        |balloon| Some(balloon.stall_ppm),
+    ),
+];
+
+fn write_balloons(vms: &[VmStatus], writer: &mut Writer) {
+    for (name, help, of) in BALLOONS {
+        let samples = vms.iter().filter_map(|vm| Some((vm.name.as_str(), of(vm.balloon.as_ref()?)?)));
+        let samples: Vec<_> = samples.collect();
+        // A family without a sample is one that nobody asked for.
+        if !samples.is_empty() {
+            writer.family(name, Kind::Gauge, help);
+            samples.iter().for_each(|(vm, value)| writer.sample(&[("vm", vm)], value));
+        }
+    }
+}
+
 const STATES: [VmState; 4] = [VmState::Ready, VmState::Damaged, VmState::Unconfigured, VmState::Quarantined];
 
 pub(super) fn write(vms: &[VmStatus], writer: &mut Writer) {
@@ -134,6 +178,7 @@ pub(super) fn write(vms: &[VmStatus], writer: &mut Writer) {
             writer.sample(&[("vm", &vm.name)], of(vm));
         }
     }
+    write_balloons(vms, writer);
     writer.family("ballast_vm_state", Kind::Gauge, "1 for the state that the VM is in, 0 for the others.");
     for vm in vms {
         for state in STATES {

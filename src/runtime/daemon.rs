@@ -5,12 +5,14 @@ use std::time::UNIX_EPOCH;
 
 use parking_lot::{Mutex, RwLock};
 
+use super::balloons::Balloons;
 use super::served::Served;
-use super::{ServeError, reload, served, status};
+use super::{ServeError, reload, report, served, status};
 use crate::config::{Config, Layers, VmConfig};
 use crate::control::api::{
     CHECK_RATE_BYTES_MIN, CheckOrder, CheckStatus, ClearError, Clearing, Exposition, Host, NewVm, PoolChange,
-    PoolStatus, ReloadReport, Reloading, Removal, SetError, Status, VmChange, VmDetails, VmRemoved, VmStatus,
+    PoolStatus, ReloadReport, Reloading, Removal, Report, Reporting, SetError, Status, VmChange, VmDetails,
+    VmRemoved, VmStatus,
 };
 use crate::control::socket::Sockets;
 use crate::device::Device;
@@ -34,6 +36,7 @@ pub struct Daemon {
     pub(super) shrinker: Arc<shrinker::Handle>,
     pub(super) pressure: Option<Monitor>,
     pub(super) scrubber: scrub::Handle,
+    pub(super) balloons: Arc<Balloons>,
     /// When it started, in seconds since 1970.
     pub(super) start_time_seconds: u64,
     pub(super) sockets: Mutex<Sockets>,
@@ -41,6 +44,8 @@ pub struct Daemon {
     served: RwLock<Vec<Served>>,
     /// Held while anything is changed, and before all else.
     pub(super) orders: Mutex<Orders>,
+    /// Held while a report is made. Nobody waits for it.
+    pub(super) reporting: Mutex<()>,
 }
 
 /// What the daemon goes by.
@@ -76,7 +81,8 @@ impl Daemon {
         }
         let device = Arc::new(device);
         let shrinker = Arc::new(start_shrinker(&config, &store, &device)?);
-        let pressure = config.pool.pressure.then(|| watch_pressure(&shrinker)).transpose()?;
+        let balloons = Arc::new(Balloons::new(config.balloon_budget_bytes));
+        let pressure = config.pool.pressure.then(|| watch_pressure(&shrinker, &balloons)).transpose()?;
         let scrubber = Scrubber::new(Arc::clone(&store), config.scrub).start().map_err(ServeError::Thread)?;
         let start_time_seconds = UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
         let orders = Mutex::new(Orders { layers, running: config.clone() });
@@ -88,10 +94,12 @@ impl Daemon {
             shrinker,
             pressure,
             scrubber,
+            balloons,
             start_time_seconds,
             sockets,
             served,
             orders,
+            reporting: Mutex::default(),
         })
     }
 
@@ -185,6 +193,10 @@ impl Host for Daemon {
     fn check(&self) -> Option<CheckStatus> {
         self.scrubber.progress().map(super::status::check)
     }
+
+    fn report(&self, reporting: Reporting) -> Result<Report, SetError> {
+        report::make(self, &reporting)
+    }
 }
 
 /// Says what of the state can't be used as it should.
@@ -248,11 +260,12 @@ fn start_shrinker(
     shrinker.start().map_err(ServeError::Thread)
 }
 
-fn watch_pressure(shrinker: &Arc<shrinker::Handle>) -> Result<Monitor, ServeError> {
-    let shrinker = Arc::clone(shrinker);
+fn watch_pressure(shrinker: &Arc<shrinker::Handle>, balloons: &Arc<Balloons>) -> Result<Monitor, ServeError> {
+    let (shrinker, balloons) = (Arc::clone(shrinker), Arc::clone(balloons));
     Monitor::start(Files::of_this_host(), move |pressure| {
         tracing::debug!(?pressure, "the host runs short of memory");
         shrinker.press(pressure.level);
+        balloons.press(pressure.level);
     })
     .map_err(ServeError::Thread)
 }

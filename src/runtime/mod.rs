@@ -2,11 +2,13 @@
 //! killed: everything that has to outlive it is in the state directory at every instant, so there is one way back,
 //! and every start takes it.
 
+mod balloons;
 mod daemon;
 mod heap;
 mod keeper;
 mod notify;
 mod reload;
+mod report;
 mod sandbox;
 mod served;
 mod status;
@@ -117,6 +119,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let _server =
         Server::start(control, control_access, Arc::clone(&daemon) as _).map_err(ServeError::Thread)?;
     keeper::start(Arc::clone(&daemon)).map_err(ServeError::Thread)?;
+    balloons::start(Arc::clone(&daemon), daemon.config.balloon_interval).map_err(ServeError::Thread)?;
     // An address that somebody else has is no reason to leave guests without their pages.
     if let Some((address, socket)) = scraped
         && let Err(err) = socket.and_then(|socket| socket.serve(daemon.clone()))

@@ -86,6 +86,7 @@ fn verdict(key: &str, same_file: bool) -> Verdict {
         "workers" | "poll_us" => restart("the workers are running"),
         "metrics" => restart("its socket is made before the sandbox"),
         "sandbox" => restart("what was given up is not to be had back"),
+        "balloon.interval" => restart("the policy's times follow it"),
         "pool.pressure" => restart("watching for it takes a right that was given up"),
         _ => restart("pages may be in the file that is open"),
     }
@@ -147,7 +148,10 @@ impl Reloader<'_> {
                 daemon.device.set_store_deadline(to.store_deadline);
                 pool.store_deadline = to.store_deadline;
             }
-            "balloon.budget" => running.balloon_budget_bytes = wanted.balloon_budget_bytes,
+            "balloon.budget" => {
+                daemon.balloons.set_budget(wanted.balloon_budget_bytes);
+                running.balloon_budget_bytes = wanted.balloon_budget_bytes;
+            }
             "writeback.idle" | "writeback.daily_limit" => self.go_by_of_file(running, wanted),
             _ => {}
         }

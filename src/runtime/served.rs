@@ -79,6 +79,10 @@ pub(super) fn initialise(pages: &VmStore, config: &VmConfig) -> Result<(), Store
 /// Pages of the guest's: what is in slot 0 is the swap header.
 pub(super) fn guest_pages(pages: &VmStore) -> u64 {
     let held = pages.accounting().held;
-    let header = pages.table().record(Slot(0)).is_some_and(|record| record.is_used());
-    (held.stored_pages + held.lost_pages).saturating_sub(header.into())
+    (held.stored_pages + held.lost_pages).saturating_sub(has_header(pages).into())
+}
+
+/// Whether there is a page in slot 0.
+pub(super) fn has_header(pages: &VmStore) -> bool {
+    pages.table().record(Slot(0)).is_some_and(|record| record.is_used())
 }

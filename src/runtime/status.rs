@@ -2,10 +2,12 @@
 
 use super::daemon::Daemon;
 use super::served::Served;
+use crate::balloon::trace::Step;
+use crate::balloon::{Mode, Vmm};
 use crate::control::api::{
-    BadPage, CheckState, CheckStatus, CompressorPool, CompressorPoolState, Counters, Histogram, LoadLatency,
-    PoolStatus, RunsByReason, ShrinkerStatus, Status, VmState as ApiVmState, VmStatus,
-    WritebackState as ApiWritebackState, WritebackStatus, buckets,
+    BadPage, BalloonStatus, CheckState, CheckStatus, CompressorPool, CompressorPoolState, Counters,
+    Histogram, LoadLatency, PoolStatus, RunsByReason, ShrinkerStatus, Status, VmState as ApiVmState,
+    VmStatus, WritebackState as ApiWritebackState, WritebackStatus, buckets,
 };
 use crate::device::complaints::Chain;
 use crate::device::latency::{FIRST_BUCKET_NS, Path};
@@ -30,7 +32,9 @@ pub(super) fn of(daemon: &Daemon) -> Status {
     let mut found = Vec::new();
     daemon.store.for_each(|name, vm| found.push((name.to_owned(), vm.clone())));
     for (name, vm) in &found {
-        vms.push(vm_status(&served, name, vm));
+        let mut status = vm_status(&served, name, vm);
+        status.balloon = daemon.balloons.shown(name).map(|step| balloon(&step));
+        vms.push(status);
         if let VmState::Ready(pages) | VmState::Unconfigured(pages) = vm {
             metadata_bytes += pages.table().metadata_bytes();
         }
@@ -266,6 +270,32 @@ fn vm_status(served: &[Served], name: &str, vm: &VmState) -> VmStatus {
         }
     }
     status
+}
+
+fn balloon(step: &Step) -> BalloonStatus {
+    let Step { snapshot, state, decision } = step;
+    let memory = match &snapshot.vmm {
+        Vmm::Answers(memory) => Some(memory),
+        Vmm::Silent(_) => None,
+    };
+    let mode = match snapshot.mode {
+        Mode::Off => "off",
+        Mode::Observe => "observe",
+        Mode::Auto => "auto",
+        Mode::Fixed(_) => "fixed",
+    };
+    let look = state.look.unwrap_or_default();
+    BalloonStatus {
+        mode: mode.to_owned(),
+        reachable: memory.is_some(),
+        configured_bytes: memory.map(|memory| memory.configured_bytes),
+        actual_bytes: memory.map(|memory| memory.actual_bytes),
+        available_bytes: memory.and_then(|memory| memory.guest?.available_bytes),
+        target_bytes: decision.target_bytes,
+        reason: decision.reason.to_string(),
+        promotion_ppm: look.promotion_ppm,
+        stall_ppm: look.stall_ppm,
+    }
 }
 
 fn latency(vm: &DeviceVm, path: Path) -> Histogram {

@@ -156,6 +156,7 @@ impl Daemon {
         match served {
             Ok(served) => {
                 self.change_served(|all| all.push(served));
+                self.balloons.look_now();
                 Ok(())
             }
             Err(error) => {
@@ -182,6 +183,7 @@ impl Daemon {
         }
         vm.device.replace_store(None);
         self.change_served(|all| all.retain(|other| other.config.name != *name));
+        self.balloons.look_now();
     }
 
     pub(super) fn remove(&self, name: &str, removal: Removal) -> Result<VmRemoved, SetError> {
@@ -292,7 +294,7 @@ impl Daemon {
             before = VmConfig { reserve_bytes: before.reserve_bytes, ..forgotten };
         }
         wanted.applied(&before, reserves_bytes, self.store.arena().max_bytes())?;
-        let keys = change.keys();
+        let keys = change.keys(&before)?;
         if !keys.is_empty() {
             next.give(name, keys, change.runtime);
         }
@@ -307,6 +309,7 @@ impl Daemon {
     /// Goes by what can be changed of a VM while it is served.
     pub(super) fn apply(&self, after: &VmConfig, pages: &VmStore) {
         pages.set_limits(limits_of(after));
+        let squeeze_before = self.find(&after.name).and_then(|vm| vm.config.squeeze);
         tracing::info!(vm = after.name, limits = ?pages.limits(), "what the VM may hold was changed");
         self.change_served(|all| {
             if let Some(vm) = all.iter_mut().find(|vm| vm.config.name == after.name) {
@@ -320,6 +323,9 @@ impl Daemon {
                 };
             }
         });
+        if squeeze_before != after.squeeze {
+            self.balloons.look_now();
+        }
     }
 
     pub(super) fn change_pool(&self, change: &PoolChange) -> Result<PoolStatus, SetError> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::progress::{BAD_SHOWN_MAX, BadPage};
 use crate::ids::Slot;
+use crate::page::ZERO_PAGE;
 use crate::store::Store;
 use crate::store::codec::Scratch;
 use crate::store::vm::{Checked, InFile, LoadError, VmStore};
@@ -97,16 +98,18 @@ struct Look<'a> {
 impl Look<'_> {
     /// Looks at slots from `next` on. The slot to go on with; `None` when there are no more.
     fn at_slots(&mut self, mut next: Slot, pages_max: u32) -> Option<Slot> {
+        // What is in them is nobody's business here.
+        let mut page = ZERO_PAGE;
         for _ in 0..STEP_SLOTS_MAX {
             let in_file = u32::try_from(self.in_file.len()).unwrap_or(u32::MAX);
             if self.seen.pages().saturating_add(in_file) >= pages_max {
                 break;
             }
             let slot = self.vm.table().next_backed(next)?;
-            match self.vm.check(slot, self.scratch) {
+            match self.vm.check(slot, &mut page, self.scratch) {
                 Ok(Checked::Empty) => {}
                 Ok(Checked::SameFilled) => self.seen.same_filled_pages += 1,
-                Ok(Checked::Arena) => self.seen.arena_pages += 1,
+                Ok(Checked::Arena(_)) => self.seen.arena_pages += 1,
                 Ok(Checked::InFile(wanted)) => self.in_file.push(wanted),
                 Err(LoadError::FileMissing) => self.seen.missing_pages += 1,
                 Err(err) => self.bad(slot, &err),

@@ -11,6 +11,7 @@ use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_outpu
 use zstd::bulk;
 use zstd::zstd_safe::CParameter;
 
+use super::entry::Entry;
 use super::object::{HEADER_BYTES, OBJECT_BYTES_MAX};
 use super::same_filled;
 use crate::page::{PAGE_SIZE, Page};
@@ -144,6 +145,15 @@ impl Default for Scratch {
     }
 }
 
+/// What a page is kept as.
+#[derive(Debug)]
+pub enum Kept<'scratch> {
+    /// A word in its entry.
+    Entry(Entry),
+    /// An object, header room included, whose payload is of this codec.
+    Object(CodecId, &'scratch mut [u8]),
+}
+
 /// A payload that does not become a page again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the stored page can't be decompressed")]
@@ -169,6 +179,19 @@ impl Scratch {
                 (CodecId::Raw, &mut self.object[..OBJECT_BYTES_MAX])
             }
         }
+    }
+
+    /// What `page` is kept as when it goes through `compressor`: nothing but an entry if it repeats a word that fits one,
+    /// else the object that is in the buffer then.
+    pub fn keep(&mut self, compressor: Compressor, page: &Page) -> Kept<'_> {
+        let (codec, object) = match same_filled::word_of(page) {
+            Some(word) => match Entry::same_filled(word) {
+                Some(entry) => return Kept::Entry(entry),
+                None => self.same_filled(word),
+            },
+            None => self.compress(compressor, page),
+        };
+        Kept::Object(codec, object)
     }
 
     /// Puts the word of a same-filled page into the object buffer, for words that no entry can hold.
@@ -271,6 +294,24 @@ mod tests {
                 scratch.decompress(codec, length, &mut back).unwrap();
                 assert!(back == page, "{compressor}");
             }
+        }
+    }
+
+    #[test]
+    fn a_page_that_repeats_a_word_is_kept_as_that_word() {
+        let mut scratch = Scratch::default();
+        assert!(matches!(scratch.keep(Compressor::Lz4, &[0; PAGE_SIZE]), Kept::Entry(Entry::SameFilled(0))));
+        let mut page = [0; PAGE_SIZE];
+        same_filled::fill(&mut page, 0x7123_4567_89ab_cdef);
+        match scratch.keep(Compressor::Zstd(1), &page) {
+            Kept::Object(codec, object) => {
+                assert_eq!((codec, object.len()), (CodecId::SameFilled, HEADER_BYTES + 8))
+            }
+            Kept::Entry(entry) => panic!("{entry:?} can't hold it"),
+        }
+        match scratch.keep(Compressor::Zstd(1), &pages()[3]) {
+            Kept::Object(codec, object) => assert!(codec == CodecId::Zstd && object.len() < 200),
+            Kept::Entry(entry) => panic!("{entry:?}"),
         }
     }
 

@@ -55,6 +55,26 @@ const COMMON_CALLS: &[c_long] = &[
 /// What a worker may call beside those: the arena and the tables grow.
 const WORKER_CALLS: &[c_long] = &[libc::SYS_fallocate];
 
+/// What the thread of a balloon's session may call beside the common ones: it reads and writes a VMM's messages, looks at
+/// the files that come with them, and punches holes into those.
+const BALLOON_CALLS: &[c_long] = &[
+    libc::SYS_fallocate,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_shutdown,
+    libc::SYS_getsockopt,
+    libc::SYS_fcntl,
+    libc::SYS_fstat,
+    libc::SYS_fstatfs,
+    libc::SYS_statx,
+    libc::SYS_newfstatat,
+    libc::SYS_readlinkat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+];
+
 /// What the thread of the TCP address may call beside those: it takes connections on the socket that it has, and
 /// answers. It makes none.
 const SCRAPED_CALLS: &[c_long] = &[
@@ -128,6 +148,7 @@ pub(super) fn restrict_calls(role: Role) -> io::Result<()> {
     let more = match role {
         Role::Worker => WORKER_CALLS,
         Role::Scraped => SCRAPED_CALLS,
+        Role::Balloon => BALLOON_CALLS,
         Role::FileIo | Role::Shrinker | Role::Scrubber | Role::Listener => return forbid_rings(),
     };
     apply(unconditional(&[COMMON_CALLS, more].concat()), refused(), SeccompAction::Allow)

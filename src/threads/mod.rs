@@ -22,6 +22,8 @@ pub enum Role {
     Scrubber,
     /// Answers VMMs, clients and the kernel.
     Listener,
+    /// Answers a VMM about its guest's balloon, and carries out what the guest asks of that.
+    Balloon,
     /// Answers whoever may reach a TCP address, and so may do nothing else.
     Scraped,
 }
@@ -34,7 +36,7 @@ impl Role {
         match self {
             Self::Worker | Self::FileIo => -5,
             Self::Shrinker => 5,
-            Self::Scrubber | Self::Listener | Self::Scraped => 0,
+            Self::Scrubber | Self::Listener | Self::Balloon | Self::Scraped => 0,
         }
     }
 }
@@ -80,6 +82,16 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::process::Command;
 
+    const ALL: [Role; 7] = [
+        Role::Worker,
+        Role::FileIo,
+        Role::Shrinker,
+        Role::Scrubber,
+        Role::Listener,
+        Role::Balloon,
+        Role::Scraped,
+    ];
+
     /// What the kernel says of a thread of this role: its status, and its niceness. A worker can't read its own.
     fn observed(role: Role) -> (String, i32) {
         let (told, tell) = std::sync::mpsc::channel();
@@ -108,29 +120,29 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_opens_no_file_makes_no_socket_and_starts_no_program() {
+    fn threads_that_look_at_what_guests_wrote_open_no_file_make_no_socket_and_start_no_program() {
         File::open("/proc/self/status").expect("others can");
-        let thread = spawn("worker", Role::Worker, || {
-            let denied = |what: &str, result: io::Result<()>| {
-                assert_eq!(result.unwrap_err().kind(), ErrorKind::PermissionDenied, "{what}");
-            };
-            denied("open", File::open("/proc/self/status").map(drop));
-            denied("create", File::create("/tmp/ballast-worker").map(drop));
-            denied("unlink", fs::remove_file("/tmp/ballast-worker"));
-            denied("tcp", TcpListener::bind("127.0.0.1:0").map(drop));
-            denied("udp", UdpSocket::bind("127.0.0.1:0").map(drop));
-            denied("unix", UnixListener::bind("/tmp/ballast-worker").map(drop));
-            denied("run", Command::new("/bin/true").status().map(drop));
-            denied("thread", Builder::new().spawn(|| ()).map(drop));
-        });
-        thread.unwrap().join().unwrap();
+        for role in [Role::Worker, Role::Balloon] {
+            let thread = spawn("confined", role, move || {
+                let denied = |what: &str, result: io::Result<()>| {
+                    assert_eq!(result.unwrap_err().kind(), ErrorKind::PermissionDenied, "{role:?}: {what}");
+                };
+                denied("open", File::open("/proc/self/status").map(drop));
+                denied("create", File::create("/tmp/ballast-worker").map(drop));
+                denied("unlink", fs::remove_file("/tmp/ballast-worker"));
+                denied("tcp", TcpListener::bind("127.0.0.1:0").map(drop));
+                denied("udp", UdpSocket::bind("127.0.0.1:0").map(drop));
+                denied("unix", UnixListener::bind("/tmp/ballast-worker").map(drop));
+                denied("run", Command::new("/bin/true").status().map(drop));
+                denied("thread", Builder::new().spawn(|| ()).map(drop));
+            });
+            thread.unwrap().join().unwrap();
+        }
     }
 
     #[test]
     fn no_thread_makes_a_ring_whose_calls_nobody_filters() {
-        for role in
-            [Role::Worker, Role::Scraped, Role::FileIo, Role::Shrinker, Role::Scrubber, Role::Listener]
-        {
+        for role in ALL {
             let ring = spawn("ring", role, || io_uring::IoUring::new(2).map(drop)).unwrap().join().unwrap();
             assert_eq!(ring.unwrap_err().kind(), ErrorKind::PermissionDenied, "{role:?}");
         }
@@ -164,15 +176,13 @@ mod tests {
 
     #[test]
     fn no_thread_has_a_capability_or_gets_one() {
-        for role in
-            [Role::Worker, Role::Scraped, Role::FileIo, Role::Shrinker, Role::Scrubber, Role::Listener]
-        {
+        for role in ALL {
             let (status, _) = observed(role);
             let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim();
             for set in ["CapEff:", "CapPrm:", "CapInh:", "CapAmb:"] {
                 assert_eq!(u64::from_str_radix(line(set), 16), Ok(0), "{role:?}, {set}");
             }
-            if [Role::Worker, Role::Scraped].contains(&role) {
+            if [Role::Worker, Role::Scraped, Role::Balloon].contains(&role) {
                 assert_eq!((line("Seccomp:"), line("NoNewPrivs:")), ("2", "1"));
             }
         }

@@ -2,6 +2,7 @@
 //! the real workers and the real sockets.
 #![allow(dead_code, reason = "not every test uses everything")]
 
+pub mod balloon;
 pub mod daemon;
 pub mod debian;
 pub mod fake_vmm;

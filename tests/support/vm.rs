@@ -18,12 +18,22 @@ pub struct Vm {
 
 impl Vm {
     /// Starts the VMM in `command`, whose guest writes to the file that `console` makes an option of.
-    pub fn boot(mut command: Command, directory: &Path, console: impl FnOnce(&str) -> [String; 2]) -> Self {
+    pub fn boot(command: Command, directory: &Path, console: impl FnOnce(&str) -> [String; 2]) -> Self {
+        Self::boot_with(command, directory, console, &[])
+    }
+
+    /// The same, with options that come after the console's: further serial lines are numbered by their order.
+    pub fn boot_with(
+        mut command: Command,
+        directory: &Path,
+        console: impl FnOnce(&str) -> [String; 2],
+        after: &[String],
+    ) -> Self {
         let (file, log) = (directory.join("console"), directory.join("vmm"));
         // What an earlier guest said is not this one's.
         let _ = std::fs::remove_file(&file);
         let output = File::create(&log).expect("a log");
-        command.args(console(file.to_str().expect("a path of text"))).stdin(Stdio::null());
+        command.args(console(file.to_str().expect("a path of text"))).args(after).stdin(Stdio::null());
         command.stdout(output.try_clone().expect("a descriptor")).stderr(output);
         let child = command.spawn().expect("the VMM starts");
         Self { child, console: file, log }

@@ -2,7 +2,7 @@
 //!
 //! **How it talks to VMMs.** One client a VM, used by one thread, one request at a time. QEMU is asked by QMP ([`qmp`]) on
 //! a monitor of our own, cloud-hypervisor by its REST API ([`cloud_hypervisor`]), both over Unix sockets, and VMs with our
-//! own balloon device need neither. A client connects when something is asked, and a call ends after [`TIME_OUT`] at the
+//! own balloon device ([`own`]) need neither. A client connects when something is asked, and a call ends after [`TIME_OUT`] at the
 //! latest, however its VMM behaves: an answer that is late, longer than it can be or no answer at all ends the connection,
 //! so that nothing of it is ever taken for the next one's. The next connection is made a second later at the earliest,
 //! then two, at most half a minute; until then a call gives the state that there was. That a VMM is busy, paused,
@@ -12,6 +12,7 @@
 mod backoff;
 pub mod cloud_hypervisor;
 mod http;
+pub mod own;
 pub mod qmp;
 mod socket;
 mod unreachable;

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use toml::Value;
 
 pub(super) use self::parse::parse;
-pub(super) use self::together::{Balloon, budget, check};
+pub(super) use self::together::{Balloon, budget, check, interval};
 use super::keys;
 use crate::balloon::Mode;
 

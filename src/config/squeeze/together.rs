@@ -1,6 +1,8 @@
 //! The `[balloon]` section, and what the VMs' values of `squeeze` have to do with it, with each other and with the rest.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use serde::Deserialize;
 use toml::Value;
@@ -10,11 +12,22 @@ use super::super::{Config, ConfigError};
 use super::MEMORY_BYTES;
 use crate::ids::Bytes;
 
+/// Guests say how they are every two seconds at most, and a guest that is looked at once a minute suffers for a minute.
+const INTERVAL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60);
+const INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
+
 /// The `[balloon]` section.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct Balloon {
     budget: Option<Value>,
+    interval: Option<Value>,
+}
+
+/// From one look at the guests to the next; all times of the policy follow it.
+pub(in crate::config) fn interval(balloon: &Balloon) -> Result<Duration, ConfigError> {
+    let key = Key::new("balloon.interval", balloon.interval.as_ref());
+    Ok(key.optional_duration(INTERVAL)?.unwrap_or(INTERVAL_DEFAULT))
 }
 
 /// The most memory that all guests that are squeezed may have together.

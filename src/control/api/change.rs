@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use utoipa::ToSchema;
 
-use super::Squeeze;
-use crate::config::{self, LIMIT_BYTES, VmConfig, WEIGHT, known_vms, reserves_max_bytes};
+use super::{Squeeze, SqueezeMode};
+use crate::config::{self, LIMIT_BYTES, SqueezeConfig, VmConfig, WEIGHT, known_vms, reserves_max_bytes};
 use crate::ids::Bytes;
 use crate::store::codec::Compressor;
 
@@ -36,6 +36,9 @@ pub struct VmChange {
     /// How its guest is made to give up memory: all of it, whatever was said before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub squeeze: Option<Squeeze>,
+    /// Who decides how much memory its guest has; the rest of how it is squeezed stays. Not together with `squeeze`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub squeeze_mode: Option<SqueezeMode>,
     /// Whether the change is forgotten when the daemon starts again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub runtime: bool,
@@ -50,18 +53,30 @@ pub(super) fn clear_after(seconds: u64) -> Value {
 }
 
 impl VmChange {
-    /// The keys that a configuration would have for it.
-    #[must_use]
-    pub fn keys(&self) -> Table {
+    /// The keys that a configuration would have for it, of a VM that was `vm` before.
+    ///
+    /// # Errors
+    /// [`SetError::Invalid`] when it changes who decides about a balloon that nobody knows how to reach.
+    pub fn keys(&self, vm: &VmConfig) -> Result<Table, SetError> {
+        let squeeze = match (&self.squeeze, self.squeeze_mode) {
+            (Some(squeeze), None) => Some(squeeze.value()),
+            (None, Some(mode)) => Some(with_mode(vm, mode)?),
+            (None, None) => None,
+            (Some(_), Some(_)) => {
+                let message =
+                    "`squeeze` and `squeeze_mode` can't both be there: `squeeze` has the mode in it";
+                return Err(SetError::Invalid { message: message.to_owned() });
+            }
+        };
         let keys = [
             ("limit", self.limit_bytes.map(config::size)),
             ("reserve", self.reserve_bytes.map(config::size)),
             ("weight", self.weight.map(|weight| Value::Integer(weight.into()))),
             ("writeback", self.writeback.map(Value::Boolean)),
             ("clear_after", self.clear_after_seconds.map(clear_after)),
-            ("squeeze", self.squeeze.as_ref().map(Squeeze::value)),
+            ("squeeze", squeeze),
         ];
-        keys.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+        Ok(keys.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect())
     }
 
     /// The VM after this change, when it was `vm` before; the same holds as for the configuration. How it is squeezed is not
@@ -111,6 +126,20 @@ impl VmChange {
         };
         Ok(VmConfig { limit_bytes, reserve_bytes, weight, writeback, clear_after, ..vm.clone() })
     }
+}
+
+/// How a VM is squeezed, with another mode.
+fn with_mode(vm: &VmConfig, mode: SqueezeMode) -> Result<Value, SetError> {
+    let Some(squeeze) = vm.squeeze.clone() else {
+        let name = &vm.name;
+        return Err(SetError::Invalid {
+            message: format!(
+                "how the balloon of {name:?} is reached isn't known: say so first, for example with `ballast vm set {name} \
+                 --squeeze vmm=qemu,socket=/run/vms/{name}.qmp,min=512MiB`; `ballast vm args {name}` then has what its VMM needs"
+            ),
+        });
+    };
+    Ok(SqueezeConfig { mode: mode.into(), ..squeeze }.value())
 }
 
 fn check<T: PartialOrd + std::fmt::Display>(

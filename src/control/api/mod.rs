@@ -1,12 +1,14 @@
 //! What the control socket speaks: HTTP/1.1 with JSON bodies, under `/api/v1`. Other people script against the
 //! names here, so they are only ever added to. Sizes are bytes, units stand last in the names.
 
+mod balloon;
 mod change;
 mod check;
 mod counters;
 mod exposition;
 mod histogram;
 mod reload;
+mod report;
 mod squeeze;
 mod status;
 mod vm;
@@ -14,13 +16,18 @@ mod vm;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use self::balloon::BalloonStatus;
 pub use self::change::{PoolChange, SetError, VmChange};
 pub use self::check::{BadPage, CHECK_RATE_BYTES_MIN, CheckOrder, CheckState, CheckStatus};
 pub use self::counters::{Bucket, Counters, buckets};
 pub use self::exposition::{Exposition, METRICS_PATH};
 pub use self::histogram::{Histogram, LoadLatency};
 pub use self::reload::{Change, ChangeOutcome, MigrationName, ReloadReport, Reloading, SettingValue};
-pub use self::squeeze::Squeeze;
+pub use self::report::{
+    AgeBucket, CompressorTrial, LimitFit, Need, Report, Reporting, SAMPLE_PAGES, SAMPLE_PAGES_DEFAULT,
+    Sample, Savings, Survey, VmReport, WorkingSet,
+};
+pub use self::squeeze::{Squeeze, SqueezeMode};
 pub use self::status::{
     CompressorPool, CompressorPoolState, PoolStatus, RunsByReason, ShrinkerStatus, Status, VmState, VmStatus,
     WritebackState, WritebackStatus,
@@ -36,6 +43,9 @@ pub const POOL_PATH: &str = "/api/v1/pool";
 
 /// `POST` of a [`CheckOrder`] begins a check; `GET` says how far the last one is. Both give a [`CheckStatus`].
 pub const CHECK_PATH: &str = "/api/v1/check";
+
+/// `GET` with a [`Reporting`]: a [`Report`].
+pub const REPORT_PATH: &str = "/api/v1/report";
 
 /// `GET`: a [`VmList`]. Below it, by its name, a VM: `GET` gives its [`VmDetails`], `PUT` of a [`NewVm`] adds it, `POST` of
 /// a [`VmChange`] changes it, `DELETE` with a [`Removal`] removes it.
@@ -149,4 +159,10 @@ pub trait Host: Send + Sync {
 
     /// How far the check is that was begun last; `None` when none was.
     fn check(&self) -> Option<CheckStatus>;
+
+    /// What stored pages are like. Takes seconds.
+    ///
+    /// # Errors
+    /// When there is no such VM, the sample isn't allowed, or another report is being made.
+    fn report(&self, reporting: Reporting) -> Result<Report, SetError>;
 }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use toml::Value;
 use utoipa::ToSchema;
 
+use crate::balloon::Mode;
 use crate::config;
 
 /// How a VM's guest is made to give up memory that it doesn't use; what is left out has the default of the
@@ -33,6 +34,31 @@ pub struct Squeeze {
     /// The share of its working set that may come back in a minute, such as `0.2%`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promotion_rate: Option<String>,
+}
+
+/// Who decides from now on how much memory a guest has, however its balloon is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SqueezeMode {
+    /// Somebody else.
+    Off,
+    /// Somebody else, and what the policy would do is shown.
+    Observe,
+    /// The policy.
+    Auto,
+    /// Whoever asks: it has so many bytes.
+    Fixed(u64),
+}
+
+impl From<SqueezeMode> for Mode {
+    fn from(mode: SqueezeMode) -> Self {
+        match mode {
+            SqueezeMode::Off => Self::Off,
+            SqueezeMode::Observe => Self::Observe,
+            SqueezeMode::Auto => Self::Auto,
+            SqueezeMode::Fixed(bytes) => Self::Fixed(bytes),
+        }
+    }
 }
 
 impl Squeeze {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::balloon::BalloonStatus;
 use super::counters::{Bucket, Counters};
 use super::histogram::{Histogram, LoadLatency};
 
@@ -274,6 +275,8 @@ pub struct VmStatus {
     pub crashes: u64,
     /// Whether a VMM is connected.
     pub connected: bool,
+    /// Its balloon, if it is squeezed.
+    pub balloon: Option<BalloonStatus>,
     /// What happened to it, since the daemon started.
     pub counters: Counters,
     /// How long pages had not been used when they were read, in seconds.

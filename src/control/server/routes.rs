@@ -19,7 +19,8 @@ use super::{failure, metrics as exposition};
 use crate::config::to_unknown_key;
 use crate::control::api::{
     CheckOrder, CheckStatus, ClearError, Clearing, ErrorBody, Host, NewVm, PoolChange, PoolStatus,
-    ReloadReport, Reloading, Removal, SetError, Status, VmChange, VmDetails, VmList, VmRemoved, VmStatus,
+    ReloadReport, Reloading, Removal, Report, Reporting, SetError, Status, VmChange, VmDetails, VmList,
+    VmRemoved, VmStatus,
 };
 
 /// The daemon.
@@ -42,6 +43,7 @@ pub(super) fn described() -> OpenApiRouter<Arc<dyn Host>> {
         .routes(routes!(status))
         .routes(routes!(set_pool))
         .routes(routes!(check, begin_check))
+        .routes(routes!(report))
         .routes(routes!(vms))
         .routes(routes!(vm, add_vm, set_vm, remove_vm))
         .routes(routes!(clear_vm))
@@ -110,6 +112,14 @@ async fn check(State(host): Asked) -> Response {
         Ok(None) => failure(StatusCode::NOT_FOUND, "no check was begun since the daemon started"),
         Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
+}
+
+/// What stored pages are like, and what limits their VMs need. One at a time, and it takes seconds: another one meanwhile
+/// is a conflict.
+#[utoipa::path(get, path = "/api/v1/report", params(Reporting),
+    responses((status = 200, body = Report), (status = "default", body = ErrorBody)))]
+async fn report(State(host): Asked, query: Result<Query<Reporting>, QueryRejection>) -> Response {
+    with(query, move |reporting| host.report(reporting)).await
 }
 
 /// All VMs.

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::super::api::{
     CHECK_PATH, CheckOrder, CheckState, CheckStatus, ClearError, Clearing, Exposition, NewVm, OPENAPI_PATH,
-    POOL_PATH, PoolChange, PoolStatus, RELOAD_PATH, ReloadReport, Reloading, Removal, STATUS_PATH, SetError,
-    Status, VMS_PATH, VmChange, VmDetails, VmRemoved, VmStatus,
+    POOL_PATH, PoolChange, PoolStatus, RELOAD_PATH, REPORT_PATH, ReloadReport, Reloading, Removal, Report,
+    Reporting, STATUS_PATH, SetError, Status, VMS_PATH, VmChange, VmDetails, VmRemoved, VmStatus,
 };
 use super::super::check;
 use super::super::client::{Client, ClientError};
@@ -98,6 +98,13 @@ impl Host for FakeHost {
     fn check(&self) -> Option<CheckStatus> {
         Some(CheckStatus { number: 1, state: CheckState::Done, bad_pages: 2, ..CheckStatus::default() })
     }
+
+    fn report(&self, Reporting { vm, sample_pages }: Reporting) -> Result<Report, SetError> {
+        match vm.as_deref() {
+            Some("idle") => Err(SetError::Conflict { message: "another".to_owned() }),
+            _ => Ok(Report { compressor: format!("{vm:?} {sample_pages:?}"), ..Report::default() }),
+        }
+    }
 }
 
 fn known() -> Vec<String> {
@@ -162,6 +169,25 @@ fn a_change_goes_to_the_host_and_its_answer_comes_back() {
         let (status, message) = refused(client.set_vm(name, change.clone()));
         assert!(status == 404 && message.contains("idle, web1"), "{message}");
         assert!(message.contains(&format!("{name:?}")), "{message}");
+    }
+}
+
+#[test]
+fn a_report_is_of_what_was_asked_for() {
+    let (_dir, path, _server) = started();
+    let client = Client::new(path).unwrap();
+    let ask = |vm: Option<&str>, sample_pages| {
+        client.report(&Reporting { vm: vm.map(str::to_owned), sample_pages }).map(|report| report.compressor)
+    };
+    assert_eq!(ask(None, None).unwrap(), "None None");
+    assert_eq!(ask(None, Some(7)).unwrap(), "None Some(7)");
+    assert_eq!(ask(Some("a&b=c d/\u{e9}?"), Some(7)).unwrap(), "Some(\"a&b=c d/\u{e9}?\") Some(7)");
+    assert_eq!(refused(ask(Some("idle"), None)), (409, "another".to_owned()));
+    for (query, part) in [("sample_pages=-1", "sample_pages"), ("vn=web1", "did you mean `vm`?")] {
+        let (status, answer) =
+            client.request("GET", &format!("{REPORT_PATH}?{query}"), Bytes::new()).unwrap();
+        let answer: ErrorBody = serde_json::from_slice(&answer).unwrap();
+        assert!(status == 400 && answer.error.contains(part), "{status}: {}", answer.error);
     }
 }
 
@@ -241,7 +267,7 @@ fn the_description_has_every_path_that_is_answered_and_no_other() {
             assert!(answers.contains_key("default") || path == OPENAPI_PATH, "{method} {path}");
         }
     }
-    assert_eq!(described, 14);
+    assert_eq!(described, 15);
 }
 
 #[test]

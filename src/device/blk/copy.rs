@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use vm_memory::{Bytes, GuestMemoryError};
 
-use super::segments::Segments;
 use crate::device::guest_memory::{Memory, is_lost};
+use crate::device::segments::Segments;
 use crate::ids::Slot;
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
 

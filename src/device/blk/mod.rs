@@ -6,5 +6,4 @@ mod copy;
 pub mod execute;
 mod ranges;
 pub mod request;
-pub mod segments;
 pub mod swap_header;

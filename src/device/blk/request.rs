@@ -1,21 +1,17 @@
 //! A request as a type: what a descriptor chain asks for, checked before anything is done. Pure parsing: it reads
-//! descriptors and the 16-byte header from guest memory, each byte once, and never trusts a length, an index or a
-//! flag. Data may be split over descriptors in any way (virtio 1.x, "Message Framing"), so only the sums count.
+//! the 16-byte header from guest memory, once, and never trusts a length or a number. Data may be split over descriptors
+//! in any way (virtio 1.x, "Message Framing"), so only the sums count.
 
-use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::config_space::{RANGES_MAX, SECTOR_BYTES};
-use super::segments::{Segment, Segments};
+use crate::device::chain::{DescriptorTable, walk};
 use crate::device::guest_memory::Memory;
+use crate::device::segments::Segments;
 
-/// Descriptors in one chain, indirect ones included. The longest queue that the device accepts has this many places.
-const CHAIN_MAX: usize = 1024;
 /// Bytes that one request may move. Linux sends 1.25 MiB at most; a request has to end before its ring can stop, so a
 /// guest must not be able to make one that takes long.
 const LENGTH_MAX: u64 = 4 << 20;
-/// Bytes of a descriptor.
-pub const DESCRIPTOR_BYTES: u32 = 16;
 const REQUEST_HEADER_BYTES: usize = 16;
 const RANGE_BYTES: u64 = 16;
 
@@ -79,15 +75,6 @@ pub enum Malformed {
     NoAnswer,
 }
 
-/// Where the descriptors of a queue are.
-#[derive(Clone, Copy, Debug)]
-pub struct DescriptorTable {
-    /// The table's address.
-    pub address: GuestAddress,
-    /// Its length, in descriptors.
-    pub size: u16,
-}
-
 /// Reads the chain at `head` and says what it asks for. `capacity` is the disk's size in bytes.
 ///
 /// # Errors
@@ -138,62 +125,6 @@ pub fn parse(
         return Err(refuse(Status::IoErr));
     }
     Ok(Request { kind, position: position.unwrap_or(0), length, data, status })
-}
-
-#[derive(Debug, Default)]
-struct Chain {
-    readable: Segments,
-    writable: Segments,
-    /// Part of it lies outside the memory that the VMM shares, as that of a DIMM that was plugged in without
-    /// `share=on` does. Such a request has to be failed aloud: a driver that reuses its status bytes, as Linux does,
-    /// takes silence for success.
-    unreachable: bool,
-}
-
-/// Follows a chain. `None` when it loops, leaves its table, nests indirect tables, mixes directions or is too long.
-fn walk(memory: &Memory, mut table: DescriptorTable, head: u16) -> Option<Chain> {
-    let mut chain = Chain::default();
-    let mut indirect = false;
-    let mut next = head;
-    let mut left = CHAIN_MAX;
-    loop {
-        left = left.checked_sub(1)?;
-        if next >= table.size {
-            return None;
-        }
-        let at = u64::from(next).checked_mul(u64::from(DESCRIPTOR_BYTES))?;
-        let address = GuestAddress(table.address.0.checked_add(at)?);
-        let descriptor: Descriptor = memory.read_obj(address).ok()?;
-        if descriptor.refers_to_indirect_table() {
-            let whole = descriptor.len().is_multiple_of(DESCRIPTOR_BYTES);
-            // An indirect descriptor may be the last of a chain, but not the first of several tables.
-            if indirect || descriptor.has_next() || !whole {
-                return None;
-            }
-            let size = u16::try_from(descriptor.len() / DESCRIPTOR_BYTES).ok().filter(|size| *size > 0)?;
-            table = DescriptorTable { address: descriptor.addr(), size };
-            indirect = true;
-            next = 0;
-            continue;
-        }
-        let segment = Segment { address: descriptor.addr(), length: descriptor.len() };
-        if segment.length == 0 {
-            return None;
-        }
-        chain.unreachable |=
-            !GuestMemoryBackend::check_range(memory, segment.address, segment.length as usize);
-        if descriptor.is_write_only() {
-            chain.writable.push(segment);
-        } else if chain.writable.is_empty() {
-            chain.readable.push(segment);
-        } else {
-            return None;
-        }
-        if !descriptor.has_next() {
-            return Some(chain);
-        }
-        next = descriptor.next();
-    }
 }
 
 fn take_header(memory: &Memory, segments: &mut Segments) -> Option<[u8; REQUEST_HEADER_BYTES]> {

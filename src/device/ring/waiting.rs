@@ -125,7 +125,7 @@ mod tests {
     use super::*;
     use crate::device::blk::execute::Execution;
     use crate::device::blk::request::{Kind, Request};
-    use crate::device::blk::segments::Segments;
+    use crate::device::segments::Segments;
     use vm_memory::GuestAddress;
 
     const DEADLINE: Duration = Duration::from_secs(5);

@@ -13,9 +13,8 @@ use super::{Broken, Ending, Progress, Ring, Workbench};
 use crate::crash_point;
 use crate::device::blk::config_space::SECTOR_BYTES;
 use crate::device::blk::execute::{Execution, Outcome, Turn};
-use crate::device::blk::request::{
-    self, DESCRIPTOR_BYTES, DescriptorTable, Kind, Malformed, Request, Status,
-};
+use crate::device::blk::request::{self, Kind, Malformed, Request, Status};
+use crate::device::chain::{DESCRIPTOR_BYTES, DescriptorTable};
 use crate::device::complaints::{Chain, Complaint};
 use crate::device::guest_memory::{Memory, is_lost};
 use crate::device::inflight::InflightQueue;

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::tag::Tag;
 use super::{Fetched, InFile, LoadError, VmStore};
 use crate::ids::Slot;
-use crate::page::ZERO_PAGE;
+use crate::page::{Page, ZERO_PAGE};
 use crate::store::accounting::object_bytes;
 use crate::store::codec::Scratch;
 use crate::store::entry::Entry;
@@ -24,18 +24,19 @@ pub enum Checked {
     Empty,
     /// A page that repeats a word: its entry passes its check, and there is nothing else.
     SameFilled,
-    /// An object in the arena, which becomes a page.
-    Arena,
+    /// An object of so many bytes in the arena, which becomes a page.
+    Arena(usize),
     /// Something in the writeback file: [`VmStore::fetch`] it, and [`VmStore::check_fetched`] what comes.
     InFile(InFile),
 }
 
 impl VmStore {
-    /// Looks whether the page in `slot` could be loaded.
+    /// Looks whether the page in `slot` could be loaded. What is in the arena is in `page` then; else `page` stays as it
+    /// was.
     ///
     /// # Errors
-    /// Those that a load would end with.
-    pub fn check(&self, slot: Slot, scratch: &mut Scratch) -> Result<Checked, LoadError> {
+    /// Those that a load would end with; `page` then holds nothing of it.
+    pub fn check(&self, slot: Slot, page: &mut Page, scratch: &mut Scratch) -> Result<Checked, LoadError> {
         let Some(Record { entry, tag, .. }) = self.table.record(slot) else { return Ok(Checked::Empty) };
         if entry.load(Ordering::Relaxed) == 0 {
             return Ok(Checked::Empty);
@@ -58,8 +59,8 @@ impl VmStore {
         };
         drop(numbers);
         let (codec, _) = object::open(scratch.object(length), self.owner(slot))?;
-        scratch.decompress(codec, length, &mut ZERO_PAGE.clone())?;
-        Ok(Checked::Arena)
+        scratch.decompress(codec, length, page)?;
+        Ok(Checked::Arena(length))
     }
 
     /// Looks whether what came from the file is the page. False when the slot has changed since it was asked for, and

@@ -33,13 +33,12 @@ use change::{Cause, Change};
 
 use super::accounting::{Accounting, Events, Held, Share, object_bytes};
 use super::arena::AllocateError;
-use super::codec::{CodecId, Scratch};
+use super::codec::{CodecId, Kept, Scratch};
 use super::entry::{Entry, Location};
 use super::lru::Age;
 use super::object;
 use super::pool::PoolId;
 use super::room::Shared;
-use super::same_filled;
 use super::table::{CHUNK_SLOTS, Record, Table};
 use crate::ids::{Owner, Slot, VmId};
 use crate::page::Page;
@@ -118,6 +117,12 @@ impl VmStore {
     #[must_use]
     pub fn table(&self) -> &Table {
         &self.table
+    }
+
+    /// Bytes of the process's own memory that are kept beside the page table: its [`Table::metadata_bytes`] has them, too.
+    #[must_use]
+    pub fn tag_bytes(&self) -> u64 {
+        (self.table.backed_chunks().count() * CHUNK_SLOTS * size_of::<u32>()) as u64
     }
 
     /// What the VM may hold.
@@ -280,12 +285,9 @@ impl VmStore {
     fn place(&self, slot: Slot, page: &Page, scratch: &mut Scratch) -> Result<(Entry, PoolId), StoreError> {
         self.table.back(slot).map_err(StoreError::NoMemory)?;
         let (pool, compressor) = self.shared.pools.current();
-        let (codec, object) = match same_filled::word_of(page) {
-            Some(word) => match Entry::same_filled(word) {
-                Some(entry) => return Ok((entry, pool)),
-                None => scratch.same_filled(word),
-            },
-            None => scratch.compress(compressor, page),
+        let (codec, object) = match scratch.keep(compressor, page) {
+            Kept::Entry(entry) => return Ok((entry, pool)),
+            Kept::Object(codec, object) => (codec, object),
         };
         object::seal(object, self.owner(slot), codec);
         self.keep(object).map(|location| (Entry::Arena(location), pool))

@@ -4,7 +4,8 @@
 use std::fs::File;
 
 use ballast::device::blk::config_space::{RANGES_MAX, SECTOR_BYTES};
-use ballast::device::blk::request::{DescriptorTable, Kind, Malformed, parse};
+use ballast::device::blk::request::{Kind, Malformed, parse};
+use ballast::device::chain::DescriptorTable;
 use ballast::device::guest_memory::{Memory, Region};
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend};

@@ -50,7 +50,8 @@ impl Segments {
         let taken = u32::try_from(length).unwrap_or(u32::MAX).min(front.length);
         let address = front.address;
         front.length = front.length.checked_sub(taken)?;
-        front.address = GuestAddress(address.0.checked_add(u64::from(taken))?);
+        // Beyond the end of all addresses there is nothing, at whichever of them.
+        front.address = GuestAddress(address.0.saturating_add(u64::from(taken)));
         if front.length == 0 {
             self.used = self.used.saturating_add(1);
         }

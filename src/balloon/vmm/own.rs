@@ -1,0 +1,97 @@
+//! A VM whose balloon is the daemon's own device: no VMM is asked anything. What the device sees is what there is to see,
+//! and a new size is said to the guest's driver through the channel that its VMM has handed over.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{GuestMemory, GuestStats, Unreachable, VmmClient};
+use crate::device::balloon::{Balloon, Stats, Told};
+
+/// What gives a VM of cloud-hypervisor our balloon.
+pub const BALLOON_ARGUMENT: &str =
+    "--generic-vhost-user socket=RUNTIME_DIR/balloon/VM.sock,device_type=5,queue_sizes=[128,128]";
+
+/// What a change is called where it is refused.
+const RESIZING: &str = "another size of the balloon";
+
+/// A client of one balloon of ours.
+pub struct Own(Arc<Balloon>);
+
+impl Own {
+    /// Looks at this balloon, and changes it.
+    #[must_use]
+    pub fn new(balloon: Arc<Balloon>) -> Self {
+        Self(balloon)
+    }
+}
+
+impl VmmClient for Own {
+    /// The guest is asked for statistics as well, which are in a later look.
+    fn look(&mut self, _now: Instant) -> Result<GuestMemory, Unreachable> {
+        let seen = self.0.look();
+        if !seen.attached {
+            return Err(Unreachable::NoBalloon { add: BALLOON_ARGUMENT });
+        }
+        self.0.ask_stats();
+        let (configured_bytes, said) = (seen.configured_bytes, seen.actual_bytes);
+        let balloon_bytes =
+            said.ok_or(Unreachable::Late { waited_for: "the guest's word on its balloon" })?;
+        match configured_bytes.checked_sub(balloon_bytes).filter(|left| *left > 0) {
+            Some(actual_bytes) => {
+                let guest = seen.stats.map(|(stats, age)| said_of_itself(stats, age));
+                Ok(GuestMemory { configured_bytes, actual_bytes, guest })
+            }
+            None => Err(Unreachable::Nonsense {
+                what: format!("a guest of {configured_bytes} bytes that has given up {balloon_bytes}"),
+            }),
+        }
+    }
+
+    fn set_target(&mut self, bytes: u64, _now: Instant) -> Result<(), Unreachable> {
+        let seen = self.0.look();
+        if !seen.attached {
+            return Err(Unreachable::NoBalloon { add: BALLOON_ARGUMENT });
+        }
+        let refused = |why: String| Unreachable::Refused { request: RESIZING, why };
+        match self.0.set_target(seen.configured_bytes.saturating_sub(bytes)) {
+            Ok(Told::Now) => Ok(()),
+            // It went away between the two.
+            Ok(Told::Later) => Err(Unreachable::NoBalloon { add: BALLOON_ARGUMENT }),
+            Ok(Told::Unasked) => Err(refused(
+                "its VMM has handed over no channel by which its guest could be told (VHOST_USER_SET_BACKEND_REQ_FD)"
+                    .to_owned(),
+            )),
+            Err(too_large) => Err(refused(too_large.to_string())),
+        }
+    }
+}
+
+fn said_of_itself(stats: Stats, age: Duration) -> GuestStats {
+    GuestStats {
+        age,
+        available_bytes: stats.available_bytes,
+        free_bytes: stats.free_bytes,
+        total_bytes: stats.total_bytes,
+        major_faults: stats.major_faults,
+        swap_in_bytes: stats.swap_in_bytes,
+        swap_out_bytes: stats.swap_out_bytes,
+        oom_kills: stats.oom_kills,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::vm::DeviceVm;
+
+    #[test]
+    fn a_vm_whose_balloon_nobody_has_attached_says_how_it_is_given_one() {
+        let vm = Arc::new(DeviceVm::new("web1", 1, false, None));
+        let mut own = Own::new(Arc::new(Balloon::new(vm)));
+        let now = Instant::now();
+        let looked = own.look(now).unwrap_err();
+        assert_eq!(own.set_target(1 << 30, now), Err(looked.clone()));
+        assert_eq!(looked.name(), "no-balloon");
+        assert!(looked.to_string().contains("device_type=5"), "{looked}");
+    }
+}

@@ -1,0 +1,28 @@
+//! What is shown of a VM's balloon.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A VM's balloon, as of the controller's last tick.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct BalloonStatus {
+    /// Who decides: `off`, `observe`, `auto` or `fixed`.
+    pub mode: String,
+    /// Whether the VMM answers.
+    pub reachable: bool,
+    /// What the guest was booted with, if the VMM answers.
+    pub configured_bytes: Option<u64>,
+    /// What the guest has, if the VMM answers.
+    pub actual_bytes: Option<u64>,
+    /// What the guest could use without swapping, if it says so.
+    pub available_bytes: Option<u64>,
+    /// What it should have.
+    pub target_bytes: u64,
+    /// Why, or why the VMM doesn't answer.
+    pub reason: String,
+    /// What came back of its working set in a minute, smoothed, in millionths.
+    pub promotion_ppm: u64,
+    /// Time that it spent waiting for loads, smoothed, in millionths.
+    pub stall_ppm: u64,
+}

@@ -1,0 +1,273 @@
+//! The controller: a thread that looks at every squeezed VM once a tick, has the policy decide, and tells their VMMs. It
+//! decides nothing itself. VMMs are asked side by side, so that one that hangs keeps no other waiting for longer than a
+//! call may take. What it knows of a VM is gone with the daemon; the next one begins with what the guest has.
+
+mod look;
+mod own;
+mod record;
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use self::own::Door;
+use self::record::Recorder;
+use super::daemon::Daemon;
+use super::served::Served;
+use crate::balloon::trace::{Step, Tick};
+use crate::balloon::vmm::cloud_hypervisor::CloudHypervisor;
+use crate::balloon::vmm::qmp::Qmp;
+use crate::balloon::vmm::VmmClient;
+use crate::balloon::{Mode, Pressure, Reason, State, Vmm};
+use crate::config::{SqueezeConfig, SqueezeVmm};
+use crate::reclaim::pressure::Level;
+use crate::threads::{self, Role};
+
+/// VMMs that are asked at the same time.
+const ASKED_MAX: usize = 32;
+
+/// What is known of all balloons, for whoever asks.
+#[derive(Debug)]
+pub(super) struct Balloons {
+    shown: Mutex<HashMap<String, Step>>,
+    /// Whether something was changed that the next tick should not wait for.
+    changed: Mutex<bool>,
+    bell: Condvar,
+    /// Most bytes of all guests; `u64::MAX` for no bound.
+    budget_bytes: AtomicU64,
+    /// When the host was short of memory last, by the boot-time clock in milliseconds: moderately, severely.
+    pressed_ms: [AtomicU64; 2],
+}
+
+impl Balloons {
+    pub(super) fn new(budget_bytes: Option<u64>) -> Self {
+        let budget_bytes = AtomicU64::new(budget_bytes.unwrap_or(u64::MAX));
+        Self {
+            shown: Mutex::default(),
+            changed: Mutex::default(),
+            bell: Condvar::new(),
+            budget_bytes,
+            pressed_ms: Default::default(),
+        }
+    }
+
+    /// What was decided about a VM last, and on what grounds.
+    pub(super) fn shown(&self, name: &str) -> Option<Step> {
+        self.shown.lock().get(name).cloned()
+    }
+
+    /// How a VM is squeezed was changed, or there is one more or less: the next tick is now.
+    pub(super) fn look_now(&self) {
+        *self.changed.lock() = true;
+        self.bell.notify_one();
+    }
+
+    /// Waits until then, or until something is changed.
+    fn sleep_until(&self, then: Instant) {
+        let mut changed = self.changed.lock();
+        while !*changed && !self.bell.wait_until(&mut changed, then).timed_out() {}
+        *changed = false;
+    }
+
+    /// The host is short of memory.
+    pub(super) fn press(&self, level: Level) {
+        self.pressed_ms[usize::from(level == Level::Severe)].store(look::now_ms(), Ordering::Relaxed);
+    }
+
+    pub(super) fn set_budget(&self, budget_bytes: Option<u64>) {
+        self.budget_bytes.store(budget_bytes.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn budget_bytes(&self) -> Option<u64> {
+        Some(self.budget_bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes < u64::MAX)
+    }
+
+    /// How short of memory the host was within the last `within_ms`.
+    fn pressure(&self, now_ms: u64, within_ms: u64) -> Pressure {
+        let lately = |pressed_ms: &AtomicU64| {
+            let pressed_ms = pressed_ms.load(Ordering::Relaxed);
+            pressed_ms > 0 && now_ms.saturating_sub(pressed_ms) <= within_ms
+        };
+        match &self.pressed_ms {
+            [_, severe] if lately(severe) => Pressure::Severe,
+            [moderate, _] if lately(moderate) => Pressure::Moderate,
+            _ => Pressure::None,
+        }
+    }
+}
+
+/// Starts the controller.
+pub(super) fn start(daemon: Arc<Daemon>, interval: Duration) -> io::Result<()> {
+    threads::spawn("balloons", Role::Listener, move || {
+        let recorder = Recorder::new(&daemon.config.state_dir);
+        let before = recorder.last();
+        let mut controller = Controller { interval, recorder, before, guests: Vec::new(), daemon };
+        let mut next = Instant::now();
+        loop {
+            controller.tick();
+            // A tick that took too long is not made up for.
+            next = (next + interval).max(Instant::now());
+            controller.daemon.balloons.sleep_until(next);
+        }
+    })?;
+    Ok(())
+}
+
+struct Controller {
+    daemon: Arc<Daemon>,
+    interval: Duration,
+    recorder: Recorder,
+    /// The last tick of the daemon before this one.
+    before: Option<Tick>,
+    guests: Vec<Guest>,
+}
+
+/// A squeezed VM.
+struct Guest {
+    served: Served,
+    squeeze: SqueezeConfig,
+    client: Box<dyn VmmClient>,
+    /// The socket of its balloon, if that is ours. Never read: it is closed with the guest.
+    _door: Option<Door>,
+    state: State,
+    /// What its VMM was told last, in bytes, as far as that is known.
+    told_bytes: Option<u64>,
+    /// The last reason, without its numbers: what the log said of it.
+    told_reason: Option<std::mem::Discriminant<Reason>>,
+}
+
+impl Controller {
+    fn tick(&mut self) {
+        self.follow_configuration();
+        let daemon = Arc::clone(&self.daemon);
+        if self.guests.is_empty() {
+            daemon.balloons.shown.lock().clear();
+            return;
+        }
+        let seen = side_by_side(&mut self.guests, |guest| guest.look());
+        let interval_ms = u64::try_from(self.interval.as_millis()).unwrap_or(u64::MAX);
+        let snapshots = self.guests.iter().zip(seen).map(|(guest, vmm)| {
+            look::vm(&daemon, &guest.served.config, &guest.squeeze, &guest.served.device, vmm)
+        });
+        let snapshots = snapshots.collect();
+        let mut states: Vec<State> = self.guests.iter().map(|guest| guest.state).collect();
+        let tick = Tick::decide(look::host(&daemon, interval_ms), snapshots, &mut states);
+        self.recorder.note(&tick);
+        for ((guest, state), step) in self.guests.iter_mut().zip(states).zip(&tick.vms) {
+            guest.state = state;
+            guest.tell_log(step);
+        }
+        let steps: HashMap<String, Step> =
+            tick.vms.into_iter().map(|step| (step.snapshot.vm.clone(), step)).collect();
+        side_by_side(&mut self.guests, |guest| {
+            if let Some(step) = steps.get(&guest.served.config.name) {
+                guest.tell(step);
+            }
+        });
+        *daemon.balloons.shown.lock() = steps;
+    }
+
+    /// VMs come and go, and how they are squeezed changes.
+    fn follow_configuration(&mut self) {
+        let mut before = std::mem::take(&mut self.guests);
+        for served in self.daemon.served() {
+            let Some(squeeze) = served.config.squeeze.clone() else { continue };
+            let same = before.iter().position(|guest| {
+                guest.served.config.name == served.config.name && guest.squeeze.vmm == squeeze.vmm
+            });
+            match same.map(|index| before.swap_remove(index)) {
+                Some(guest) => self.guests.push(Guest { served, squeeze, ..guest }),
+                None => self.begin(served, squeeze, &mut before),
+            }
+        }
+    }
+
+    /// One more. Those of `before` with its name go first: a socket has one owner.
+    fn begin(&mut self, served: Served, squeeze: SqueezeConfig, before: &mut Vec<Guest>) {
+        let name = served.config.name.clone();
+        before.retain(|guest| guest.served.config.name != name);
+        let (client, door): (Box<dyn VmmClient>, _) = match &squeeze.vmm {
+            SqueezeVmm::Qemu(socket) => (Box::new(Qmp::new(socket.clone())), None),
+            SqueezeVmm::CloudHypervisor(socket) => (Box::new(CloudHypervisor::new(socket.clone())), None),
+            SqueezeVmm::VhostUser => match Door::open(&self.daemon, &served, self.given_bytes(&name)) {
+                Ok(door) => (Box::new(door.client()), Some(door)),
+                Err(err) => {
+                    tracing::error!(vm = name, %err, "the VM has no balloon: its socket can't be made");
+                    return;
+                }
+            },
+        };
+        let (state, told_bytes, told_reason) = (State::default(), None, None);
+        self.guests.push(Guest { served, squeeze, client, _door: door, state, told_bytes, told_reason });
+    }
+
+    /// How large a VM's balloon was to be when the daemon before this one ended.
+    fn given_bytes(&self, name: &str) -> Option<u64> {
+        let step = self.before.as_ref()?.vms.iter().find(|step| step.snapshot.vm == name)?;
+        let Vmm::Answers(memory) = &step.snapshot.vmm else { return None };
+        step.decision.apply.then(|| memory.configured_bytes.saturating_sub(step.decision.target_bytes))
+    }
+}
+
+impl Guest {
+    fn look(&mut self) -> Vmm {
+        if self.squeeze.mode == Mode::Off {
+            return Vmm::Silent("off".to_owned());
+        }
+        let seen = self.client.look(Instant::now());
+        if seen.is_err() {
+            // It may be another VMM that comes back.
+            self.told_bytes = None;
+        }
+        match seen {
+            Ok(memory) => Vmm::Answers(memory),
+            Err(why) => Vmm::Silent(why.to_string()),
+        }
+    }
+
+    fn tell(&mut self, step: &Step) {
+        let target_bytes = step.decision.target_bytes;
+        if !step.decision.apply || self.told_bytes == Some(target_bytes) {
+            return;
+        }
+        let told = self.client.set_target(target_bytes, Instant::now());
+        if let Err(why) = &told {
+            tracing::debug!(vm = self.served.config.name, %why, "the VMM was not told how much memory its guest is to have");
+        }
+        self.told_bytes = told.ok().map(|()| target_bytes);
+    }
+
+    /// What is new is told; each step of many is for whoever asks for more.
+    fn tell_log(&mut self, step: &Step) {
+        let decision = &step.decision;
+        let target_bytes = decision.target_bytes;
+        let reason = std::mem::discriminant(&decision.reason);
+        let name = &self.served.config.name;
+        if self.told_reason.replace(reason) == Some(reason) {
+            tracing::debug!(vm = name, target_bytes, apply = decision.apply, "balloon: {}", decision.reason);
+        } else {
+            tracing::info!(vm = name, target_bytes, apply = decision.apply, "balloon: {}", decision.reason);
+        }
+    }
+}
+
+/// Does the same with each guest, many at a time.
+fn side_by_side<T: Send>(guests: &mut [Guest], act: impl Fn(&mut Guest) -> T + Sync) -> Vec<T> {
+    let mut done = Vec::with_capacity(guests.len());
+    for guests in guests.chunks_mut(ASKED_MAX) {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = guests.iter_mut().map(|guest| scope.spawn(|| act(guest))).collect();
+            for thread in threads {
+                match thread.join() {
+                    Ok(result) => done.push(result),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+        });
+    }
+    done
+}

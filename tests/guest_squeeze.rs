@@ -1,0 +1,186 @@
+//! Booted guests under the balloon controller: cold memory leaves, what becomes hot comes back, nobody is killed, every page
+//! is right, and each decision is made again from the trace. Needs QEMU and the built images and fails without them;
+//! `tests/run` provides both. Nothing here asserts a time but the limit of a hang.
+
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
+mod support;
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::daemon::Daemon;
+use support::vm::{Vm, image};
+
+const MIB: u64 = 1 << 20;
+/// Minutes are usual; a machine that is busy may take much longer.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+/// What a guest holds, and works on at first.
+const HELD_MIB: u64 = 320;
+const HOT_MIB: u64 = 48;
+/// What its kernel needs beside that, at least.
+const KERNEL_MIB: u64 = 64;
+
+/// A guest of 512 MiB as `vm args` says, that does what it is told on a serial line.
+struct Guest {
+    name: &'static str,
+    vm: Vm,
+    orders: UnixStream,
+}
+
+impl Guest {
+    fn boot(daemon: &Daemon, dir: &Path, name: &'static str) -> Self {
+        let said = daemon.ask(&[
+            "vm",
+            "args",
+            name,
+            "--vmm",
+            "qemu",
+            "--memory",
+            "512MiB",
+            "--qemu-before-9.2",
+            "--json",
+        ]);
+        assert!(said.status.success(), "{said:?}");
+        let said: Value = serde_json::from_slice(&said.stdout).unwrap();
+        let ours = said["args"].as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned());
+        let directory = dir.join(format!("{name}.guest"));
+        std::fs::create_dir(&directory).unwrap();
+        let orders = directory.join("orders");
+        let append = format!(
+            "console=ttyS0 quiet panic=-1 ballast.mib={HELD_MIB} ballast.rounds=1 ballast.overwrite=0 ballast.orders=1 ballast.page_cluster=0"
+        );
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-accel",
+            "tcg",
+            "-machine",
+            "q35",
+            "-display",
+            "none",
+        ]);
+        command.args([
+            "-no-reboot",
+            "-kernel",
+            &image("vmlinuz"),
+            "-initrd",
+            &image("initramfs"),
+            "-append",
+            &append,
+        ]);
+        command.args(ours);
+        let vm = Vm::boot_with(
+            command,
+            &directory,
+            |file| ["-serial".to_owned(), format!("file:{file}")],
+            &["-serial".to_owned(), format!("unix:{},server=on,wait=off", orders.display())],
+        );
+        let deadline = Instant::now() + PATIENCE;
+        let orders = loop {
+            match UnixStream::connect(&orders) {
+                Ok(stream) => break stream,
+                Err(err) => assert!(Instant::now() < deadline, "{err}\n{}", vm.words()),
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        Self { name, vm, orders }
+    }
+
+    /// Tells it to work on so much.
+    fn work_on(&mut self, mib: u64) {
+        self.orders.write_all(format!("{mib}\n").as_bytes()).unwrap();
+    }
+
+    /// Waits until it has reported this.
+    fn says(&mut self, what: &str) {
+        let report = self.vm.wait(PATIENCE, |report| {
+            report.verdict.is_some() || report.progress.as_ref().is_some_and(|said| said.contains(what))
+        });
+        let said = report.progress.as_ref().is_some_and(|said| said.contains(what));
+        assert!(said && report.verdict.is_none(), "{report:?}\n{}", self.vm.words());
+    }
+
+    /// Has it check all its pages and end.
+    fn finish(&mut self) {
+        self.work_on(0);
+        let counts = self.vm.pass(PATIENCE);
+        assert!(counts.contains(" bad=0 "), "{counts}");
+        assert!(self.vm.console().contains("oom_kill 0"), "{}", self.vm.words());
+        println!("{}: {counts}", self.name);
+    }
+}
+
+/// The daemon's word on a VM's balloon.
+fn balloon(daemon: &Daemon, name: &str) -> Value {
+    daemon.vm(name)["balloon"].take()
+}
+
+/// Waits until what a guest has is as wanted, in MiB.
+fn wait_until_it_has(daemon: &Daemon, guest: &Guest, wanted: impl Fn(u64) -> bool) -> u64 {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let balloon = balloon(daemon, guest.name);
+        let actual = balloon["actual_bytes"].as_u64().map(|bytes| bytes / MIB);
+        if let Some(mib) = actual.filter(|mib| wanted(*mib)) {
+            return mib;
+        }
+        assert!(Instant::now() < deadline, "{balloon}\n{}\n{}", guest.vm.words(), daemon.log());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn config(dir: &Path, vms: &[&str], more: &str) -> String {
+    let vm = |name: &&str| {
+        let socket = dir.join(format!("{name}.qmp"));
+        format!(
+            "[[vm]]\nname = \"{name}\"\nsize = \"1GiB\"\n\
+             squeeze = {{ vmm = \"qemu\", socket = {socket:?}, min = \"96MiB\", promotion_rate = \"1%\" }}\n"
+        )
+    };
+    format!("{more}\n{}", vms.iter().map(vm).collect::<String>())
+}
+
+/// Decides everything again.
+fn replay(daemon: &Daemon, dir: &Path) {
+    let trace = dir.join("state/balloon.trace");
+    let again = daemon.ask(&["replay", trace.to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&again.stdout);
+    assert!(again.status.success(), "{}\n{text}", String::from_utf8_lossy(&again.stderr));
+    println!("{text}");
+    assert!(text.contains("squeezed by") && text.contains("relaxed by"), "{text}");
+}
+
+#[test]
+fn cold_memory_leaves_a_guest_and_what_becomes_hot_is_given_back() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let daemon = Daemon::start(dir.path(), &config(dir.path(), &["web1"], "[balloon]\ninterval = \"1s\""));
+    let mut guest = Guest::boot(&daemon, dir.path(), "web1");
+    guest.says("waits for orders");
+    guest.work_on(HOT_MIB);
+    guest.says(&format!("hot={HOT_MIB} "));
+    let before = balloon(&daemon, "web1");
+    println!("before: {before}");
+
+    // What the guest holds and doesn't work on is cold; three fifths of it are to be out.
+    let cold_mib = HELD_MIB - HOT_MIB;
+    let wanted_mib = KERNEL_MIB + HELD_MIB - cold_mib * 6 / 10;
+    let has_mib = wait_until_it_has(&daemon, &guest, |mib| mib <= wanted_mib);
+    let squeezed = balloon(&daemon, "web1");
+    println!("{cold_mib} MiB are cold; now it has {has_mib} MiB: {squeezed}");
+    guest.says(&format!("hot={HOT_MIB} "));
+
+    let hot_mib = HELD_MIB - 32;
+    guest.work_on(hot_mib);
+    wait_until_it_has(&daemon, &guest, |mib| mib > hot_mib);
+    guest.says(&format!("hot={hot_mib} "));
+    println!("relaxed: {}", balloon(&daemon, "web1"));
+    guest.finish();
+    replay(&daemon, dir.path());
+}
