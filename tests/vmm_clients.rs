@@ -69,10 +69,16 @@ impl<C: VmmClient> Pair<C> {
         self.client.look(self.now).unwrap_err()
     }
 
-    /// That all is well at the next look that is an attempt.
+    /// That all is well at the next look that is an attempt. On a busy machine any VMM looks as if it hung to a client that
+    /// waits only [`SHORT`], so that one may try again.
     fn is_well(&mut self, actual_mib: u64) {
-        self.now += WAITED;
-        let memory = self.client.look(self.now).unwrap();
+        let memory = loop {
+            self.now += WAITED;
+            match self.client.look(self.now) {
+                Err(Unreachable::Late { .. }) if self.time_out == SHORT => {}
+                seen => break seen.unwrap(),
+            }
+        };
         assert_eq!((memory.configured_bytes, memory.actual_bytes), (512 * MIB, actual_mib * MIB));
     }
 
@@ -186,6 +192,8 @@ fn what_a_vm_is_doing_is_a_state_and_is_asked_again_at_the_next_look() {
 #[test]
 fn a_vmm_that_is_gone_is_tried_again_later_and_later() {
     let mut pair = qemu(PATIENT);
+    let half = pair.after("query-balloon", |id| vec![send(format!("{{\"id\":{id},\"retu")), Step::HangUp]);
+    assert_eq!(half.name(), "gone", "{half}");
     pair.vmm.script("query-status", |_| vec![Step::HangUp]);
     let gone = pair.look().unwrap_err();
     assert_eq!(gone.name(), "gone");
@@ -223,8 +231,6 @@ fn a_vmm_that_hangs_is_waited_for_once() {
     assert!(state.contains("Ballast needs one of its own"), "{state}");
     let half = pair.after("query-balloon", |id| vec![send(format!("{{\"id\":{id},\"retu")), Step::Hang]);
     assert_eq!(half.name(), "late", "{half}");
-    let half = pair.after("query-balloon", |id| vec![send(format!("{{\"id\":{id},\"retu")), Step::HangUp]);
-    assert_eq!(half.name(), "gone", "{half}");
 
     let mut pair = cloud_hypervisor(SHORT);
     let state = pair.after("GET /api/v1/vm.info", |_| vec![Step::Hang]);
@@ -298,6 +304,7 @@ fn a_vmm_that_refuses_is_quoted() {
         format!("qom-set {interval}"),
     ] {
         pair.make_anew();
+        pair.vmm.vm().polling_seconds = 0;
         let refusal =
             |id| vec![send(format!("{{\"error\": {{\"class\": \"GenericError\"}}, \"id\": {id}}}\r\n"))];
         pair.vmm.script(&request, refusal);

@@ -225,7 +225,48 @@ const REFUSED: &[(&[&str], &str)] = &[
         &["db", "--size", "1GiB", "--clear-after", "1m"],
         "the VM \"db\": clear_after = \"1m\": must be a duration from 1h to 3650d, a whole number and s, m, h or d, for example \"30m\"",
     ),
+    (
+        &["db", "--size", "1GiB", "--squeeze", "vmm=vhost-user,min=1MiB"],
+        "the VM \"db\": squeeze.min = \"1MiB\": must be a size from 64MiB to 16TiB with its unit, for example \"512MiB\", and a multiple of 4KiB",
+    ),
+    (
+        &["db", "--size", "1GiB", "--squeeze", "vmm=none,min=1GiB"],
+        "the VM \"db\": squeeze.vmm = \"none\": must be \"qemu\", \"cloud-hypervisor\" or \"vhost-user\"",
+    ),
 ];
+
+#[test]
+fn how_a_vm_is_squeezed_is_remembered_as_a_whole_and_can_be_taken_back() {
+    let dir = tmpfs();
+    let mut daemon = Daemon::start(dir.path(), CONFIG);
+    assert_eq!(setting(&daemon, "web1", "squeeze"), pair("none", "default"));
+    let squeeze = "vmm=qemu,socket=/run/vms/a.qmp,min=64MiB,mode=observe";
+    ok(&daemon, &["vm", "set", "web1", "--squeeze", squeeze]);
+    let said = refused(&daemon, &["vm", "add", "db", "--size", "1MiB", "--squeeze", squeeze]);
+    assert!(
+        said.contains("the VM \"db\": squeeze.socket") && said.contains("the VM \"web1\" has it"),
+        "{said}"
+    );
+    daemon.restart();
+    let shown = "{ min = \"64MiB\", mode = \"observe\", promotion_rate = \"0.2%\", socket = \"/run/vms/a.qmp\", \
+                 vmm = \"qemu\" }";
+    assert_eq!(setting(&daemon, "web1", "squeeze"), pair(shown, "remembered"));
+    ok(&daemon, &["vm", "set", "web1", "--squeeze", "none", "--runtime"]);
+    assert_eq!(setting(&daemon, "web1", "squeeze"), pair("none", "runtime"));
+    ok(&daemon, &["vm", "set", "web1", "--squeeze", "vmm=vhost-user,mode=fixed,to=128MiB"]);
+    let shown = "{ mode = \"fixed\", promotion_rate = \"0.2%\", to = \"128MiB\", vmm = \"vhost-user\" }";
+    assert_eq!(setting(&daemon, "web1", "squeeze"), pair(shown, "remembered"));
+    for (given, part) in [
+        ("min=1GiB", "vmm is missing"),
+        ("vmm", "\"vmm\" is not KEY=VALUE"),
+        ("vmm=qemu,mni=1GiB", "\"mni\" is no key of squeeze"),
+        ("vmm=qemu,min=1GB", "\"1GB\" is not a size"),
+    ] {
+        let output = daemon.ask(&["vm", "set", "web1", "--squeeze", given]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && said.contains(part), "{given}: {said}");
+    }
+}
 
 #[test]
 fn what_is_no_vm_is_refused_with_what_would_be_right_and_changes_nothing() {

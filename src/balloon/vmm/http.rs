@@ -35,11 +35,14 @@ pub(super) struct Answer {
 pub(super) fn ask(socket: &Path, request: Request<'_>, deadline: Deadline) -> Result<Answer, Unreachable> {
     let mut socket = Socket::connect(socket, deadline)?;
     let Request { method, path, body, name } = request;
-    let content = if body.is_empty() { "" } else { "Content-Type: application/json\r\n" };
-    let length = body.len();
+    // The servers in VMMs are particular; this is what cloud-hypervisor's own client sends, and the type.
+    let content = if body.is_empty() {
+        String::new()
+    } else {
+        format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len())
+    };
     let text = format!(
-        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nConnection: close\r\n{content}\
-         Content-Length: {length}\r\n\r\n{body}"
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nConnection: close\r\n{content}\r\n{body}"
     );
     socket.send(text.as_bytes(), deadline, name)?;
     let (mut received, mut bytes) = (Vec::new(), [0; 16 << 10]);

@@ -93,10 +93,10 @@ pub(super) fn notes(vm: &VmConfig, words: &[&str]) -> Vec<String> {
                 .to_owned(),
         ];
     };
-    let directory = socket.parent().unwrap_or(socket).display();
+    // A default ACL on its directory is no way: what is left of it is cut by the umask when a socket is bound.
     vec![format!(
-        "The VMM makes {} for its own user alone, and the daemon's user must be allowed to write to it: a default ACL on \
-         the directory does that (setfacl -d -m u:ballast:rwx {directory}). Nobody else may be connected to it.",
+        "The VMM makes {}, and the daemon must be allowed to write to it: start the VMM with umask 007 and a group that \
+         the daemon's user is in, as the packaged one's is in kvm. Nobody else may be connected to it.",
         socket.display()
     )]
 }

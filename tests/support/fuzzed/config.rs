@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use ballast::balloon::Mode;
 use ballast::config::{Config, ConfigError, LIMIT_BYTES, SOCKET_PATH_BYTES_MAX, WEIGHT, reserves_max_bytes};
 
 const HOST_BYTES: u64 = 8 << 30;
@@ -15,7 +16,9 @@ pub fn run(bytes: &[u8]) {
             let names_key = key.chars().next().is_some_and(|first| first.is_alphanumeric() || first == '[');
             assert!(names_key && err.to_string().starts_with(key.as_str()), "{err}");
         }
-        Err(err @ ConfigError::Syntax { .. }) => assert!(!err.to_string().is_empty()),
+        Err(err @ (ConfigError::Syntax { .. } | ConfigError::InKey { .. })) => {
+            assert!(!err.to_string().is_empty())
+        }
         Err(err) => panic!("a text is no file: {err}"),
     }
 }
@@ -37,6 +40,21 @@ fn check(config: &Config) {
         assert!((1..=64).contains(&vm.queues) && (1..=16).contains(&vm.label.len()));
         assert!(!vm.name.contains('/') && config.socket_path(&vm.name) != config.control_socket());
         assert!(config.socket_path(&vm.name).as_os_str().len() <= SOCKET_PATH_BYTES_MAX);
+    }
+    let squeezed = config.vms.iter().filter_map(|vm| vm.squeeze.as_ref());
+    let mut sockets = HashSet::new();
+    for squeeze in squeezed {
+        let (min, max) = (squeeze.min_bytes.unwrap_or(64 << 20), squeeze.max_bytes.unwrap_or(16 << 40));
+        assert!((64 << 20..=max).contains(&min) && max <= 16 << 40, "{squeeze:?}");
+        match squeeze.mode {
+            Mode::Auto | Mode::Observe => assert!(squeeze.min_bytes.is_some(), "{squeeze:?}"),
+            Mode::Fixed(bytes) => assert!((min..=max).contains(&bytes), "{squeeze:?}"),
+            Mode::Off => {}
+        }
+        if let Some(socket) = squeeze.vmm.socket() {
+            assert!(socket.is_absolute() && !socket.starts_with(&config.runtime_dir), "{squeeze:?}");
+            assert!(sockets.insert(socket), "two VMs with one socket");
+        }
     }
     let reserves: u64 = config.vms.iter().map(|vm| vm.reserve_bytes).sum();
     assert!(reserves <= reserves_max_bytes(config.pool.max_bytes));
