@@ -58,7 +58,7 @@ fn check_step(tick: &Tick, vm: usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_guest_is_ever_below_its_least_stepped_too_far_or_killed(

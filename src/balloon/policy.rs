@@ -90,6 +90,8 @@ pub(super) struct Wish {
     pub decision: Decision,
     /// How much it hurts, in percent of what may.
     pub pain_percent: u64,
+    /// Whether it hurts more than it may, and still does.
+    pub suffers: bool,
     /// Memory that it doesn't use, in bytes, as far as it says so.
     pub available_bytes: u64,
 }
@@ -140,6 +142,7 @@ pub(super) fn wish(host: &Host, snapshot: &Snapshot, state: &mut State) -> Wish 
     Wish {
         decision: Decision { target_bytes: to_bytes, apply: !observed, reason },
         pain_percent: signals.pain_percent,
+        suffers: signals.pain_percent.min(signals.pain_now_percent) > 100,
         available_bytes: signals.available_bytes.unwrap_or(0),
     }
 }
@@ -160,7 +163,7 @@ impl State {
 impl Wish {
     fn without_numbers(target_bytes: u64, reason: Reason) -> Self {
         let decision = Decision { target_bytes, apply: false, reason };
-        Self { decision, pain_percent: 0, available_bytes: 0 }
+        Self { decision, pain_percent: 0, suffers: false, available_bytes: 0 }
     }
 }
 

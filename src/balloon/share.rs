@@ -74,7 +74,8 @@ impl<'a> Guest<'a> {
     /// most to spare, by weight.
     fn suffering(&self) -> (u64, Reverse<u64>) {
         let spare_bytes = self.wish.available_bytes / u64::from(self.snapshot.weight.max(1));
-        (self.wish.pain_percent.max(100), Reverse(spare_bytes))
+        let pain_percent = if self.wish.suffers { self.wish.pain_percent } else { 100 };
+        (pain_percent, Reverse(spare_bytes))
     }
 }
 
@@ -102,7 +103,7 @@ fn take(guests: &mut [Guest<'_>], mut lacking_bytes: u64, budget_bytes: u64) {
     for guest in guests.iter_mut().filter(|guest| guest.is_driven()) {
         let (actual_bytes, wanted_bytes) = (guest.actual_bytes, guest.target_bytes());
         let mut least_bytes = guest.bounds.clamp(actual_bytes - actual_bytes / TAKEN_PART);
-        if guest.wish.pain_percent > 100 {
+        if guest.wish.suffers {
             let share = u128::from(budget_bytes) * u128::from(guest.snapshot.weight) / u128::from(weights);
             let share_bytes = u64::try_from(share).unwrap_or(u64::MAX);
             least_bytes = least_bytes.max(share_bytes.min(actual_bytes));

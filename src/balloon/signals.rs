@@ -58,6 +58,8 @@ pub(super) struct Signals {
     pub look: Look,
     /// What comes back and how long that takes, the worse of both, in percent of what may.
     pub pain_percent: u64,
+    /// The same of this tick alone.
+    pub pain_now_percent: u64,
     /// Memory that the guest could use without swapping, in bytes, if it says so.
     pub available_bytes: Option<u64>,
     /// Whether it says so now and then, but has not for too long.
@@ -149,6 +151,7 @@ pub(super) fn next(
     Some(Signals {
         pain_percent: percent(look.promotion_ppm, snapshot.promotion_ppm)
             .max(percent(look.stall_ppm, STALL_PPM)),
+        pain_now_percent: percent(promotion_ppm, snapshot.promotion_ppm).max(percent(stall_ppm, STALL_PPM)),
         available_bytes,
         is_stale: memory.guest.is_some() && guest.is_none(),
         grown_bytes,
