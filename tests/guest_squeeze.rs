@@ -26,6 +26,9 @@ const HOT_MIB: u64 = 48;
 /// What its kernel needs beside that, at least.
 const KERNEL_MIB: u64 = 64;
 
+/// What two guests may have together: less than they were booted with, and less than both need to work.
+const BUDGET_MIB: u64 = 600;
+
 /// A guest of 512 MiB as `vm args` says, that does what it is told on a serial line.
 struct Guest {
     name: &'static str,
@@ -185,4 +188,37 @@ fn cold_memory_leaves_a_guest_and_what_becomes_hot_is_given_back() {
     println!("relaxed: {}", balloon(&daemon, "web1"));
     guest.finish();
     replay(&daemon, dir.path());
+}
+
+/// Memory flows from the guest that rests to the one that works, and back, within a budget that is less than both need.
+#[test]
+fn two_guests_that_take_turns_share_a_budget() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let more = format!("[balloon]\ninterval = \"1s\"\nbudget = \"{BUDGET_MIB}MiB\"");
+    let daemon = Daemon::start(dir.path(), &config(dir.path(), &["web1", "web2"], &more));
+    let mut guests = ["web1", "web2"].map(|name| Guest::boot(&daemon, dir.path(), name));
+    for guest in &mut guests {
+        guest.says("waits for orders");
+        guest.work_on(HOT_MIB);
+        guest.says(&format!("hot={HOT_MIB} "));
+    }
+    let busy_mib = HELD_MIB - 32;
+    for turn in [0, 1, 0] {
+        guests[1 - turn].work_on(HOT_MIB);
+        guests[turn].work_on(busy_mib);
+        // All that it works on, and its kernel.
+        let has_mib = wait_until_it_has(&daemon, &guests[turn], |mib| mib > busy_mib + KERNEL_MIB / 2);
+        guests[turn].says(&format!("hot={busy_mib} "));
+        let other_mib = wait_until_it_has(&daemon, &guests[1 - turn], |mib| mib + has_mib <= BUDGET_MIB + 8);
+        println!(
+            "{} works and has {has_mib} MiB, {} rests and has {other_mib}",
+            guests[turn].name,
+            guests[1 - turn].name
+        );
+    }
+    guests.iter_mut().for_each(Guest::finish);
+    replay(&daemon, dir.path());
+    if let Some(kept) = std::env::var_os("BALLAST_KEEP_TRACE") {
+        std::fs::copy(dir.path().join("state/balloon.trace"), kept).unwrap();
+    }
 }
