@@ -136,6 +136,7 @@ fn asked() -> Vec<Asked<'static>> {
     let nothing = || Value::Null;
     let change = json!({"limit_bytes": 8 << 20, "reserve_bytes": 4096, "weight": 7, "writeback": true,
         "clear_after_seconds": 86_400, "squeeze": {"vmm": "none"}, "runtime": true});
+    let observe = json!({"squeeze_mode": "observe", "runtime": true});
     let squeeze = json!({"vmm": "qemu", "socket": "/run/vms/db.qmp", "mode": "fixed", "to_bytes": 1 << 30,
         "min_bytes": 1 << 29, "max_bytes": 2_u64 << 30, "promotion_rate": "0.5%"});
     let vm = json!({"size_bytes": 1 << 20, "squeeze": squeeze, "limit_bytes": 2 << 20, "reserve_bytes": 0, "weight": 7, "writeback": false,
@@ -164,6 +165,8 @@ fn asked() -> Vec<Asked<'static>> {
         ("PUT", VM, "db", vm, 409),
         ("GET", "/api/v1/vms", "", nothing(), 200),
         ("GET", VM, "db", nothing(), 200),
+        ("POST", VM, "db", observe, 200),
+        ("POST", VM, "web1", json!({"squeeze_mode": "auto"}), 400),
         ("GET", VM, "nobody", nothing(), 404),
         ("POST", VM, "web1", change, 200),
         ("POST", VM, "web1", json!({"forget": true}), 200),

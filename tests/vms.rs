@@ -223,7 +223,7 @@ const REFUSED: &[(&[&str], &str)] = &[
     ),
     (
         &["db", "--size", "1GiB", "--clear-after", "1m"],
-        "the VM \"db\": clear_after = \"1m\": must be a duration from 1h to 3650d, a whole number and s, m, h or d, for example \"30m\"",
+        "the VM \"db\": clear_after = \"1m\": must be a duration from 1h to 3650d, a whole number and s, m, h or d, for example \"2h\"",
     ),
     (
         &["db", "--size", "1GiB", "--squeeze", "vmm=vhost-user,min=1MiB"],

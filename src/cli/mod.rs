@@ -181,6 +181,11 @@ impl Global {
         Config::load(self.config.as_deref().unwrap_or(CONFIG_PATH_DEFAULT.as_ref()))
     }
 
+    /// Whether the options name a daemon and no configuration.
+    fn names_only_a_socket(&self) -> bool {
+        self.control_socket.is_some() && self.config.is_none()
+    }
+
     /// The control socket that the options name.
     fn named_socket(&self) -> Result<Option<PathBuf>, ConfigError> {
         match (&self.control_socket, &self.config) {

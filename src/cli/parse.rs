@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ballast::config::{LIMIT_BYTES, NOT_SQUEEZED, WEIGHT, parse_duration};
+use ballast::config::{LIMIT_BYTES, NOT_SQUEEZED, WEIGHT, nearest, parse_duration};
 use ballast::control::api::{CHECK_RATE_BYTES_MIN, Squeeze};
 use ballast::ids::{Bytes, ParseBytesError};
 
@@ -51,8 +51,10 @@ pub fn squeeze(text: &str) -> Result<Squeeze, String> {
             "max" => squeeze.max_bytes = bytes()?,
             "promotion_rate" => squeeze.promotion_rate = word(),
             _ => {
-                let known = "vmm, socket, mode, to, min, max and promotion_rate";
-                return Err(format!("{key:?} is no key of squeeze; they are {known}"));
+                let known = ["vmm", "socket", "mode", "to", "min", "max", "promotion_rate"];
+                let meant =
+                    nearest(key, &known).map(|meant| format!("; was {meant:?} meant?")).unwrap_or_default();
+                return Err(format!("{key:?} is no key of squeeze, which are {}{meant}", known.join(", ")));
             }
         }
     }

@@ -1,5 +1,9 @@
 //! What concerns one VM.
 
+use std::path::PathBuf;
+
+use anyhow::Context;
+use ballast::config::VmConfig;
 use ballast::control::api::{Clearing, MigrationName, NewVm, Removal, Squeeze, SqueezeMode, VmChange};
 use ballast::control::vm_args::{self, Format, Guest, MEMORY_DEFAULT, Vmm, Wanted};
 use ballast::control::{listing, table};
@@ -102,7 +106,7 @@ struct Share {
     clear_after: Option<u64>,
     /// How its guest is made to give up memory: none, or vmm=qemu|cloud-hypervisor|vhost-user,socket=PATH,min=SIZE and
     /// mode=, to=, max=, promotion_rate= as in the configuration.
-    #[arg(long, value_name = "KEY=VALUE,…", value_parser = parse::squeeze)]
+    #[arg(long, value_name = "KEY=VALUE,...", value_parser = parse::squeeze)]
     squeeze: Option<Squeeze>,
 }
 
@@ -243,13 +247,27 @@ fn clear(global: &Global, name: &str, clearing: Clearing) -> anyhow::Result<()> 
     global.show(&answer, || format!("{name}: all pages are dropped\n"))
 }
 
+/// A VM as the daemon serves it; as the files have it, where no daemon answers.
+fn vm_and_socket(global: &Global, name: &str) -> anyhow::Result<(VmConfig, PathBuf)> {
+    let client = global.client()?;
+    if client.vms().is_ok() {
+        let details = client.vm(name)?;
+        let socket = details.socket.clone().context("the VM is not served, and so has no socket")?;
+        return Ok((details.config()?, socket.into()));
+    }
+    anyhow::ensure!(!global.names_only_a_socket(), "no daemon answers on the socket that --socket names");
+    let config = global.load_config()?.with_remembered()?;
+    let vm = config.vm(name)?.clone();
+    let socket = config.socket_path(name);
+    Ok((vm, socket))
+}
+
 fn print_args(global: &Global, args: &VmArgsArgs) -> anyhow::Result<()> {
     let format = args_format(args);
-    let config = global.load_config()?.with_remembered()?;
-    let vm = config.vm(&args.name)?;
+    let (vm, socket) = vm_and_socket(global, &args.name)?;
     let guest = Guest { memory: args.memory, qemu_before_9_2: args.qemu_before_9_2 };
     let wanted = Wanted { vmm: args.vmm, format, whole: args.whole, guest };
-    let answer = vm_args::vm_args(vm, &config.socket_path(&vm.name), wanted);
+    let answer = vm_args::vm_args(&vm, &socket, wanted);
     global.show(&answer.json(), || answer.text())
 }
 

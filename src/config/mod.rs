@@ -22,11 +22,11 @@ use std::time::Duration;
 pub use self::error::ConfigError;
 pub use self::keys::{KeyValue, VM_KEYS, duration, migration, size};
 pub use self::layers::{Layers, Runtime, Source};
-pub use self::nearest::to_unknown_key;
+pub use self::nearest::{nearest, to_unknown_key};
 pub use self::remembered::Remembered;
 pub use self::squeeze::{NONE as NOT_SQUEEZED, SqueezeConfig, SqueezeVmm};
 pub use self::value::duration as parse_duration;
-pub use self::vm::{LIMIT_BYTES, WEIGHT, reserves_max_bytes};
+pub use self::vm::{LIMIT_BYTES, WEIGHT, parse_one as parse_vm, reserves_max_bytes};
 use crate::page::PAGE_SIZE_U64;
 use crate::store::codec::Compressor;
 
@@ -188,7 +188,9 @@ impl Config {
     /// When what is remembered is damaged, or doesn't go with this.
     pub fn with_remembered(self) -> Result<Self, ConfigError> {
         match Layers::load(self.clone()) {
-            Err(ConfigError::Read { .. }) => Ok(self),
+            Err(ConfigError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                Ok(self)
+            }
             layers => layers?.effective(),
         }
     }

@@ -7,7 +7,13 @@ pub fn to_unknown_key(message: &str) -> Option<&str> {
     let listed = message.split_once("unknown field")?.1;
     let mut quoted = listed.split('`').skip(1).step_by(2);
     let unknown = quoted.next()?;
-    let nearest = quoted.map(|known| (distance(unknown, known), known)).min()?;
+    nearest(unknown, &quoted.collect::<Vec<_>>())
+}
+
+/// The word of these that is nearest to an unknown one, if any is near.
+#[must_use]
+pub fn nearest<'a>(unknown: &str, known: &[&'a str]) -> Option<&'a str> {
+    let nearest = known.iter().map(|known| (distance(unknown, known), *known)).min()?;
     // Half of it wrong is another word.
     (nearest.0 * 2 <= unknown.chars().count()).then_some(nearest.1)
 }

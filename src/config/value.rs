@@ -79,10 +79,13 @@ impl<'a> Key<'a> {
         &self,
         allowed: RangeInclusive<Duration>,
     ) -> Result<Option<Duration>, ConfigError> {
+        let usual = Duration::from_secs(30 * 60);
+        let example = if allowed.contains(&usual) { usual } else { *allowed.start() * 2 };
         let text = format!(
-            "must be a duration from {} to {}, a whole number and s, m, h or d, for example \"30m\"",
+            "must be a duration from {} to {}, a whole number and s, m, h or d, for example \"{}\"",
             in_units(*allowed.start()),
-            in_units(*allowed.end())
+            in_units(*allowed.end()),
+            in_units(example.min(*allowed.end()))
         );
         let read =
             |value: &Value| duration(value.as_str()?).filter(|given| allowed.contains(given)).map(Some);

@@ -66,7 +66,10 @@ pub(super) fn parse(vms: &[Vm], pool_max_bytes: u64) -> Result<Vec<VmConfig>, Co
 }
 
 /// One VM whose keys came from several places.
-pub(super) fn parse_one(keys: &toml::Table) -> Result<VmConfig, ConfigError> {
+///
+/// # Errors
+/// As for a `[[vm]]` of a configuration.
+pub fn parse_one(keys: &toml::Table) -> Result<VmConfig, ConfigError> {
     let name = keys.get("name").and_then(Value::as_str).unwrap_or_default();
     let read = Vm::deserialize(keys.clone()).map_err(ConfigError::syntax);
     let vm = read.map_err(|error| ConfigError::InVm { name: name.to_owned(), source: Box::new(error) })?;

@@ -30,11 +30,11 @@ pub struct Report {
 }
 
 impl Report {
-    /// Reads a console from its start.
+    /// Reads a console from its start. A line that isn't at its end yet is not read: half a verdict is none.
     #[must_use]
     pub fn parse(console: &str) -> Self {
         let mut report = Self::default();
-        for line in console.lines() {
+        for line in console.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
             // The kernel may have begun the line.
             if let Some((_, said)) = line.split_once(MARK) {
                 report.note(said.trim_end());
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn a_failure_beats_a_pass_in_either_order() {
         for console in
-            ["BALLAST-GUEST PASS a\nBALLAST-GUEST FAIL b", "BALLAST-GUEST FAIL b\nBALLAST-GUEST PASS a"]
+            ["BALLAST-GUEST PASS a\nBALLAST-GUEST FAIL b\n", "BALLAST-GUEST FAIL b\nBALLAST-GUEST PASS a\n"]
         {
             assert_eq!(Report::parse(console).verdict, Some(Verdict::Fail("b".to_owned())));
         }
@@ -100,7 +100,8 @@ mod tests {
     #[test]
     fn a_guest_without_a_word_is_booting() {
         assert_eq!(Report::parse("").phrase(), "booting");
-        assert_eq!(Report::parse("BALLAST-GUEST INIT 6.1").phrase(), "booted");
-        assert_eq!(Report::parse("BALLAST-GUEST BAD page 1").bad, ["page 1"]);
+        assert_eq!(Report::parse("BALLAST-GUEST INIT 6.1\n").phrase(), "booted");
+        assert_eq!(Report::parse("BALLAST-GUEST BAD page 1\n").bad, ["page 1"]);
+        assert_eq!(Report::parse("BALLAST-GUEST PASS pages=1 pla").verdict, None);
     }
 }

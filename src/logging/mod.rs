@@ -29,7 +29,10 @@ pub struct LogArgs {
 
 /// Logs to stderr from now on, or to the journal when that is what stderr is.
 pub fn start(args: LogArgs) {
-    let filter = EnvFilter::try_from_env("BALLAST_LOG").unwrap_or_else(|_| EnvFilter::new(filter(args)));
+    let asked = EnvFilter::try_from_env("BALLAST_LOG");
+    let misspelt =
+        asked.as_ref().err().filter(|_| std::env::var_os("BALLAST_LOG").is_some()).map(ToString::to_string);
+    let filter = asked.unwrap_or_else(|_| EnvFilter::new(filter(args)));
     let output: Box<dyn Layer<Registry> + Send + Sync> = if args.log_json {
         Box::new(fmt::layer().json().flatten_event(true).with_writer(io::stderr))
     } else if let Some(journal) = journal_of_stderr() {
@@ -39,6 +42,12 @@ pub fn start(args: LogArgs) {
         Box::new(fmt::layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr))
     };
     tracing_subscriber::registry().with(output.with_filter(filter)).init();
+    if let Some(err) = misspelt {
+        tracing::warn!(
+            err,
+            "BALLAST_LOG is not understood and ignored: for example \"debug\", or \"ballast::device=trace,info\""
+        );
+    }
 }
 
 /// What is told where the environment says nothing. Other people's libraries tell a level less.

@@ -6,7 +6,7 @@ use toml::Value;
 
 use super::daemon::{Daemon, Orders};
 use super::served::{Served, guest_pages};
-use crate::config::{Config, KeyValue, VmConfig};
+use crate::config::{Config, KeyValue, VM_KEYS, VmConfig};
 use crate::control::api::{Change, ChangeOutcome, ReloadReport, Reloading, SetError};
 
 /// Reads the file that the daemon was started with, and goes by it.
@@ -41,11 +41,17 @@ fn tell(changes: &[Change]) {
     for change in changes {
         let (old, new): (String, String) = (shown(&change.old), shown(&change.new));
         let why = change.why.as_deref().unwrap_or_default();
+        // `vm.NAME` or `vm.NAME.KEY`, and no key has a dot in it while a name may.
+        let vm = change.key.strip_prefix("vm.").map(|rest| match rest.rsplit_once('.') {
+            Some((name, key)) if VM_KEYS.contains(&key) => name,
+            _ => rest,
+        });
         match change.outcome {
             ChangeOutcome::Now => {
-                tracing::info!(key = change.key, old, new, why, "the configuration changed")
+                tracing::info!(vm, key = change.key, old, new, why, "the configuration changed")
             }
             outcome => tracing::warn!(
+                vm,
                 key = change.key,
                 old,
                 new,

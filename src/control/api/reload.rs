@@ -84,6 +84,21 @@ pub enum SettingValue {
     Text(String),
 }
 
+impl SettingValue {
+    /// As the configuration has it. What is neither a flag nor a number nor a text there is a table, and shown as its text.
+    pub(super) fn value(&self) -> Value {
+        match self {
+            Self::Flag(flag) => Value::Boolean(*flag),
+            Self::Number(number) => Value::Integer(*number),
+            Self::Text(text) if text.starts_with('{') => {
+                let table = format!("value = {text}").parse::<toml::Table>();
+                table.ok().and_then(|mut table| table.remove("value")).unwrap_or(Value::String(text.clone()))
+            }
+            Self::Text(text) => Value::String(text.clone()),
+        }
+    }
+}
+
 impl std::fmt::Display for SettingValue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

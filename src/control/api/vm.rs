@@ -6,7 +6,7 @@ use toml::{Table, Value};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{MigrationName, SettingValue, Squeeze, VmStatus};
-use crate::config;
+use crate::config::{self, ConfigError, VmConfig};
 
 /// `PUT /api/v1/vms/NAME`: a VM that is to be added. What is left out has the default of the configuration's `[[vm]]`. The
 /// answer is the VM's [`VmDetails`].
@@ -132,6 +132,18 @@ pub struct VmDetails {
     pub disconnected_seconds: Option<u64>,
     /// Its keys in the configuration's order, whoever gave them; none when it is not served.
     pub settings: Vec<Setting>,
+}
+
+impl VmDetails {
+    /// The VM as a configuration would have it.
+    ///
+    /// # Errors
+    /// When the daemon is another version, whose keys these are not.
+    pub fn config(&self) -> Result<VmConfig, ConfigError> {
+        let given = self.settings.iter().map(|setting| (setting.key.clone(), setting.value.value()));
+        let name = ("name".to_owned(), Value::String(self.status.name.clone()));
+        config::parse_vm(&given.chain([name]).collect())
+    }
 }
 
 /// A key of a VM.

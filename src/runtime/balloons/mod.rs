@@ -219,13 +219,13 @@ impl Guest {
     /// What is new is told; each step of many is for whoever asks for more.
     fn tell_log(&mut self, step: &Step) {
         let decision = &step.decision;
-        let target_bytes = decision.target_bytes;
+        let target_bytes = decision.apply.then_some(decision.target_bytes);
         let reason = std::mem::discriminant(&decision.reason);
         let name = &self.served.config.name;
         if self.told_reason.replace(reason) == Some(reason) {
-            tracing::debug!(vm = name, target_bytes, apply = decision.apply, "balloon: {}", decision.reason);
+            tracing::debug!(vm = name, target_bytes, "balloon: {}", decision.reason);
         } else {
-            tracing::info!(vm = name, target_bytes, apply = decision.apply, "balloon: {}", decision.reason);
+            tracing::info!(vm = name, target_bytes, "balloon: {}", decision.reason);
         }
     }
 }
