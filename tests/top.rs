@@ -161,7 +161,8 @@ fn on_a_terminal_it_shows_sorts_and_quits_and_leaves_it_as_it_was() {
     assert!(first.find("db").unwrap() < first.find("web1").unwrap(), "by name: {first:?}");
     // The row of a VM that stored something moves up, so both names are drawn again.
     terminal.press("t");
-    let sorted = terminal.wait_for(&["web1"]);
+    let sorted = terminal.wait_for(&["web1", "db"]);
+    assert!(sorted.find("web1").unwrap() < sorted.find("db").unwrap(), "by what is stored: {sorted:?}");
     assert!(!sorted.contains("as it was"), "{sorted:?}");
     daemon.kill();
     terminal.wait_for(&["no daemon answers"]);

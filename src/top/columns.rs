@@ -31,11 +31,15 @@ pub enum Column {
     Limit,
     /// Stores that wait for room.
     Waiting,
+    /// The share of time that its guest waited for loads.
+    Pressure,
+    /// What its guest has of memory.
+    Memory,
 }
 
 impl Column {
     /// All of them.
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Vm,
         Self::Stores,
         Self::Loads,
@@ -46,6 +50,8 @@ impl Column {
         Self::Saved,
         Self::Limit,
         Self::Waiting,
+        Self::Pressure,
+        Self::Memory,
     ];
 
     /// The heading; the key that sorts by the column is the letter that stands first of those not taken before it.
@@ -56,11 +62,13 @@ impl Column {
             Self::Loads => "LOADS/s",
             Self::File => "FILE/s",
             Self::P99 => "LOAD P99",
+            Self::Pressure => "PRESSURE",
             Self::Ratio => "RATIO",
             Self::Stored => "STORED",
             Self::Saved => "SAVED",
             Self::Limit => "LIMIT",
             Self::Waiting => "WAITING",
+            Self::Memory => "MEMORY",
         }
     }
 
@@ -72,11 +80,13 @@ impl Column {
             Self::Loads => 'l',
             Self::File => 'f',
             Self::P99 => 'p',
+            Self::Pressure => 'e',
             Self::Ratio => 'r',
             Self::Stored => 't',
             Self::Saved => 'v',
             Self::Limit => 'u',
             Self::Waiting => 'w',
+            Self::Memory => 'm',
         }
     }
 
@@ -86,8 +96,8 @@ impl Column {
             Self::Vm => 12,
             Self::Ratio | Self::Limit => 6,
             Self::File | Self::Waiting => 7,
-            Self::Stores | Self::Loads | Self::P99 => 8,
-            Self::Stored | Self::Saved => 10,
+            Self::Stores | Self::Loads | Self::P99 | Self::Pressure => 8,
+            Self::Stored | Self::Saved | Self::Memory => 10,
         }
     }
 
@@ -105,7 +115,9 @@ impl Column {
             Self::Stored => Bytes(row.stored_bytes).to_string(),
             Self::Saved => Bytes(row.saved_bytes).to_string(),
             Self::Limit => row.limit_used.map_or_else(none, |used| format!("{:.0}%", used * 100.0)),
+            Self::Pressure => row.pressure.map_or_else(none, |share| format!("{:.1}%", share * 100.0)),
             Self::Waiting => row.waiting_stores.to_string(),
+            Self::Memory => row.memory_bytes.map_or_else(none, |bytes| Bytes(bytes).to_string()),
         }
     }
 
@@ -119,7 +131,9 @@ impl Column {
             Self::File => by(|row| row.file_loads_per_second.unwrap_or(-1.0)),
             Self::Ratio => by(|row| row.ratio.unwrap_or(-1.0)),
             Self::Limit => by(|row| row.limit_used.unwrap_or(-1.0)),
+            Self::Pressure => by(|row| row.pressure.unwrap_or(-1.0)),
             Self::P99 => b.load_p99_ns.cmp(&a.load_p99_ns),
+            Self::Memory => b.memory_bytes.cmp(&a.memory_bytes),
             Self::Stored => b.stored_bytes.cmp(&a.stored_bytes),
             Self::Saved => b.saved_bytes.cmp(&a.saved_bytes),
             Self::Waiting => b.waiting_stores.cmp(&a.waiting_stores),

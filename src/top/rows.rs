@@ -35,8 +35,12 @@ pub struct Row {
     pub limit_used: Option<f64>,
     /// What 99 % of its loads took at most, to a factor of two, in nanoseconds.
     pub load_p99_ns: Option<u64>,
+    /// The share of time that its guest waited for loads, all its processors together: may be above 1.
+    pub pressure: Option<f64>,
     /// Stores that wait for room now.
     pub waiting_stores: u64,
+    /// What its guest has of memory, if its balloon is known.
+    pub memory_bytes: Option<u64>,
     /// Pages written and read in a second, in each of the last intervals, the newest last.
     #[serde(skip)]
     pub trail: Vec<u64>,
@@ -108,9 +112,17 @@ fn row(vm: &VmStatus, earlier: Option<(&VmStatus, f64)>) -> Row {
         saved_bytes: stored_bytes.saturating_sub(vm.pool_bytes),
         limit_used: share(vm.pool_bytes, vm.limit_bytes),
         load_p99_ns: earlier.and_then(|(before, _)| p99(&loads_between(before, vm))),
+        pressure: rate(loads_ns).map(|ns| ns / 1e9),
         waiting_stores: vm.waiting_stores,
+        memory_bytes: vm.balloon.as_ref().and_then(|balloon| balloon.actual_bytes),
         trail: Vec::new(),
     }
+}
+
+/// How long all loads took together, in nanoseconds.
+fn loads_ns(vm: &VmStatus) -> u64 {
+    let LoadLatency { same_filled, pool, file } = &vm.load_latency_ns;
+    same_filled.sum.saturating_add(pool.sum).saturating_add(file.sum)
 }
 
 /// How many loads between two moments ended in which bucket, by the bucket's end.
@@ -156,8 +168,9 @@ mod tests {
     use crate::control::api::Counters;
 
     fn loads(buckets: &[(u64, u64)]) -> LoadLatency {
-        let buckets = buckets.iter().map(|(le, count)| Bucket { le: *le, count: *count }).collect();
-        LoadLatency { pool: Histogram { sum: 0, buckets }, ..LoadLatency::default() }
+        let buckets: Vec<_> = buckets.iter().map(|(le, count)| Bucket { le: *le, count: *count }).collect();
+        let sum = buckets.iter().map(|bucket: &Bucket| bucket.le * bucket.count).sum();
+        LoadLatency { pool: Histogram { sum, buckets }, ..LoadLatency::default() }
     }
 
     fn status(start_time_seconds: u64, stores: u64, loads: LoadLatency) -> Status {
@@ -193,6 +206,8 @@ mod tests {
         let row = history.rows()[0].clone();
         assert_eq!((row.stores_per_second, row.loads_per_second), (Some(100.0), Some(100.0)));
         assert_eq!((row.file_loads_per_second, row.load_p99_ns), (Some(10.0), Some(1024)));
+        let took_seconds = (198.0 * 1024.0 + 2.0 * 4096.0) / 1e9;
+        assert_eq!((row.pressure, row.memory_bytes), (Some(took_seconds / 2.0), None));
         assert_eq!(row.trail, [200]);
         // Started again, it counts from nothing; what was seen before stays to be seen.
         history.add(Duration::from_secs(13), status(2, 7, LoadLatency::default()));

@@ -85,7 +85,10 @@ fn fitting(width: u16, name_width: u16) -> (Vec<(Column, u16)>, u16) {
     for column in Column::ALL {
         let wanted =
             if column == Column::Vm { name_width.min(width) } else { column.width().saturating_add(1) };
-        let Some(rest) = left.checked_sub(wanted) else { break };
+        // These two only where a sparkline has room beside them.
+        let beside =
+            matches!(column, Column::Pressure | Column::Memory).then_some(SPARKLINE_MIN.saturating_add(1));
+        let Some(rest) = left.checked_sub(wanted).filter(|rest| *rest >= beside.unwrap_or(0)) else { break };
         left = rest;
         columns.push((column, if column == Column::Vm { wanted } else { column.width() }));
     }
@@ -206,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_wide_screen_has_every_column_and_a_sparkline() {
-        let terminal = drawn(110, 14, &history(), &view());
+        let terminal = drawn(130, 14, &history(), &view());
         let lines = lines(&terminal);
         assert!(lines[0].starts_with("pool: 512MiB of 1GiB used"), "{lines:#?}");
         assert!(lines.iter().any(|line| line.starts_with("writeback: failed")), "{lines:#?}");
@@ -215,7 +218,8 @@ mod tests {
             assert!(lines[heading].contains(column.heading()), "{}", lines[heading]);
         }
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        let db = ["db", "3000", "300", "0", "-", "3.50", "15MiB", "14.50MiB", "50%", "0", "████"];
+        let db =
+            ["db", "3000", "300", "0", "-", "3.50", "15MiB", "14.50MiB", "50%", "0", "0.0%", "-", "████"];
         assert_eq!(words(&lines[heading + 1]), db);
         assert_eq!(words(&lines[heading + 2])[..3], ["web1", "1000", "100"]);
         assert!(lines.last().unwrap().starts_with("q quit  sort: n vm  s stores/s"), "{lines:#?}");
