@@ -142,7 +142,7 @@ fn nothing_is_read_for_cleaning_that_may_not_be_written_today() {
     let vms = [("a", 12_000, Limits::NONE)];
     let (store, faulty) = open_with_faulty_file(dir.path(), &vms, POOL_BYTES, FILE_BYTES);
     let store = Arc::new(store);
-    let options = Options { policy: Policy::NEUTRAL, idle: Some(Duration::ZERO) };
+    let options = Options { policy: Policy::NEUTRAL, idle: Some(Duration::ZERO), ..Options::default() };
     let mut shrinker = Shrinker::new(Arc::clone(&store), options, || {});
     let file = store.shared().file.as_ref().unwrap();
     file.set_daily_bytes_max(Some(file.status().written_bytes_today));

@@ -16,7 +16,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use ballast::crash_point::CRASH_AFTER;
 use ballast::ids::{Owner, Slot};
@@ -167,7 +166,7 @@ impl Player<'_> {
             Step::Recompress(of) => {
                 store.shared().pools.set_current(Compressor::Zstd(1)).unwrap();
                 for slot in (0..SLOTS[0]).map(Slot) {
-                    let _ = vm(of).recompress(slot, Age::now(), Duration::ZERO, scratch);
+                    let _ = vm(of).recompress(slot, store.shared().pools.current(), scratch);
                 }
             }
             Step::Clear(of) => store.clear(NAMES[*of]).unwrap(),

@@ -9,13 +9,11 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use ballast::ids::Slot;
 use ballast::reclaim::pressure::Level;
 use ballast::store::codec::{Compressor, Scratch};
 use ballast::store::entry::{Entry, Location};
-use ballast::store::lru::Age;
 use ballast::store::vm::{LoadError, VmStore};
 use ballast::writeback::{Place, SEGMENT_BYTES};
 use support::file::{place_of, settle};
@@ -159,7 +157,8 @@ fn a_damaged_object_is_given_up_by_whoever_moves_it() {
     };
     let recompression: Mover = |world, vm, slot| {
         world.store().shared().pools.set_current(Compressor::Zstd(1)).unwrap();
-        let _ = world.vm(vm).recompress(Slot(slot), Age::now(), Duration::ZERO, &mut Scratch::default());
+        let current = world.store().shared().pools.current();
+        let _ = world.vm(vm).recompress(Slot(slot), current, &mut Scratch::default());
     };
     for moves in [shrinker, recompression] {
         let mut world = World::new(POOL_BYTES, 24 << 20);

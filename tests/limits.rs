@@ -246,7 +246,11 @@ fn pages_older_than_idle_leave_and_younger_ones_stay() {
     ];
     let store = open(&dir, &vms, 1 << 30);
     let idle = Some(Duration::from_secs(20));
-    let mut shrinker = Shrinker::new(Arc::clone(&store), Options { policy: Policy::NEUTRAL, idle }, || {});
+    let mut shrinker = Shrinker::new(
+        Arc::clone(&store),
+        Options { policy: Policy::NEUTRAL, idle, ..Options::default() },
+        || {},
+    );
     let mut scratch = Scratch::default();
     for vm in store.in_use() {
         for slot in 0..1500 {

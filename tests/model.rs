@@ -8,18 +8,20 @@ mod support;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use ballast::ids::Slot;
 use ballast::page::{PAGE_SIZE, Page, ZERO_PAGE};
 use ballast::store::accounting::Held;
-use ballast::store::codec::{Compressor, Scratch};
+use ballast::store::codec::{Compressor, Scratch, train};
+use ballast::store::dictionaries::AddDictionaryError;
 use ballast::store::lru::{Age, coldest};
 use ballast::store::object::HEADER_BYTES;
 use ballast::store::vm::{Limits, LoadError, Loaded, StoreError, Updated, VmStore};
 use ballast::store::{Store, VmState};
 use proptest::prelude::*;
-use support::{SLOTS, open_store, page_of};
+use support::{SLOTS, open_store, page_of, records};
 
 const NAMES: [&str; 3] = ["db", "web1", "web2"];
 
@@ -37,17 +39,65 @@ fn load(vm: &VmStore, slot: u32, page: &mut Page, scratch: &mut Scratch) -> Resu
 
 #[derive(Clone, Debug)]
 enum Step {
-    Store { vm: usize, slot: u32, kind: u8, seed: u64 },
-    Update { vm: usize, slot: u32, at: usize, byte: u8 },
-    Load { vm: usize, slot: u32 },
-    Invalidate { vm: usize, from: u32, slots: u32 },
-    Clear { vm: usize },
-    Restart { compressor: Compressor },
+    Store {
+        vm: usize,
+        slot: u32,
+        kind: u8,
+        seed: u64,
+    },
+    Update {
+        vm: usize,
+        slot: u32,
+        at: usize,
+        byte: u8,
+    },
+    Load {
+        vm: usize,
+        slot: u32,
+    },
+    Invalidate {
+        vm: usize,
+        from: u32,
+        slots: u32,
+    },
+    Clear {
+        vm: usize,
+    },
+    /// The VM gets a dictionary.
+    Dictionary {
+        vm: usize,
+        seed: u64,
+    },
+    /// The page goes to the pool of another compressor.
+    Recompress {
+        vm: usize,
+        slot: u32,
+        compressor: Compressor,
+    },
+    Restart {
+        compressor: Compressor,
+    },
 }
 
 /// Few slots, so that they are overwritten; around the border of two chunks and at both ends of the disk.
 fn slots() -> impl Strategy<Value = u32> {
     prop_oneof![0..20u32, 4080..4120u32, SLOTS - 10..SLOTS]
+}
+
+fn compressors() -> impl Strategy<Value = Compressor> {
+    prop_oneof![
+        Just(Compressor::Lz4),
+        Just(Compressor::Zstd(1)),
+        Just(Compressor::Zstd(-3)),
+        Just(Compressor::ZstdWithDictionary(2))
+    ]
+}
+
+/// A dictionary for [`records`]. Training takes a while, and nobody changes them.
+fn dictionary(seed: u64) -> Vec<u8> {
+    static ALL: [OnceLock<Vec<u8>>; 3] = [const { OnceLock::new() }; 3];
+    let make = || train(&(0..100).flat_map(|n| records(seed * 1000 + n)).collect::<Vec<u8>>()).unwrap();
+    ALL[usize::try_from(seed).unwrap()].get_or_init(make).clone()
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -60,9 +110,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (vm.clone(), slots()).prop_map(|(vm, slot)| Step::Load { vm, slot }),
         3 => (vm.clone(), slots(), 1..6000u32)
             .prop_map(|(vm, from, slots)| Step::Invalidate { vm, from, slots }),
-        1 => vm.prop_map(|vm| Step::Clear { vm }),
-        2 => prop_oneof![Just(Compressor::Lz4), Just(Compressor::Zstd(1)), Just(Compressor::Zstd(-3))]
-            .prop_map(|compressor| Step::Restart { compressor }),
+        1 => vm.clone().prop_map(|vm| Step::Clear { vm }),
+        1 => (vm.clone(), 0..3u64).prop_map(|(vm, seed)| Step::Dictionary { vm, seed }),
+        4 => (vm, slots(), compressors())
+            .prop_map(|(vm, slot, compressor)| Step::Recompress { vm, slot, compressor }),
+        2 => compressors().prop_map(|compressor| Step::Restart { compressor }),
     ];
     prop::collection::vec(step, 1..120)
 }
@@ -78,7 +130,7 @@ impl Model {
         let vm_store = |store: &Store, vm: usize| store.ready(NAMES[vm]).expect("in service");
         match step {
             Step::Store { vm, slot, kind, seed } => {
-                let page = page_of(kind, seed);
+                let page = if kind % 6 == 5 { records(seed) } else { page_of(kind, seed) };
                 vm_store(&self.store, vm).store(Slot(slot), &page, Age::now(), &mut self.scratch).unwrap();
                 self.truth.insert((vm, slot), page);
             }
@@ -107,6 +159,19 @@ impl Model {
                 self.store.clear(NAMES[vm]).unwrap();
                 assert_ne!(vm_store(&self.store, vm).id(), before, "numbers are never reused");
                 self.truth.retain(|(of, _), _| *of != vm);
+            }
+            Step::Dictionary { vm, seed } => {
+                match vm_store(&self.store, vm).dictionaries().add(dictionary(seed)) {
+                    Ok(_) | Err(AddDictionaryError::TooMany) => {}
+                    Err(err) => panic!("{err}"),
+                }
+            }
+            Step::Recompress { vm, slot, compressor } => {
+                self.store.end_drained_pools();
+                let pools = &self.store.shared().pools;
+                pools.set_cold(Some(compressor)).unwrap();
+                let cold = pools.cold().unwrap();
+                let _ = vm_store(&self.store, vm).recompress(Slot(slot), cold, &mut self.scratch);
             }
             Step::Restart { compressor } => {
                 // Let go of the lock first; nothing else happens at the end of a store.

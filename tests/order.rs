@@ -206,7 +206,7 @@ impl Host {
         let kind = 1 + u8::try_from(self.random.below(2)).unwrap();
         let page = page_of(kind, u64::from(self.versions));
         self.vms[vm].store(Slot(slot), &page, age, &mut self.scratch).unwrap();
-        let (pool, _) = self.store.shared().pools.current();
+        let pool = self.store.shared().pools.current().id;
         let kept = Kept { age, pool, version: self.versions };
         self.versions += 1;
         for pages in self.all() {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::{Table, Value};
 
+use super::keys::NONE;
 use super::squeeze::{self, Balloon};
 use super::value::{self, Key};
 use super::vm::{self, Vm};
@@ -17,11 +18,16 @@ use super::{
     SqueezeVmm, VMS_FILE_NAME, VmConfig,
 };
 use crate::page::PAGE_SIZE_U64;
+use crate::reclaim::ColdOptions;
 use crate::store::codec::Compressor;
 
 const MIB: u64 = 1 << 20;
 /// Faster than a round an hour, it would keep a core busy; slower than one a year, it would find nothing.
 const SCRUB: RangeInclusive<Duration> = Duration::from_secs(3600)..=Duration::from_secs(365 * 24 * 3600);
+
+/// Pages that are to be compressed anew a moment after they were stored cost more than they save.
+const COLD_AFTER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30 * 24 * 3600);
+const COMPRESSORS: &str = "\"lz4\", \"zstd\" or \"zstd:LEVEL\" with a level from -7 to 22, or one of the last two with \"+dictionary\" behind it";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -51,6 +57,9 @@ struct File {
 struct Pool {
     max: Option<Value>,
     compressor: Option<Value>,
+    cold_compressor: Option<Value>,
+    cold_after: Option<Value>,
+    cold_cpu: Option<Value>,
     accept_threshold: Option<Value>,
     store_deadline_ms: Option<Value>,
     pressure: Option<Value>,
@@ -122,15 +131,39 @@ fn pool(pool: &Pool, host_bytes: u64) -> Result<PoolConfig, ConfigError> {
     })?;
     let compressor = Key::new("pool.compressor", pool.compressor.as_ref()).or(
         Compressor::default(),
-        "must be \"lz4\", \"zstd\" or \"zstd:LEVEL\" with a level from -7 to 22",
+        &format!("must be {COMPRESSORS}"),
         |value| value.as_str()?.parse().ok(),
     )?;
+    let cold_compressor = Key::new("pool.cold_compressor", pool.cold_compressor.as_ref()).or(
+        Some(Compressor::ZstdWithDictionary(9)),
+        &format!("must be \"none\", {COMPRESSORS}"),
+        |value| match value.as_str()? {
+            NONE => Some(None),
+            text => text.parse().ok().map(Some),
+        },
+    )?;
+    let cold_after = Key::new("pool.cold_after", pool.cold_after.as_ref()).optional_duration(COLD_AFTER)?;
+    let cold_cpu = Key::new("pool.cold_cpu", pool.cold_cpu.as_ref());
+    let usual = ColdOptions::default();
+    let cold = ColdOptions {
+        after: cold_after.unwrap_or(usual.after),
+        cpu_percent: cold_cpu.or(
+            usual.cpu_percent,
+            "must be a share of a core from \"1%\" to \"100%\"",
+            |value| {
+                let percent = value.as_str()?.strip_suffix('%')?.trim().parse().ok()?;
+                (1..=100).contains(&percent).then_some(percent)
+            },
+        )?,
+    };
     let threshold = Key::new("pool.accept_threshold", pool.accept_threshold.as_ref());
     let deadline = Key::new("pool.store_deadline_ms", pool.store_deadline_ms.as_ref());
     let pressure = Key::new("pool.pressure", pool.pressure.as_ref());
     Ok(PoolConfig {
         max_bytes: max_bytes / PAGE_SIZE_U64 * PAGE_SIZE_U64,
         compressor,
+        cold_compressor,
+        cold,
         accept_threshold_percent: threshold.number(90, 1..=100)?,
         store_deadline: Duration::from_millis(deadline.number(5000, 0..=60_000)?.into()),
         pressure: pressure.boolean(true)?,

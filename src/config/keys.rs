@@ -25,6 +25,13 @@ pub const VM_KEYS: [&str; 12] = [
     "squeeze",
 ];
 const CLEAR_AFTER: &str = "clear_after";
+/// How a compressor is written that there is not to be.
+pub(super) const NONE: &str = "none";
+
+fn none() -> String {
+    NONE.to_owned()
+}
+
 /// How a duration is written that takes one away which another place gives.
 pub(super) const NEVER: &str = "never";
 
@@ -105,6 +112,12 @@ impl Config {
             ("scrub", self.scrub.map(|period| duration(Some(period)))),
             ("pool.max", Some(size(pool.max_bytes))),
             ("pool.compressor", text(pool.compressor)),
+            (
+                "pool.cold_compressor",
+                Some(Value::String(pool.cold_compressor.map_or_else(none, |it| it.to_string()))),
+            ),
+            ("pool.cold_after", Some(duration(Some(pool.cold.after)))),
+            ("pool.cold_cpu", Some(Value::String(format!("{}%", pool.cold.cpu_percent)))),
             ("pool.accept_threshold", number(pool.accept_threshold_percent)),
             ("pool.store_deadline_ms", whole(pool.store_deadline.as_millis())),
             ("pool.pressure", Some(Value::Boolean(pool.pressure))),

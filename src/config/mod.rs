@@ -28,6 +28,7 @@ pub use self::squeeze::{NONE as NOT_SQUEEZED, SqueezeConfig, SqueezeVmm};
 pub use self::value::duration as parse_duration;
 pub use self::vm::{LIMIT_BYTES, WEIGHT, parse_one as parse_vm, reserves_max_bytes};
 use crate::page::PAGE_SIZE_U64;
+use crate::reclaim::ColdOptions;
 use crate::store::codec::Compressor;
 
 /// Where `ballast serve` and `ballast vm args` look when no `--config` is given.
@@ -95,6 +96,10 @@ pub struct PoolConfig {
     pub max_bytes: u64,
     /// What new pages are compressed with.
     pub compressor: Compressor,
+    /// What pages are compressed with that nobody has used for a while; `None` leaves them as they are.
+    pub cold_compressor: Option<Compressor>,
+    /// When a page is one of those, and how much of a core it takes.
+    pub cold: ColdOptions,
     /// The share of `max_bytes` below which a pool that was full counts as not full again.
     pub accept_threshold_percent: u32,
     /// How long a store may wait for room before it fails; at most a minute.

@@ -1,6 +1,7 @@
 //! What is accepted, what holds when a key is left out, and what every refusal says.
 
 use super::*;
+use crate::reclaim::ColdOptions;
 
 const HOST_BYTES: u64 = 16 << 30;
 
@@ -22,10 +23,7 @@ fn an_empty_file_is_the_defaults() {
     assert!(config.vms.is_empty());
 }
 
-#[test]
-fn every_key_is_read() {
-    let config = parse(
-        r#"
+const EVERY_KEY: &str = r#"
         state_dir = "/dev/shm/b"
         runtime_dir = "/run/b"
         workers = 3
@@ -36,6 +34,9 @@ fn every_key_is_read() {
         [pool]
         max = "8GiB"
         compressor = "zstd:3"
+        cold_compressor = "zstd:15+dictionary"
+        cold_after = "2h"
+        cold_cpu = "25%"
         accept_threshold = 80
         store_deadline_ms = 0
         pressure = false
@@ -57,9 +58,11 @@ fn every_key_is_read() {
         [[vm]]
         name = "Db.2_x-y"
         size = "1048576B"
-        "#,
-    )
-    .unwrap();
+"#;
+
+#[test]
+fn every_key_is_read() {
+    let config = parse(EVERY_KEY).unwrap();
     assert_eq!((config.workers, config.poll, config.host_bytes), (3, Duration::ZERO, HOST_BYTES));
     assert!(!config.sandbox);
     assert_eq!(config.scrub, Some(Duration::from_secs(7 * 24 * 3600)));
@@ -67,6 +70,8 @@ fn every_key_is_read() {
     let pool = PoolConfig {
         max_bytes: 8 << 30,
         compressor: Compressor::Zstd(3),
+        cold_compressor: Some(Compressor::ZstdWithDictionary(15)),
+        cold: ColdOptions { after: Duration::from_secs(7200), cpu_percent: 25 },
         accept_threshold_percent: 80,
         store_deadline: Duration::ZERO,
         pressure: false,
@@ -117,6 +122,9 @@ const REFUSED: &[(&str, [&str; 3])] = &[
     ("[pool]\nmax = \"17GiB\"", ["pool.max", "\"17GiB\"", "(16GiB)"]),
     ("[pool]\nmax = 4294967296", ["pool.max", "4294967296", "1MiB"]),
     ("[pool]\ncompressor = \"gzip\"", ["pool.compressor", "\"gzip\"", "lz4"]),
+    ("[pool]\ncold_compressor = \"zstd:9+dict\"", ["pool.cold_compressor", "+dictionary", "none"]),
+    ("[pool]\ncold_after = \"0s\"", ["pool.cold_after", "1s", "30d"]),
+    ("[pool]\ncold_cpu = 10", ["pool.cold_cpu", "\"1%\"", "\"100%\""]),
     ("[pool]\ncompressor = \"zstd:23\"", ["pool.compressor", "\"zstd:23\"", "-7 to 22"]),
     ("[pool]\naccept_threshold = 0", ["pool.accept_threshold", "= 0", "1 to 100"]),
     ("[pool]\nmaximum = 1", ["maximum", "unknown field", "`max`"]),

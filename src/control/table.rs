@@ -151,6 +151,9 @@ pub fn pool(pool: &PoolStatus) -> String {
         let pages = pool.counters.bad_pages;
         text.push_str(&format!("bad pages found: {pages}; `ballast check` says which are still there\n"));
     }
+    for cold in pool.pools.iter().filter(|pool| pool.state == CompressorPoolState::Cold && pool.objects > 0) {
+        text.push_str(&format!("cold: {}, objects: {}\n", cold.compressor, cold.objects));
+    }
     for old in pool.pools.iter().filter(|pool| pool.state == CompressorPoolState::Draining) {
         text.push_str(&format!("draining: {}, objects left: {}\n", old.compressor, old.objects));
     }

@@ -38,6 +38,9 @@ const NUMBERS: &[Number<VmStatus>] = &[
         "Those of them that would not shrink and are kept as they are.",
         |vm| vm.incompressible_pages,
     ),
+    gauge("ballast_vm_dictionaries", "Dictionaries that its pages are compressed with.", |vm| {
+        vm.dictionaries
+    }),
     gauge("ballast_vm_duplicate_pages", "Those of them that the guest read since it wrote them.", |vm| {
         vm.duplicates
     }),

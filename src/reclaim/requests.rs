@@ -3,7 +3,10 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use super::pressure::Level;
+use super::recompress::ColdOptions;
 
 /// What may be asked of the shrinker from other threads.
 #[derive(Debug, Default)]
@@ -12,6 +15,7 @@ pub(super) struct Requests {
     pub(super) recompress: AtomicBool,
     /// One more than the milliseconds after which an unused page is idle; zero for never.
     idle_ms: AtomicU64,
+    cold: Mutex<ColdOptions>,
     pub(super) stop: AtomicBool,
 }
 
@@ -26,6 +30,16 @@ impl Requests {
     pub(super) fn idle(&self) -> Option<Duration> {
         let ms = self.idle_ms.load(Ordering::Relaxed);
         ms.checked_sub(1).map(Duration::from_millis)
+    }
+
+    /// Changes when a page is cold, and how much time may be spent on such pages.
+    pub(super) fn set_cold(&self, options: ColdOptions) {
+        *self.cold.lock() = options;
+    }
+
+    /// When a page is cold, and how much time may be spent on such pages.
+    pub(super) fn cold(&self) -> ColdOptions {
+        *self.cold.lock()
     }
 
     /// Takes effect at the next step; of several requests until then the greatest counts.

@@ -15,7 +15,7 @@ use super::cleaning::{Cleaning, Vms};
 use super::cold::ColdEnd;
 use super::policy::{BATCH_PAGES_MAX, Decision, Policy, PoolView, Reason, is_full};
 use super::pressure::Level;
-use super::recompress::Recompression;
+use super::recompress::{ColdOptions, Recompression};
 use super::requests::Requests;
 use super::stats::ShrinkerStats;
 use crate::ids::{Owner, Slot, VmId};
@@ -60,6 +60,8 @@ pub struct Options {
     pub policy: Policy,
     /// Pages unused for longer than this leave while the disk is idle.
     pub idle: Option<Duration>,
+    /// When a page is cold, and how much time may be spent on such pages.
+    pub cold: ColdOptions,
 }
 
 /// The shrinker's state. [`Shrinker::turn`] does one step; [`Shrinker::start`] runs it on a thread of its own.
@@ -120,6 +122,7 @@ impl Shrinker {
     pub fn new(store: Arc<Store>, options: Options, made_room: impl Fn() + Send + 'static) -> Self {
         let requests = Arc::new(Requests::default());
         requests.set_idle(options.idle);
+        requests.set_cold(options.cold);
         Self {
             store,
             policy: options.policy,
@@ -382,7 +385,8 @@ impl Shrinker {
             self.recompression.begin();
         }
         let vms: Vec<_> = self.vms.values().map(|(vm, _)| Arc::clone(vm)).collect();
-        let burst = self.recompression.some(&vms, &mut self.scratch);
+        self.recompression.set_options(self.requests.cold());
+        let burst = self.recompression.some(&self.store.shared().pools, &vms, &mut self.scratch);
         self.stats.recompressed(burst.moved, self.recompression.waiting());
         burst.more
     }
@@ -444,6 +448,12 @@ impl Handle {
     /// Changes after how long an unused page is idle, and leaves while the disk is idle too.
     pub fn set_idle(&self, idle: Option<Duration>) {
         self.requests.set_idle(idle);
+        self.store.shared().bell.ring();
+    }
+
+    /// Changes when a page is cold, and how much time may be spent on such pages.
+    pub fn set_cold(&self, options: ColdOptions) {
+        self.requests.set_cold(options);
         self.store.shared().bell.ring();
     }
 

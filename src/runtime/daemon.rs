@@ -80,6 +80,8 @@ impl Daemon {
             vms.push(serve_or_not(vm, &store));
         }
         let device = Arc::new(device);
+        // In a store that was just opened there is room for a second pool.
+        let _ = store.shared().pools.set_cold(config.pool.cold_compressor);
         let shrinker = Arc::new(start_shrinker(&config, &store, &device)?);
         let balloons = Arc::new(Balloons::new(config.balloon_budget_bytes));
         let pressure = config.pool.pressure.then(|| watch_pressure(&shrinker, &balloons)).transpose()?;
@@ -254,7 +256,7 @@ fn start_shrinker(
     device: &Arc<Device>,
 ) -> Result<shrinker::Handle, ServeError> {
     let idle = config.writeback.as_ref().and_then(|writeback| writeback.idle);
-    let options = shrinker::Options { policy: Policy::default(), idle };
+    let options = shrinker::Options { policy: Policy::default(), idle, cold: config.pool.cold };
     let device = Arc::clone(device);
     let shrinker = Shrinker::new(Arc::clone(store), options, move || device.wake_waiting());
     shrinker.start().map_err(ServeError::Thread)

@@ -83,6 +83,7 @@ fn restart(why: &str) -> Verdict {
 fn verdict(key: &str, same_file: bool) -> Verdict {
     match key {
         "scrub" | "pool.max" | "pool.compressor" | "pool.accept_threshold" | "balloon.budget" => now(),
+        "pool.cold_compressor" | "pool.cold_after" | "pool.cold_cpu" => now(),
         "pool.store_deadline_ms" => now_but("for VMMs that connect from now on"),
         "writeback.idle" | "writeback.daily_limit" if same_file => now(),
         "state_dir" | "lock_memory" => restart("the pages are where and as they are"),
@@ -145,6 +146,14 @@ impl Reloader<'_> {
             "pool.compressor" => {
                 daemon.set_compressor(to.compressor)?;
                 pool.compressor = to.compressor;
+            }
+            "pool.cold_compressor" => {
+                daemon.set_cold_compressor(to.cold_compressor)?;
+                pool.cold_compressor = to.cold_compressor;
+            }
+            "pool.cold_after" | "pool.cold_cpu" => {
+                daemon.shrinker.set_cold(to.cold);
+                pool.cold = to.cold;
             }
             "pool.accept_threshold" => {
                 shared.set_accept_percent(to.accept_threshold_percent);

@@ -45,7 +45,7 @@ pub(super) fn make(daemon: &Daemon, reporting: &Reporting) -> Result<Report, Set
             return Err(SetError::Unknown { name: name.clone(), known: daemon.known() });
         }
     }
-    let (_, compressor) = daemon.store.shared().pools.current();
+    let compressor = daemon.store.shared().pools.current().compressor;
     let sample_max = (ALL_SAMPLE_PAGES_MAX / vms.len().max(1)).max(1).min(sample_pages as usize);
     let surveyor = Surveyor { daemon, shared, compressor, sample_max, end: Instant::now() + SAMPLING_MAX };
     let time_seconds = UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
@@ -114,7 +114,7 @@ impl Surveyor<'_> {
         let costs = Costs {
             memory_pages: total.memory_pages,
             charged_bytes: total.pool_bytes,
-            table_bytes: pages.table().metadata_bytes(),
+            table_bytes: pages.metadata_bytes(),
         };
         Survey {
             stored_pages: total.memory_pages,

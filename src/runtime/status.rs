@@ -18,7 +18,7 @@ use crate::store::VmState;
 use crate::store::accounting::{Accounting, Events, Held};
 use crate::store::crashes::CRASHES_MAX;
 use crate::store::histogram::{PowersOfTwo, SIZE_STEP_BYTES};
-use crate::store::pool::POOLS_MAX;
+use crate::store::pool::{POOLS_MAX, PoolInfo};
 use crate::store::room::{Outlook, Shared};
 use crate::store::vm::{Source, VmStore};
 use crate::writeback::{OpenError, Writeback, WritebackState};
@@ -36,7 +36,7 @@ pub(super) fn of(daemon: &Daemon) -> Status {
         status.balloon = daemon.balloons.shown(name).map(|step| balloon(&step));
         vms.push(status);
         if let VmState::Ready(pages) | VmState::Unconfigured(pages) = vm {
-            metadata_bytes += pages.table().metadata_bytes();
+            metadata_bytes += pages.metadata_bytes();
         }
     }
     // Configured ones first, in the configuration's order.
@@ -57,7 +57,7 @@ fn pool_status(daemon: &Daemon, vms: &[VmStatus], metadata_bytes: u64) -> PoolSt
     let sum = |of: fn(&VmStatus) -> u64| vms.iter().map(of).sum();
     let sums = Sums::of(daemon);
     let (arena, shared) = (daemon.store.arena(), daemon.store.shared());
-    let (_, compressor) = shared.pools.current();
+    let compressor = shared.pools.current().compressor;
     let done = daemon.shrinker.stats().get();
     PoolStatus {
         max_bytes: arena.max_bytes(),
@@ -130,13 +130,17 @@ impl Sums {
 /// The current pool and those that still hold something.
 fn pools(daemon: &Daemon, objects: &[u64; POOLS_MAX]) -> Vec<CompressorPool> {
     let list = daemon.store.shared().pools.list().into_iter();
-    let shown = list.filter(|pool| pool.current || objects[pool.id.index()] > 0);
+    let shown = list.filter(|pool| pool.current || pool.cold || objects[pool.id.index()] > 0);
     shown
         .map(|pool| CompressorPool {
             compressor: pool
                 .compressor
                 .map_or_else(|| "earlier".to_owned(), |compressor| compressor.to_string()),
-            state: if pool.current { CompressorPoolState::Current } else { CompressorPoolState::Draining },
+            state: match pool {
+                PoolInfo { current: true, .. } => CompressorPoolState::Current,
+                PoolInfo { cold: true, .. } => CompressorPoolState::Cold,
+                _ => CompressorPoolState::Draining,
+            },
             objects: objects[pool.id.index()],
         })
         .collect()
@@ -324,6 +328,7 @@ fn count(status: &mut VmStatus, pages: &VmStore) {
     status.same_filled_pages = held.same_filled_pages;
     status.incompressible_pages = held.incompressible_pages;
     status.duplicates = held.duplicate_pages;
+    status.dictionaries = pages.dictionaries().count() as u64;
     status.file_pages = held.file_pages;
     status.lost_pages = held.lost_pages;
     status.pool_bytes = held.pool_bytes;

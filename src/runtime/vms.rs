@@ -348,6 +348,17 @@ impl Daemon {
         Ok(self.status().pool)
     }
 
+    pub(super) fn set_cold_compressor(
+        &self,
+        compressor: Option<crate::store::codec::Compressor>,
+    ) -> Result<(), SetError> {
+        self.store.end_drained_pools();
+        self.store.shared().pools.set_cold(compressor).map_err(|error| failed(&error))?;
+        let named = compressor.map_or_else(|| "none".to_owned(), |compressor| compressor.to_string());
+        tracing::info!(compressor = named, "the compressor of cold pages was changed");
+        Ok(())
+    }
+
     pub(super) fn set_compressor(&self, compressor: crate::store::codec::Compressor) -> Result<(), SetError> {
         // Those that nothing is left of are no reason to refuse another.
         self.store.end_drained_pools();

@@ -10,6 +10,7 @@ pub mod accounting;
 pub mod arena;
 pub mod codec;
 pub mod crashes;
+pub mod dictionaries;
 pub mod entry;
 mod file;
 pub mod histogram;
@@ -35,6 +36,7 @@ use parking_lot::Mutex;
 
 use arena::Arena;
 use codec::Compressor;
+use dictionaries::Dictionaries;
 use pool::{PoolId, Pools};
 use recovery::Recovered;
 use room::Shared;
@@ -177,7 +179,7 @@ impl Store {
             // Not the table's fault, and not a reason to take what it names for unused: the daemon can't start.
             let recovered =
                 recovery::recover(&table, &name, spec, &shared).map_err(StateError::io("open", &table))?;
-            match serve(recovered, spec, &shared) {
+            match serve(recovered, spec, &dir, &shared)? {
                 Ok(vm) => drop(vms.insert(name, vm)),
                 Err(reason) => headless.push((name, table, reason)),
             }
@@ -186,6 +188,7 @@ impl Store {
             let named = recovery::salvage(&table, &shared).map_err(StateError::io("open", &table))?;
             vms.insert(name, VmState::Damaged(Damaged { reason, named: Arc::new(named) }));
         }
+        dir.remove_stray_dictionaries()?;
         shared.arena.finish_adoption().map_err(StateError::io("give unused memory back from", &path))?;
         if let Some(file) = &shared.file {
             file.finish_adoption();
@@ -382,6 +385,7 @@ impl Store {
                 while let Some(slot) = from {
                     from = vm.invalidate_some(slot, Slot(vm.slots()));
                 }
+                vm.dictionaries().remove();
                 *self.past_events.lock() += vm.accounting().events;
             }
             Some(VmState::Damaged(damaged)) => {
@@ -460,23 +464,34 @@ impl Store {
 }
 
 /// The VM of a table, or what is wrong with its header.
-fn serve(recovered: Recovered, spec: Option<&VmSpec>, shared: &Arc<Shared>) -> Result<VmState, String> {
-    Ok(match recovered {
+fn serve(
+    recovered: Recovered,
+    spec: Option<&VmSpec>,
+    dir: &StateDir,
+    shared: &Arc<Shared>,
+) -> Result<Result<VmState, String>, StateError> {
+    Ok(Ok(match recovered {
         Recovered::Whole { table, held } => {
             let limits = spec.map_or(Limits::NONE, |spec| spec.limits);
-            let vm = Arc::new(VmStore::new(*table, Arc::clone(shared), limits, held));
+            let tables = dir.tables_path();
+            let dictionaries = Dictionaries::open(&tables, table.name(), table.vm())
+                .map_err(StateError::io("read dictionaries in", &tables))?;
+            let vm = Arc::new(VmStore::new(*table, dictionaries, Arc::clone(shared), limits, held));
             if spec.is_some() { VmState::Ready(vm) } else { VmState::Unconfigured(vm) }
         }
-        Recovered::NoHeader { reason } => return Err(reason),
+        Recovered::NoHeader { reason } => return Ok(Err(reason)),
         Recovered::Damaged { reason, named } => VmState::Damaged(Damaged { reason, named: Arc::new(named) }),
-    })
+    }))
 }
 
 fn create(dir: &mut StateDir, spec: &VmSpec, shared: &Arc<Shared>) -> Result<Arc<VmStore>, ClearError> {
     let id = dir.next_vm_id()?;
     let table = Table::create(&dir.table_path(&spec.name), id, &spec.name, spec.slots)?;
+    let tables = dir.tables_path();
+    let dictionaries = Dictionaries::open(&tables, &spec.name, id)
+        .map_err(StateError::io("read dictionaries in", &tables))?;
     let held = accounting::Held::default();
-    Ok(Arc::new(VmStore::new(table, Arc::clone(shared), spec.limits, held)))
+    Ok(Arc::new(VmStore::new(table, dictionaries, Arc::clone(shared), spec.limits, held)))
 }
 
 /// Why a new VM is out of service, and what to do.

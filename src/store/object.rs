@@ -10,7 +10,7 @@
 //! ```
 //! Its length stands in the entry alone: a checksum over more or fewer bytes than were written doesn't match.
 
-use super::codec::CodecId;
+use super::codec::{CodecId, Coding, DictionaryNumber};
 use crate::ids::{Owner, Slot, VmId};
 use crate::page::PAGE_SIZE;
 
@@ -48,13 +48,17 @@ pub enum BadObject {
 /// Completes the object in `object`, whose payload is in place behind the header's room.
 ///
 /// # Panics
-/// When `object` is shorter than a header or longer than [`OBJECT_BYTES_MAX`].
-pub fn seal(object: &mut [u8], owner: Owner, codec: CodecId) {
+/// When `object` is shorter than a header or longer than [`OBJECT_BYTES_MAX`], or the dictionary's number is no number of
+/// 13 bits.
+pub fn seal(object: &mut [u8], owner: Owner, coding: impl Into<Coding>) {
     let payload_bytes = object.len() - HEADER_BYTES;
     assert!((1..=PAYLOAD_MAX).contains(&payload_bytes));
     object[4..8].copy_from_slice(&owner.vm.0.to_le_bytes());
     object[8..12].copy_from_slice(&owner.slot.0.to_le_bytes());
-    object[12..14].copy_from_slice(&((codec as u16) << DICTIONARY_BITS).to_le_bytes());
+    let Coding { codec, dictionary } = coding.into();
+    let dictionary = dictionary.map_or(0, DictionaryNumber::get);
+    assert!(dictionary < 1 << DICTIONARY_BITS);
+    object[12..14].copy_from_slice(&((codec as u16) << DICTIONARY_BITS | dictionary).to_le_bytes());
     let checksum = crc32c::crc32c(&object[4..]);
     object[..4].copy_from_slice(&checksum.to_le_bytes());
 }
@@ -65,11 +69,11 @@ pub fn owner_of([vm, slot]: [u32; 2]) -> Owner {
     Owner { vm: VmId(vm), slot: Slot(slot) }
 }
 
-/// Verifies a copied-out object and returns its codec and payload.
+/// Verifies a copied-out object and returns how its payload was made, and that.
 ///
 /// # Errors
 /// When the checksum fails, the object is not `owner`'s, or the header makes no sense.
-pub fn open(object: &[u8], owner: Owner) -> Result<(CodecId, &[u8]), BadObject> {
+pub fn open(object: &[u8], owner: Owner) -> Result<(Coding, &[u8]), BadObject> {
     let (header, payload) = object.split_at_checked(HEADER_BYTES).ok_or(BadObject::Header)?;
     let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     if word(0) != crc32c::crc32c(&object[4..]) {
@@ -81,10 +85,11 @@ pub fn open(object: &[u8], owner: Owner) -> Result<(CodecId, &[u8]), BadObject> 
     }
     let described = u16::from_le_bytes([header[12], header[13]]);
     let codec = CodecId::from_bits(described >> DICTIONARY_BITS).ok_or(BadObject::Header)?;
-    if described & ((1 << DICTIONARY_BITS) - 1) != 0 {
+    let dictionary = DictionaryNumber::new(described & ((1 << DICTIONARY_BITS) - 1));
+    if dictionary.is_some() && codec != CodecId::Zstd {
         return Err(BadObject::Header);
     }
-    Ok((codec, payload))
+    Ok((Coding { codec, dictionary }, payload))
 }
 
 #[cfg(test)]
@@ -103,11 +108,22 @@ mod tests {
     #[test]
     fn a_sealed_object_opens_for_its_owner_only() {
         let object = sealed(b"payload");
-        assert_eq!(open(&object, OWNER), Ok((CodecId::Lz4, &b"payload"[..])));
+        assert_eq!(open(&object, OWNER), Ok((CodecId::Lz4.into(), &b"payload"[..])));
         let other = Owner { vm: VmId(4), ..OWNER };
         assert_eq!(open(&object, other), Err(BadObject::Owner { vm: VmId(3), slot: Slot(77) }));
         let other = Owner { slot: Slot(78), ..OWNER };
         assert_eq!(open(&object, other), Err(BadObject::Owner { vm: VmId(3), slot: Slot(77) }));
+    }
+
+    #[test]
+    fn the_dictionary_is_named_and_only_zstd_has_one() {
+        let dictionary = DictionaryNumber::new((1 << DICTIONARY_BITS) - 1);
+        let mut object = sealed(b"payload");
+        let coding = Coding { codec: CodecId::Zstd, dictionary };
+        seal(&mut object, OWNER, coding);
+        assert_eq!(open(&object, OWNER).map(|(coding, _)| coding), Ok(coding));
+        seal(&mut object, OWNER, Coding { codec: CodecId::Lz4, dictionary });
+        assert_eq!(open(&object, OWNER), Err(BadObject::Header));
     }
 
     #[test]
@@ -129,7 +145,7 @@ mod tests {
         seal(&mut object, OWNER, CodecId::Raw);
         assert_eq!(
             open(&object, OWNER).map(|(codec, payload)| (codec, payload.len())),
-            Ok((CodecId::Raw, 4096))
+            Ok((CodecId::Raw.into(), 4096))
         );
     }
 }

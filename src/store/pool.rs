@@ -1,7 +1,8 @@
 //! Pools: which compressor new pages go through, and what became of those that were current before. A pool is a
 //! number beside each slot and a count per VM; its objects lie in the arena among all others and name only their
-//! codec, so they outlive it. The first is *current*; older ones *drain* through overwrites, recompression and the
-//! shrinker, and end when they hold no object.
+//! codec, so they outlive it. One is *current*; one may be *cold*, for pages that nobody has used for a while (zram's
+//! secondary algorithm is the idea's origin); older ones *drain* through overwrites, recompression and the shrinker, and end
+//! when they hold no object.
 //!
 //! Every store reads one word here that changes only when an operator changes the compressor: there is no reference
 //! count to share between cores. A worker that read the word before a pool ended may publish an object after it: the
@@ -43,6 +44,25 @@ impl PoolId {
     }
 }
 
+/// A pool that pages go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Its number.
+    pub id: PoolId,
+    /// What it compresses with.
+    pub compressor: Compressor,
+}
+
+impl Pool {
+    fn to_bits(self) -> u32 {
+        self.compressor.to_bits() << 4 | self.id.bits()
+    }
+
+    fn from_bits(bits: u32) -> Self {
+        Self { id: PoolId::from_bits(bits), compressor: Compressor::from_bits(bits >> 4) }
+    }
+}
+
 /// A pool as `status` shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolInfo {
@@ -52,6 +72,8 @@ pub struct PoolInfo {
     pub compressor: Option<Compressor>,
     /// Whether new pages go to it.
     pub current: bool,
+    /// Whether pages that nobody has used for a while go to it.
+    pub cold: bool,
 }
 
 /// Sixteen pools that still hold objects.
@@ -67,14 +89,15 @@ pub struct TooManyPools;
 pub struct Pools {
     /// The current pool: its number in bits 0–3, its compressor in the rest.
     current: AtomicU32,
+    /// The cold pool in the same way, or [`NONE`].
+    cold: AtomicU32,
     /// A bit for every pool that may be given objects.
     open: AtomicU64,
     compressors: Mutex<[Option<Compressor>; POOLS_MAX]>,
 }
 
-fn pack(id: PoolId, compressor: Compressor) -> u32 {
-    compressor.to_bits() << 4 | id.bits()
-}
+/// No compressor's number is that large.
+const NONE: u32 = u32::MAX;
 
 impl Pools {
     /// One pool, with this compressor, and the place of objects that are there already.
@@ -84,17 +107,24 @@ impl Pools {
         let mut compressors = [None; POOLS_MAX];
         compressors[first.index()] = Some(compressor);
         Self {
-            current: AtomicU32::new(pack(first, compressor)),
+            current: AtomicU32::new(Pool { id: first, compressor }.to_bits()),
+            cold: AtomicU32::new(NONE),
             open: AtomicU64::new(0b11),
             compressors: Mutex::new(compressors),
         }
     }
 
-    /// The pool that new pages go to, and what it compresses with.
+    /// The pool that new pages go to.
     #[must_use]
-    pub fn current(&self) -> (PoolId, Compressor) {
-        let word = self.current.load(Ordering::Relaxed);
-        (PoolId::from_bits(word), Compressor::from_bits(word >> 4))
+    pub fn current(&self) -> Pool {
+        Pool::from_bits(self.current.load(Ordering::Relaxed))
+    }
+
+    /// The pool that pages go to which nobody has used for a while, if there is one.
+    #[must_use]
+    pub fn cold(&self) -> Option<Pool> {
+        let bits = self.cold.load(Ordering::Relaxed);
+        (bits != NONE).then(|| Pool::from_bits(bits))
     }
 
     /// The pool under which an object made for `id` is counted. To be asked under the lock of the VM that it is for.
@@ -109,14 +139,39 @@ impl Pools {
     /// When there are too many that still hold objects.
     pub fn set_current(&self, compressor: Compressor) -> Result<PoolId, TooManyPools> {
         let mut compressors = self.compressors.lock();
+        let pool = self.pool_of(&mut compressors, compressor)?;
+        self.current.store(pool.to_bits(), Ordering::Relaxed);
+        Ok(pool.id)
+    }
+
+    /// Makes a pool with this compressor the cold one, or none at all: pages of the one that was drain.
+    ///
+    /// # Errors
+    /// When there are too many that still hold objects.
+    pub fn set_cold(&self, compressor: Option<Compressor>) -> Result<(), TooManyPools> {
+        let mut compressors = self.compressors.lock();
+        let pool = compressor.map(|compressor| self.pool_of(&mut compressors, compressor)).transpose()?;
+        self.cold.store(pool.map_or(NONE, Pool::to_bits), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The pool with this compressor: one that there is, or a new one.
+    fn pool_of(
+        &self,
+        compressors: &mut [Option<Compressor>; POOLS_MAX],
+        compressor: Compressor,
+    ) -> Result<Pool, TooManyPools> {
         let same = compressors.iter().position(|other| *other == Some(compressor));
         let unused = || (1..POOLS_MAX).find(|index| compressors[*index].is_none());
         let index = same.or_else(unused).ok_or(TooManyPools)?;
         compressors[index] = Some(compressor);
-        let id = PoolId(u8::try_from(index).map_err(|_| TooManyPools)?);
         self.open.fetch_or(1 << index, Ordering::Relaxed);
-        self.current.store(pack(id, compressor), Ordering::Relaxed);
-        Ok(id)
+        let id = PoolId(u8::try_from(index).map_err(|_| TooManyPools)?);
+        Ok(Pool { id, compressor })
+    }
+
+    fn is_needed(&self, id: PoolId) -> bool {
+        id == self.current().id || self.cold().is_some_and(|cold| cold.id == id)
     }
 
     /// Ends the draining pools that hold nothing. `objects_of` counts the objects of a pool, taking every VM's lock
@@ -124,10 +179,9 @@ impl Pools {
     pub fn end_drained(&self, mut objects_of: impl FnMut(PoolId) -> u64) {
         let mut ended = Vec::new();
         let mut compressors = self.compressors.lock();
-        let (current, _) = self.current();
         for index in 1..POOLS_MAX {
             let id = PoolId::from_bits(u32::try_from(index).unwrap_or(0));
-            if id == current || compressors[index].is_none() {
+            if self.is_needed(id) || compressors[index].is_none() {
                 continue;
             }
             self.open.fetch_and(!(1 << index), Ordering::Relaxed);
@@ -147,18 +201,20 @@ impl Pools {
     #[must_use]
     pub fn list(&self) -> Vec<PoolInfo> {
         let compressors = *self.compressors.lock();
-        let (current, compressor) = self.current();
-        let others = compressors.iter().zip(0..).filter_map(|(compressor, index)| {
-            let id = PoolId(index);
-            (id != current && (compressor.is_some() || id == PoolId::EARLIER)).then_some(PoolInfo {
+        let (current, cold) = (self.current().id, self.cold().map(|pool| pool.id));
+        let mut all: Vec<_> = compressors
+            .iter()
+            .zip((0..).map(PoolId))
+            .filter(|(compressor, id)| compressor.is_some() || *id == PoolId::EARLIER)
+            .map(|(&compressor, id)| PoolInfo {
                 id,
-                compressor: *compressor,
-                current: false,
+                compressor,
+                current: id == current,
+                cold: Some(id) == cold,
             })
-        });
-        std::iter::once(PoolInfo { id: current, compressor: Some(compressor), current: true })
-            .chain(others)
-            .collect()
+            .collect();
+        all.sort_by_key(|pool| (!pool.current, pool.id));
+        all
     }
 }
 
@@ -169,15 +225,32 @@ mod tests {
     #[test]
     fn an_old_pool_is_revived_and_a_drained_one_ends() {
         let pools = Pools::new(Compressor::Lz4);
-        let (first, _) = pools.current();
+        let first = pools.current().id;
         let second = pools.set_current(Compressor::Zstd(3)).unwrap();
         assert_ne!(first, second);
-        assert_eq!(pools.current(), (second, Compressor::Zstd(3)));
+        assert_eq!(pools.current(), Pool { id: second, compressor: Compressor::Zstd(3) });
         assert_eq!(pools.set_current(Compressor::Lz4), Ok(first));
         pools.end_drained(|id| u64::from(id != second));
         assert_eq!(pools.counted_under(second), PoolId::EARLIER);
         assert_eq!(pools.counted_under(first), first);
         assert_eq!(pools.list().len(), 2);
+    }
+
+    #[test]
+    fn the_cold_pool_stays_while_it_is_wanted() {
+        let pools = Pools::new(Compressor::Lz4);
+        assert_eq!(pools.cold(), None);
+        pools.set_cold(Some(Compressor::ZstdWithDictionary(9))).unwrap();
+        let cold = pools.cold().unwrap();
+        assert_eq!(cold.compressor, Compressor::ZstdWithDictionary(9));
+        pools.end_drained(|_| 0);
+        assert_eq!(pools.counted_under(cold.id), cold.id);
+        assert!(pools.list().iter().any(|pool| pool.cold && !pool.current && pool.id == cold.id));
+        assert_eq!(pools.set_current(Compressor::ZstdWithDictionary(9)), Ok(cold.id), "it may be both");
+        pools.set_cold(None).unwrap();
+        assert_eq!(pools.set_current(Compressor::Lz4).map(PoolId::index), Ok(1));
+        pools.end_drained(|_| 0);
+        assert_eq!((pools.cold(), pools.counted_under(cold.id)), (None, PoolId::EARLIER));
     }
 
     #[test]

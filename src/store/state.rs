@@ -8,7 +8,8 @@
 //!                             16 random id [u8; 16]  32 bytes of arena per span length u64
 //!                             40 zeros               60 crc32c of all before u32
 //! STATE_DIR/arena            the arena (see `arena`)
-//! STATE_DIR/vms/NAME.table   one page table per VM (see `table`)
+//! STATE_DIR/vms/NAME.table   one page table per VM (see `table`), and beside it
+//! STATE_DIR/vms/NAME.dictionary-N   its dictionaries (see `dictionaries`)
 //! STATE_DIR/writeback        what the writeback file's own state is (see `crate::writeback`)
 //! ```
 
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 
 use super::arena::SPAN_PAGES_MAX;
+use super::dictionaries;
 use super::entry::ARENA_BYTES_MAX;
 
 use crate::crash_point;
@@ -27,7 +29,9 @@ use crate::private;
 
 const MAGIC: &[u8; 8] = b"BALLAST\0";
 /// The version of all state files. A state of another version is refused, never misread.
-pub const STATE_VERSION: u32 = 3;
+pub const STATE_VERSION: u32 = 4;
+/// The oldest version that is read, and made the current one. Version 3 knew no dictionaries; nothing else is different.
+pub const STATE_VERSION_MIN: u32 = 3;
 const RECORD_BYTES: usize = 64;
 /// The same record stands there so often, so that no flipped bit costs the state.
 const COPIES: usize = 2;
@@ -155,8 +159,15 @@ impl StateDir {
     /// Goes on with a state that is there, and mends it when not all of its copies are sound.
     fn read(&mut self, bytes: &[u8], path: &Path) -> Result<(), StateError> {
         self.header = Header::parse(bytes, path)?;
-        if bytes == self.header.encode() {
+        if bytes == self.header.encode(STATE_VERSION) {
             return Ok(());
+        }
+        if (STATE_VERSION_MIN..STATE_VERSION).any(|version| bytes == self.header.encode(version)) {
+            tracing::info!(
+                version = STATE_VERSION,
+                "the state is of an earlier version: from now on it is of this one"
+            );
+            return self.save();
         }
         // As long as a build wrote it that knew of no copy.
         if bytes.len() > RECORD_BYTES {
@@ -167,7 +178,7 @@ impl StateDir {
 
     fn save(&self) -> Result<(), StateError> {
         let (path, new) = (self.path.join("state"), self.path.join("state.new"));
-        private::write(&new, &self.header.encode()).map_err(StateError::io("write", &new))?;
+        private::write(&new, &self.header.encode(STATE_VERSION)).map_err(StateError::io("write", &new))?;
         crash_point::after(fs::rename(&new, &path)).map_err(StateError::io("replace", &path))
     }
 
@@ -227,6 +238,29 @@ impl StateDir {
         Err(StateError::CutShort { path, found, wanted })
     }
 
+    /// Where page tables and dictionaries are.
+    #[must_use]
+    pub fn tables_path(&self) -> PathBuf {
+        self.path.join("vms")
+    }
+
+    /// Removes dictionaries of VMs that have no page table any more: whoever removed that was ended before he came to
+    /// them.
+    ///
+    /// # Errors
+    /// When the directory can't be read, or a file not removed.
+    pub fn remove_stray_dictionaries(&self) -> Result<(), StateError> {
+        let tables = self.tables_path();
+        for file in fs::read_dir(&tables).map_err(StateError::io("read", &tables))? {
+            let path = file.map_err(StateError::io("read", &tables))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).and_then(dictionaries::name_of);
+            if name.is_some_and(|name| !self.table_path(name).exists()) {
+                crash_point::after(fs::remove_file(&path)).map_err(StateError::io("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The page table of the VM called `name`.
     #[must_use]
     pub fn table_path(&self, name: &str) -> PathBuf {
@@ -261,10 +295,10 @@ impl Header {
         Ok(Self { next_vm: 1, id, region_bytes })
     }
 
-    fn encode(&self) -> [u8; COPIES * RECORD_BYTES] {
+    fn encode(&self, version: u32) -> [u8; COPIES * RECORD_BYTES] {
         let mut bytes = [0; RECORD_BYTES];
         bytes[..8].copy_from_slice(MAGIC);
-        bytes[8..12].copy_from_slice(&STATE_VERSION.to_le_bytes());
+        bytes[8..12].copy_from_slice(&version.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.next_vm.to_le_bytes());
         bytes[16..32].copy_from_slice(&self.id);
         bytes[32..40].copy_from_slice(&self.region_bytes.to_le_bytes());
@@ -281,7 +315,7 @@ impl Header {
         let mut copies = bytes.as_chunks::<RECORD_BYTES>().0.iter().take(COPIES);
         let bytes = copies.find(is_sound).ok_or_else(|| StateError::Damaged { path: path.to_owned() })?;
         let half_word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
-        if half_word(8) != STATE_VERSION {
+        if !(STATE_VERSION_MIN..=STATE_VERSION).contains(&half_word(8)) {
             let path = path.parent().unwrap_or(path).to_owned();
             return Err(StateError::Version { path, found: half_word(8) });
         }
@@ -321,16 +355,28 @@ mod tests {
         let good = fs::read(&path).unwrap();
 
         let mut newer = good[..RECORD_BYTES].to_vec();
-        newer[8] = 4;
+        newer[8] = 5;
         let checksum = crc32c::crc32c(&newer[..60]);
         newer[60..].copy_from_slice(&checksum.to_le_bytes());
         fs::write(&path, newer).unwrap();
-        assert!(matches!(StateDir::open(dir.path(), 1 << 30), Err(StateError::Version { found: 4, .. })));
+        assert!(matches!(StateDir::open(dir.path(), 1 << 30), Err(StateError::Version { found: 5, .. })));
 
         for damaged in [&good[..63], &[0; 64][..], &[0; 128][..]] {
             fs::write(&path, damaged).unwrap();
             assert!(matches!(StateDir::open(dir.path(), 1 << 30), Err(StateError::Damaged { .. })));
         }
+    }
+
+    #[test]
+    fn the_version_before_is_read_and_becomes_this_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path(), 1 << 30).unwrap();
+        let (id, path) = (state.id(), dir.path().join("state"));
+        fs::write(&path, state.header.encode(STATE_VERSION_MIN)).unwrap();
+        drop(state);
+        let state = StateDir::open(dir.path(), 1 << 30).unwrap();
+        assert_eq!(state.id(), id);
+        assert_eq!(fs::read(&path).unwrap(), state.header.encode(STATE_VERSION));
     }
 
     #[test]

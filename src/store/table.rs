@@ -28,7 +28,7 @@ use rustix::fs::SeekFrom;
 
 use super::crashes::Crashes;
 use super::mapping::{HalfWord, Mapping, Word};
-use super::state::STATE_VERSION;
+use super::state::{STATE_VERSION, STATE_VERSION_MIN};
 use crate::crash_point;
 use crate::ids::{Slot, VmId};
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
@@ -139,17 +139,27 @@ impl Table {
             _ => TableError::Io(err),
         })?;
         let copies = page.chunks_exact_mut(COPY_AT);
-        let (mut damaged, mut header) = (Vec::new(), None);
+        let (mut damaged, mut header) = (false, None);
+        let mut old = Vec::new();
         for copy in copies {
             match Header::parse(name, copy) {
-                Some(found) => header = Some(found),
-                None => damaged.push(copy),
+                Some((found, STATE_VERSION)) => header = Some(found),
+                Some((found, _)) => {
+                    header = Some(found);
+                    old.push(copy);
+                }
+                None => {
+                    damaged = true;
+                    old.push(copy);
+                }
             }
         }
         let header = header.ok_or(TableError::Header)?;
-        if !damaged.is_empty() {
+        if damaged {
             tracing::error!(vm = name, path = %path.display(), "one copy of the page table's header is damaged; it is mended from the other");
-            damaged.into_iter().try_for_each(|copy| header.encode(name, copy))?;
+        }
+        if !old.is_empty() {
+            old.into_iter().try_for_each(|copy| header.encode(name, copy))?;
             crash_point::after(file.write_all_at(&page, 0))?;
         }
         let (found, wanted) = (file.metadata()?.len(), file_bytes(header.slots));
@@ -363,18 +373,18 @@ impl Header {
         Ok(())
     }
 
-    /// `None` when this version did not write it for a VM of this name.
-    fn parse(name: &str, header: &[u8]) -> Option<Self> {
+    /// The header, and the version that wrote it. `None` when none that is read here did, for a VM of this name.
+    fn parse(name: &str, header: &[u8]) -> Option<(Self, u32)> {
         let half_word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
         let named = &header[24..24 + NAME_BYTES_MAX];
         let key: [u8; KEY_BYTES] = std::array::from_fn(|i| header[KEY_AT + i]);
         let sound = &header[..8] == MAGIC
             && half_word(CHECKSUM_AT) == crc32c::crc32c(&header[..CHECKSUM_AT])
-            && half_word(8) == STATE_VERSION
+            && (STATE_VERSION_MIN..=STATE_VERSION).contains(&half_word(8))
             && half_word(KEY_CHECKSUM_AT) == crc32c::crc32c(&key)
             && usize::try_from(half_word(20)).ok().and_then(|length| named.get(..length))
                 == Some(name.as_bytes());
-        sound.then(|| Self { vm: VmId(half_word(12)), slots: half_word(16), key })
+        sound.then(|| (Self { vm: VmId(half_word(12)), slots: half_word(16), key }, half_word(8)))
     }
 }
 

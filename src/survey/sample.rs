@@ -139,7 +139,7 @@ impl Trying {
 
     fn take(&mut self, page: &Page, arena: &Arena) {
         let start = Instant::now();
-        let (codec, object_bytes) = match self.scratch.keep(self.compressor, page) {
+        let (coding, object_bytes) = match self.scratch.keep(self.compressor, None, page) {
             Kept::Object(codec, object) => (codec, object.len()),
             // It would cost nothing; no page of the arena is one.
             Kept::Entry(_) => return,
@@ -147,11 +147,11 @@ impl Trying {
         let made = Instant::now();
         let mut back = [0; PAGE_SIZE];
         // What the same codec wrote a moment ago it reads; nobody takes the page.
-        let _ = self.scratch.decompress(codec, object_bytes, &mut back);
+        let _ = self.scratch.decompress(coding.codec, None, object_bytes, &mut back);
         self.decompress_ns.push(nanoseconds(made));
         self.compress_ns.push(u64::try_from((made - start).as_nanos()).unwrap_or(u64::MAX));
         self.pool_bytes += arena.charged_bytes(object_bytes) as u64;
-        self.incompressible_pages += u64::from(codec == CodecId::Raw);
+        self.incompressible_pages += u64::from(coding.codec == CodecId::Raw);
     }
 
     fn end(self) -> Trial {

@@ -69,6 +69,12 @@ class Daemon:
     def socket(self, vm):
         return self.run / f"{vm}.sock"
 
+    def reload(self, old, new):
+        """Puts `new` instead of `old` in its configuration."""
+        config = self.run / "ballast.toml"
+        config.write_text(config.read_text().replace(old, new))
+        subprocess.run([self.binary, "reload", "--config", str(config)], stdout=subprocess.DEVNULL, check=True)
+
     def status(self):
         command = [self.binary, "status", "--json", "--config", str(self.run / "ballast.toml")]
         return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)

@@ -106,7 +106,7 @@ pub fn write_back(store: &Store, vm: &VmStore, slots: impl IntoIterator<Item = u
 
 /// A shrinker that decides by plain age.
 pub fn neutral_shrinker(store: &Arc<Store>) -> Shrinker {
-    let options = Options { policy: Policy::NEUTRAL, idle: None };
+    let options = Options { policy: Policy::NEUTRAL, ..Options::default() };
     Shrinker::new(Arc::clone(store), options, || {})
 }
 

@@ -62,6 +62,25 @@ pub fn page_of(kind: u8, seed: u64) -> Page {
     page
 }
 
+/// A page of records that have their names in common with all such pages: what a dictionary is good for.
+pub fn records(seed: u64) -> Page {
+    const NAMES: [&str; 8] =
+        ["offset", "length", "owner", "generation", "checksum", "next", "previous", "kind"];
+    const OF: [&str; 6] = ["process", "connection", "inode", "transaction", "descriptor", "interpreter"];
+    let mut text = Vec::with_capacity(PAGE_SIZE + 64);
+    let mut random = Random(seed);
+    while text.len() < PAGE_SIZE {
+        let (name, of, with) = (random.below(8), random.below(6), random.below(6));
+        let (name, of, with) = (NAMES[name as usize], OF[of as usize], OF[with as usize]);
+        let number = random.below(1000);
+        text.extend(
+            format!("the {name} of the {of} that shares it with another {with} is {number}; ").bytes(),
+        );
+    }
+    text.truncate(PAGE_SIZE);
+    text.try_into().expect("a page")
+}
+
 /// Numbers that look random and are the same in every run.
 pub struct Random(pub u64);
 

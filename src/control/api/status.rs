@@ -96,6 +96,8 @@ pub enum CompressorPoolState {
     /// They do.
     #[default]
     Current,
+    /// Pages go there that nobody has used for a while.
+    Cold,
     /// They don't, and it is gone when its last object is.
     Draining,
 }
@@ -106,6 +108,7 @@ impl CompressorPoolState {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Current => "current",
+            Self::Cold => "cold",
             Self::Draining => "draining",
         }
     }
@@ -255,6 +258,8 @@ pub struct VmStatus {
     pub duplicates: u64,
     /// Pages that are in the writeback file now.
     pub file_pages: u64,
+    /// Dictionaries that its pages are compressed with, the latest one included.
+    pub dictionaries: u64,
     /// Pages that could not be kept: reading them is an error until they are written again.
     pub lost_pages: u64,
     /// What they take of the pool.
@@ -342,7 +347,8 @@ mod tests {
         for state in [VmState::Ready, VmState::Damaged, VmState::Unconfigured, VmState::Quarantined] {
             assert_eq!(json(serde_json::to_string(&state)), state.as_str());
         }
-        for state in [CompressorPoolState::Current, CompressorPoolState::Draining] {
+        for state in [CompressorPoolState::Current, CompressorPoolState::Cold, CompressorPoolState::Draining]
+        {
             assert_eq!(json(serde_json::to_string(&state)), state.as_str());
         }
         use WritebackState::{Failed, Full, Missing, NoSpace, Ready, Waiting};

@@ -10,7 +10,6 @@ use crate::page::{Page, ZERO_PAGE};
 use crate::store::accounting::object_bytes;
 use crate::store::codec::Scratch;
 use crate::store::entry::Entry;
-use crate::store::object;
 use crate::store::table::Record;
 
 /// The most bad pages of a VM that are remembered at once, and so the most that are counted: of what isn't remembered
@@ -58,8 +57,7 @@ impl VmStore {
             }
         };
         drop(numbers);
-        let (codec, _) = object::open(scratch.object(length), self.owner(slot))?;
-        scratch.decompress(codec, length, page)?;
+        self.decode(slot, length, page, scratch)?;
         Ok(Checked::Arena(length))
     }
 
@@ -74,9 +72,8 @@ impl VmStore {
             return Ok(false);
         }
         let object = record?.open(self.owner(slot), &self.cipher)?;
-        let (codec, _) = object::open(&object, self.owner(slot))?;
         scratch.object(object.len()).copy_from_slice(&object);
-        scratch.decompress(codec, object.len(), &mut ZERO_PAGE.clone())?;
+        self.decode(slot, object.len(), &mut ZERO_PAGE.clone(), scratch)?;
         Ok(true)
     }
 

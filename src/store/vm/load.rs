@@ -10,7 +10,7 @@ use super::{Numbers, Published, StoreError, VmStore};
 use crate::ids::Slot;
 use crate::page::{Page, ZERO_PAGE};
 use crate::store::accounting::object_bytes;
-use crate::store::codec::{DecompressError, Scratch};
+use crate::store::codec::{Coding, DecompressError, DictionaryNumber, Scratch};
 use crate::store::entry::{BadEntry, Entry};
 use crate::store::lru::Age;
 use crate::store::object::{self, BadObject};
@@ -79,6 +79,9 @@ pub enum LoadError {
     /// The payload does not become a page.
     #[error(transparent)]
     Decompress(#[from] DecompressError),
+    /// The dictionary that the payload was made with is damaged or gone.
+    #[error("dictionary {0} of the VM, which the page was compressed with, is damaged or gone")]
+    Dictionary(DictionaryNumber),
     /// The record in the writeback file is damaged or another's.
     #[error(transparent)]
     Record(#[from] BadRecord),
@@ -187,7 +190,11 @@ impl VmStore {
                 LoadError::Read(_) | LoadError::Record(_) | LoadError::NotInFile | LoadError::FileMissing => {
                     events.file_load_fail += 1
                 }
-                LoadError::Entry(_) | LoadError::Object(_) | LoadError::Decompress(_) | LoadError::Lost => {
+                LoadError::Entry(_)
+                | LoadError::Object(_)
+                | LoadError::Decompress(_)
+                | LoadError::Dictionary(_)
+                | LoadError::Lost => {
                     events.decompress_fail += 1;
                 }
             });
@@ -207,12 +214,30 @@ impl VmStore {
             Entry::SameFilled(word) => same_filled::fill(page, word),
             Entry::Lost | Entry::File(_) => return Err(LoadError::Lost),
             Entry::Arena(location) => {
-                let length = object_bytes(location);
-                let (codec, _) = object::open(scratch.object(length), self.owner(slot))?;
-                scratch.decompress(codec, length, page)?;
+                self.decode(slot, object_bytes(location), page, scratch)?;
             }
         }
         Ok(())
+    }
+
+    /// Makes a page of the object of `slot` in the first `length` bytes of the scratch buffer; how it was made.
+    ///
+    /// # Errors
+    /// When it is damaged, another's, or made with a dictionary that is not to be had.
+    pub(super) fn decode(
+        &self,
+        slot: Slot,
+        length: usize,
+        page: &mut Page,
+        scratch: &mut Scratch,
+    ) -> Result<Coding, LoadError> {
+        let (coding, _) = object::open(scratch.object(length), self.owner(slot))?;
+        let dictionary = match coding.dictionary {
+            None => None,
+            Some(number) => Some(self.dictionaries.get(number).ok_or(LoadError::Dictionary(number))?),
+        };
+        scratch.decompress(coding.codec, dictionary, length, page)?;
+        Ok(coding)
     }
 
     /// Reads the entry of `slot`, copies its object, if it has one, into the scratch buffer, or pins its record.
@@ -267,9 +292,8 @@ impl VmStore {
             return Ok(false);
         }
         let object = record?.open(self.owner(slot), &self.cipher)?;
-        let (codec, _) = object::open(&object, self.owner(slot))?;
         scratch.object(object.len()).copy_from_slice(&object);
-        scratch.decompress(codec, object.len(), page)?;
+        self.decode(slot, object.len(), page, scratch)?;
         let Some(comes_back) = self.note_load_from_file(slot, expected, now) else { return Ok(false) };
         if comes_back {
             self.promote(slot, expected, &object, now);
@@ -299,7 +323,7 @@ impl VmStore {
     }
 
     /// Whether one page more makes no other leave.
-    fn has_room(&self, numbers: &Numbers) -> bool {
+    pub(super) fn has_room(&self, numbers: &Numbers) -> bool {
         let below = |used, max| used < self.shared.marks(max).stop_bytes;
         let limit_bytes = numbers.limits.limit_bytes;
         below(self.shared.arena.used_bytes(), self.arena_max_bytes())
@@ -309,7 +333,7 @@ impl VmStore {
     /// Brings a page back into the pool. If there is no room it stays where it is.
     fn promote(&self, slot: Slot, expected: Generation, object: &[u8], now: Age) {
         let Ok(location) = self.keep(object) else { return };
-        let (pool, _) = self.shared.pools.current();
+        let pool = self.shared.pools.current().id;
         let entry = Entry::Arena(location);
         let change = Change { entry, pool, cause: Cause::Promote(now) };
         if !matches!(self.publish(slot, change, Some(expected)), Published::Yes) {

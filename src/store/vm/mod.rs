@@ -13,12 +13,13 @@ mod limits;
 mod load;
 mod lost;
 mod moves;
+mod recompress;
 mod tag;
 
 pub use check::Checked;
 pub use limits::Limits;
 pub use load::{Fetched, InFile, LoadError, Loaded, Source, UpdateError, Updated};
-pub use moves::Recompressed;
+pub use recompress::{Glance, Recompressed};
 pub use tag::Generation;
 pub(super) use tag::Tag;
 
@@ -33,11 +34,12 @@ use change::{Cause, Change};
 
 use super::accounting::{Accounting, Events, Held, Share, object_bytes};
 use super::arena::AllocateError;
-use super::codec::{CodecId, Kept, Scratch};
+use super::codec::{CodecId, Compressor, Encoder, Kept, Scratch};
+use super::dictionaries::Dictionaries;
 use super::entry::{Entry, Location};
 use super::lru::Age;
 use super::object;
-use super::pool::PoolId;
+use super::pool::{Pool, PoolId};
 use super::room::Shared;
 use super::table::{CHUNK_SLOTS, Record, Table};
 use crate::ids::{Owner, Slot, VmId};
@@ -48,6 +50,7 @@ use crate::writeback::Cipher;
 #[derive(Debug)]
 pub struct VmStore {
     table: Table,
+    dictionaries: Dictionaries,
     shared: Arc<Shared>,
     cipher: Cipher,
     numbers: Mutex<Numbers>,
@@ -91,12 +94,18 @@ enum Published {
 impl VmStore {
     /// Serves the pages in `table`; what it holds already was counted as `held`.
     #[must_use]
-    pub fn new(table: Table, shared: Arc<Shared>, limits: Limits, held: Held) -> Self {
+    pub fn new(
+        table: Table,
+        dictionaries: Dictionaries,
+        shared: Arc<Shared>,
+        limits: Limits,
+        held: Held,
+    ) -> Self {
         let cipher = Cipher::new(table.key());
         let accounting = Accounting { held, ..Accounting::default() };
         let numbers = Numbers { accounting, limits, left: None, bad: BTreeMap::new() };
-        let vm =
-            Self { table, shared, cipher, numbers: Mutex::new(numbers), unclaimed_bytes: AtomicU64::new(0) };
+        let (numbers, unclaimed_bytes) = (Mutex::new(numbers), AtomicU64::new(0));
+        let vm = Self { table, dictionaries, shared, cipher, numbers, unclaimed_bytes };
         vm.claim(&vm.numbers.lock());
         vm
     }
@@ -117,6 +126,18 @@ impl VmStore {
     #[must_use]
     pub fn table(&self) -> &Table {
         &self.table
+    }
+
+    /// The dictionaries that its pages were made with.
+    #[must_use]
+    pub fn dictionaries(&self) -> &Dictionaries {
+        &self.dictionaries
+    }
+
+    /// Bytes of memory that are kept for it beside its pages: the page table, tags, dictionaries.
+    #[must_use]
+    pub fn metadata_bytes(&self) -> u64 {
+        self.table.metadata_bytes() + self.dictionaries.memory_bytes()
     }
 
     /// Bytes of the process's own memory that are kept beside the page table: its [`Table::metadata_bytes`] has them, too.
@@ -235,9 +256,9 @@ impl VmStore {
         scratch: &mut Scratch,
     ) -> Result<(), StoreError> {
         self.table.back(slot).map_err(StoreError::NoMemory)?;
-        let (pool, compressor) = self.shared.pools.current();
-        let (codec, object) = scratch.compress(compressor, page);
-        object::seal(object, self.owner(slot), codec);
+        let Pool { id: pool, compressor } = self.shared.pools.current();
+        let (coding, object) = scratch.compress(compressor, None, page);
+        object::seal(object, self.owner(slot), coding);
         let entry = Entry::Arena(self.keep_within(object, u64::MAX)?);
         match self.publish(slot, Change { entry, pool, cause: Cause::Store(now) }, None) {
             Published::Yes => Ok(()),
@@ -284,13 +305,24 @@ impl VmStore {
     /// Makes the entry that holds `page`: nobody else knows of it yet.
     fn place(&self, slot: Slot, page: &Page, scratch: &mut Scratch) -> Result<(Entry, PoolId), StoreError> {
         self.table.back(slot).map_err(StoreError::NoMemory)?;
-        let (pool, compressor) = self.shared.pools.current();
-        let (codec, object) = match scratch.keep(compressor, page) {
+        let Pool { id: pool, compressor } = self.shared.pools.current();
+        let (coding, object) = match scratch.keep(compressor, self.encoder(compressor).as_deref(), page) {
             Kept::Entry(entry) => return Ok((entry, pool)),
-            Kept::Object(codec, object) => (codec, object),
+            Kept::Object(coding, object) => (coding, object),
         };
-        object::seal(object, self.owner(slot), codec);
+        object::seal(object, self.owner(slot), coding);
         self.keep(object).map(|location| (Entry::Arena(location), pool))
+    }
+
+    /// Whether one page more makes no other leave.
+    #[must_use]
+    pub fn has_room_for_one(&self) -> bool {
+        self.has_room(&self.numbers.lock())
+    }
+
+    /// What writes with the VM's dictionary, if the compressor uses one and the VM has one.
+    fn encoder(&self, compressor: Compressor) -> Option<Arc<Encoder>> {
+        self.dictionaries.encoder(compressor.dictionary_level()?)
     }
 
     /// Puts a sealed object into the arena.
@@ -402,8 +434,11 @@ impl VmStore {
                 Entry::Arena(location) => {
                     let mut copy = vec![0; object_bytes(location)];
                     self.shared.arena.read(location.offset, &mut copy);
-                    let (codec, payload) = object::open(&copy, self.owner(slot)).expect("objects are sound");
-                    assert_eq!(codec == CodecId::Raw, payload.len() == object::PAYLOAD_MAX);
+                    let (coding, payload) = object::open(&copy, self.owner(slot)).expect("objects are sound");
+                    assert_eq!(coding.codec == CodecId::Raw, payload.len() == object::PAYLOAD_MAX);
+                    let known =
+                        coding.dictionary.is_none_or(|number| self.dictionaries.get(number).is_some());
+                    assert!(known, "a dictionary stays as long as objects that were made with it");
                 }
                 Entry::File(place) => in_file(place),
                 Entry::Empty | Entry::SameFilled(_) | Entry::Lost => {}

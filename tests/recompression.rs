@@ -1,0 +1,227 @@
+//! Pages that nobody uses become smaller in the background, with dictionaries of their own VMs, and come back to the fast
+//! codec when they are used; whatever happens in between, each is what was stored.
+
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ballast::ids::Slot;
+use ballast::page::{Page, ZERO_PAGE};
+use ballast::reclaim::ColdOptions;
+use ballast::reclaim::shrinker::{Options, Shrinker};
+use ballast::store::Store;
+use ballast::store::codec::{Compressor, Scratch, train};
+use ballast::store::lru::Age;
+use ballast::store::vm::{LoadError, Loaded, VmStore};
+use support::{SLOTS, open_store, page_of, records};
+
+const PAGES: u32 = 3000;
+const COLD: Compressor = Compressor::ZstdWithDictionary(9);
+
+fn open(dir: &Path) -> Arc<Store> {
+    let store = open_store(dir, &["web1", "web2"], Compressor::Lz4, 1 << 30, 1 << 30);
+    store.shared().pools.set_cold(Some(COLD)).unwrap();
+    Arc::new(store)
+}
+
+fn shrinker(store: &Arc<Store>, after: Duration) -> Shrinker {
+    let cold = ColdOptions { after, cpu_percent: 100 };
+    Shrinker::new(Arc::clone(store), Options { cold, ..Options::default() }, || {})
+}
+
+/// Takes steps until `done`, which has to come.
+fn turn_until(shrinker: &mut Shrinker, done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(120), "it never comes to that");
+        shrinker.turn();
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn page(vm: &str, slot: u32) -> Page {
+    match slot % 5 {
+        4 => page_of(2, u64::from(slot)),
+        _ => records(u64::from(slot) + u64::from(vm.ends_with('2')) * 5000),
+    }
+}
+
+fn store_all(store: &Store, names: &[&str], at: Age) {
+    let mut scratch = Scratch::default();
+    for name in names {
+        let vm = store.ready(name).unwrap();
+        for slot in 0..PAGES {
+            vm.store(Slot(slot), &page(name, slot), at, &mut scratch).unwrap();
+        }
+    }
+}
+
+fn check_all(store: &Store, names: &[&str]) {
+    let (mut scratch, mut found) = (Scratch::default(), ZERO_PAGE);
+    for name in names {
+        let vm = store.ready(name).unwrap();
+        for slot in 0..PAGES {
+            vm.check(Slot(slot), &mut found, &mut scratch).unwrap();
+            assert!(found == page(name, slot), "{name}, {slot}");
+        }
+    }
+    store.validate();
+}
+
+fn cold_objects(store: &Store, vm: &VmStore) -> u64 {
+    vm.accounting().held.objects_by_pool[store.shared().pools.cold().unwrap().id.index()]
+}
+
+fn dictionary_files(dir: &Path) -> usize {
+    let files = fs::read_dir(dir.join("vms")).unwrap();
+    files.filter(|file| file.as_ref().unwrap().file_name().to_str().unwrap().contains(".dictionary-")).count()
+}
+
+#[test]
+fn cold_pages_become_smaller_with_a_dictionary_of_their_vm_and_outlive_the_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let names = ["web1", "web2"];
+    // Long ago; and some a moment ago, which stay as they are.
+    store_all(&store, &names, Age::from_bits(0));
+    let vm = store.ready("web1").unwrap();
+    let mut scratch = Scratch::default();
+    for slot in 0..100 {
+        vm.store(Slot(slot), &page("web1", slot), Age::now(), &mut scratch).unwrap();
+    }
+    let before: u64 = names.map(|name| store.ready(name).unwrap().accounting().held.pool_bytes).iter().sum();
+    let mut shrinker = shrinker(&store, Duration::from_secs(60));
+    let all = u64::from(PAGES);
+    let other = store.ready("web2").unwrap();
+    turn_until(&mut shrinker, || {
+        cold_objects(&store, &vm) == all - 100 && cold_objects(&store, &other) == all
+    });
+    let after: u64 = names.map(|name| store.ready(name).unwrap().accounting().held.pool_bytes).iter().sum();
+    assert!(after * 10 < before * 8, "{after} of {before}");
+    for vm in [&vm, &other] {
+        assert_eq!(vm.dictionaries().count(), 1);
+    }
+    assert_ne!(
+        vm.dictionaries().current().unwrap().bytes(),
+        other.dictionaries().current().unwrap().bytes(),
+        "each learned from its own pages"
+    );
+    check_all(&store, &names);
+    let moved = shrinker.stats().get().recompressed_pages;
+    assert!(moved > all, "{moved}");
+    drop((vm, other, shrinker, store));
+
+    // What a new daemon finds it leaves as it is, and reads.
+    let store = open(dir.path());
+    check_all(&store, &names);
+    let mut shrinker = self::shrinker(&store, Duration::from_secs(60));
+    let vm = store.ready("web2").unwrap();
+    turn_until(&mut shrinker, || cold_objects(&store, &vm) == all);
+    let anew = shrinker.stats().get().recompressed_pages;
+    assert!(anew < moved / 10, "{anew} of {moved} were compressed again for nothing");
+    check_all(&store, &names);
+
+    // With the VM's pages its dictionaries are gone.
+    assert_eq!(dictionary_files(dir.path()), 2);
+    store.clear("web1").unwrap();
+    assert_eq!(dictionary_files(dir.path()), 1);
+    assert_eq!(store.ready("web1").unwrap().dictionaries().count(), 0);
+    check_all(&store, &["web2"]);
+}
+
+#[test]
+fn what_is_loaded_comes_back_to_the_fast_codec_and_gets_cold_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let long_ago = Age::from_bits(0);
+    store_all(&store, &["web1"], long_ago);
+    let vm = store.ready("web1").unwrap();
+    let mut shrinker = shrinker(&store, Duration::from_secs(60));
+    turn_until(&mut shrinker, || cold_objects(&store, &vm) == u64::from(PAGES));
+    let (mut scratch, mut found) = (Scratch::default(), ZERO_PAGE);
+    for slot in 0..50 {
+        let loaded = vm.load(Slot(slot), None, &mut found, Age::now(), &mut scratch).unwrap();
+        assert!(matches!(loaded, Loaded::Page(_)) && found == page("web1", slot));
+    }
+    // Passes are some seconds apart, of which a test need not wait for each.
+    drop(shrinker);
+    let mut shrinker = self::shrinker(&store, Duration::from_secs(60));
+    turn_until(&mut shrinker, || cold_objects(&store, &vm) == u64::from(PAGES) - 50);
+    check_all(&store, &["web1"]);
+    drop(shrinker);
+    let mut shrinker = self::shrinker(&store, Duration::from_secs(1));
+    turn_until(&mut shrinker, || cold_objects(&store, &vm) == u64::from(PAGES));
+    check_all(&store, &["web1"]);
+}
+
+#[test]
+fn a_page_is_readable_after_any_number_of_dictionaries_and_not_without_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let vm = store.ready("web1").unwrap();
+    let mut scratch = Scratch::default();
+    let cold = store.shared().pools.cold().unwrap();
+    let at_once = |from: u64| train(&(from..from + 100).flat_map(records).collect::<Vec<u8>>()).unwrap();
+    for round in 0..15u32 {
+        vm.dictionaries().add(at_once(u64::from(round) * 1000)).unwrap();
+        for slot in (round..300).step_by(15) {
+            vm.store(Slot(slot), &page("web1", slot), Age::now(), &mut scratch).unwrap();
+            let _ = vm.recompress(Slot(slot), cold, &mut scratch);
+        }
+        store.validate();
+    }
+    drop((vm, store));
+    let store = open(dir.path());
+    let vm = store.ready("web1").unwrap();
+    let mut found = ZERO_PAGE;
+    for slot in 0..300 {
+        vm.check(Slot(slot), &mut found, &mut scratch).unwrap();
+        assert!(found == page("web1", slot), "{slot}");
+    }
+    drop((vm, store));
+
+    // A dictionary that is damaged in both its copies costs the pages that were made with it, and is said.
+    let path = dir.path().join("vms/web1.dictionary-3");
+    let good = fs::read(&path).unwrap();
+    fs::write(&path, &good[..good.len() / 2 - 9]).unwrap();
+    let store = open(dir.path());
+    let vm = store.ready("web1").unwrap();
+    let mut lost = 0;
+    for slot in 0..300 {
+        match vm.load(Slot(slot), None, &mut found, Age::now(), &mut scratch) {
+            Ok(_) => assert!(found == page("web1", slot), "{slot}"),
+            Err(LoadError::Dictionary(number)) => {
+                assert_eq!((number.get(), slot % 15), (3, 2));
+                lost += 1;
+            }
+            Err(err) => panic!("{slot}: {err}"),
+        }
+    }
+    assert!(lost > 10, "{lost}");
+    drop((vm, store));
+
+    // Once it is back, so are they.
+    fs::write(&path, good).unwrap();
+    let store = open(dir.path());
+    let vm = store.ready("web1").unwrap();
+    for slot in 0..300 {
+        vm.check(Slot(slot), &mut found, &mut scratch).unwrap();
+        assert!(found == page("web1", slot), "{slot}");
+    }
+}
+
+#[test]
+fn a_dictionary_of_a_vm_that_is_gone_is_removed_at_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    let stray = dir.path().join("vms/gone.dictionary-1");
+    fs::write(&stray, b"of a VM that was removed just before its daemon was killed").unwrap();
+    let store = open(dir.path());
+    assert!(!stray.exists());
+    assert!(store.ready("web1").unwrap().slots() == SLOTS);
+}
