@@ -227,9 +227,9 @@ impl Recompression {
                 }
             }
             if let (Some(sample), Some((level, _))) = (self.sample.take(), rules.learns()) {
-                // With it, or without one that is not worth it, the next pass goes to work.
+                // With what comes of it the next pass goes to work.
                 self.trainer.begin(vm, level, sample.into_slots(), scratch);
-                self.busy = true;
+                self.busy |= self.trainer.is_busy();
             }
         }
         self.trainer.retain(|id| vms.iter().any(|vm| vm.id() == id));

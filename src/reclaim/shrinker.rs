@@ -44,6 +44,8 @@ const CLEAN_FOR_BATCH_MAX: usize = 16;
 /// The share of the arena that may be free places before objects are moved together. With headers and what is lost in
 /// size classes the arena then stays within 12 % of the payload.
 const SLACK_PERCENT_MAX: u64 = 7;
+/// The same while nothing else is to be done: then moving objects costs nobody anything.
+const SLACK_PERCENT_IDLE: u64 = 2;
 /// A batch ends with this many bytes, however few pages that are: half a segment of the file.
 const BATCH_BYTES_MAX: usize = SEGMENT_BYTES / 2;
 /// Batches after which upkeep has its turn although there is more to write.
@@ -196,7 +198,7 @@ impl Shrinker {
             self.with_cleaning(|cleaning| cleaning.tidy());
         }
         // Room between objects is room as well, and cheaper to have.
-        if (self.full || self.goal_bytes.is_some()) && self.is_sparse() && self.compact() > 0 {
+        if (self.full || self.goal_bytes.is_some()) && self.is_sparse(SLACK_PERCENT_MAX) && self.compact() > 0 {
             return Step::Again;
         }
         let shared = Arc::clone(self.store.shared());
@@ -368,13 +370,16 @@ impl Shrinker {
 
     /// What is done while nobody waits for room.
     fn housekeeping(&mut self) -> Step {
-        if self.is_sparse() && self.compact() > 0 {
+        if self.is_sparse(SLACK_PERCENT_MAX) && self.compact() > 0 {
             return Step::Again;
         }
         if self.with_cleaning(|cleaning| cleaning.tidy()) {
             return Step::Again;
         }
         let more = self.upkeep();
+        if !more && self.is_sparse(SLACK_PERCENT_IDLE) && self.compact() > 0 {
+            return Step::Later;
+        }
         if more || self.requests.idle().is_some() { Step::Later } else { Step::Rest }
     }
 
@@ -393,9 +398,9 @@ impl Shrinker {
 
     /// Whether more of the arena lies between objects than should, and some of it can be had back: a few free places of
     /// each size class always remain.
-    fn is_sparse(&self) -> bool {
+    fn is_sparse(&self, slack_percent_max: u64) -> bool {
         let arena = &self.store.shared().arena;
-        arena.slack_bytes() * 100 > arena.used_bytes() * SLACK_PERCENT_MAX && arena.gain_bytes() > 0
+        arena.slack_bytes() * 100 > arena.used_bytes() * slack_percent_max && arena.gain_bytes() > 0
     }
 
     /// Moves objects of sparse spans together, some at a time. How many were moved.

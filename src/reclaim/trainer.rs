@@ -31,8 +31,6 @@ const DRIFT_PERCENT: u64 = 10;
 const MEAN_PAGES: u64 = 4096;
 /// From one training for a VM to the next; each doubles it.
 const WAIT_MIN: Duration = Duration::from_secs(600);
-/// The same when there were too few pages.
-const TOO_FEW_WAIT: Duration = Duration::from_secs(60);
 const WAIT_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// See the top of the file.
@@ -164,14 +162,15 @@ impl Trainer {
         }
     }
 
-    /// Begins to train a dictionary for pages that are compressed at `level`, on those in `slots`. False when it does not.
+    /// Begins to train a dictionary for pages that are compressed at `level`, on those in `slots`. If they are too few, a VM
+    /// without one waits for more: so few pages are worth little, and what was compressed before stays without.
     pub(super) fn begin(
         &mut self,
         vm: &VmStore,
         level: i32,
         slots: impl IntoIterator<Item = Slot>,
         scratch: &mut Scratch,
-    ) -> bool {
+    ) {
         let (mut pages, mut page) = (Vec::new(), ZERO_PAGE);
         for slot in slots {
             if matches!(vm.check(slot, &mut page, scratch), Ok(Checked::Arena(_))) {
@@ -180,8 +179,10 @@ impl Trainer {
         }
         let known = self.known.entry(vm.id()).or_default();
         if pages.len() < SAMPLE_PAGES_MIN * PAGE_SIZE {
-            known.not_before = Instant::now().checked_add(TOO_FEW_WAIT);
-            return false;
+            if vm.dictionaries().current().is_some() {
+                known.not_before = Instant::now().checked_add(WAIT_MIN);
+            }
+            return;
         }
         match start(pages, vm.dictionaries().encoder(level), level) {
             Ok(thread) => self.job = Some(Job { vm: vm.id(), thread }),
@@ -190,6 +191,10 @@ impl Trainer {
                 known.note_training(Instant::now());
             }
         }
+    }
+
+    /// Whether a dictionary is being trained.
+    pub(super) fn is_busy(&self) -> bool {
         self.job.is_some()
     }
 
