@@ -198,7 +198,8 @@ impl Shrinker {
             self.with_cleaning(|cleaning| cleaning.tidy());
         }
         // Room between objects is room as well, and cheaper to have.
-        if (self.full || self.goal_bytes.is_some()) && self.is_sparse(SLACK_PERCENT_MAX) && self.compact() > 0 {
+        if (self.full || self.goal_bytes.is_some()) && self.is_sparse(SLACK_PERCENT_MAX) && self.compact() > 0
+        {
             return Step::Again;
         }
         let shared = Arc::clone(self.store.shared());

@@ -11,6 +11,7 @@ pub mod guests;
 pub mod http;
 pub mod load;
 pub mod mount;
+pub mod steps;
 pub mod usage;
 pub mod vm;
 pub mod working;
