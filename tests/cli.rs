@@ -136,7 +136,7 @@ const WRONG_CHANGES: &[(&[&str], [&str; 2])] = &[
     (&["bench", "/s", "--block-size", "4096"], ["--block-size", "write \"4096MiB\""]),
     (&["pool"], ["pool", "set"]),
     (&["pool", "set"], ["--compressor", "required"]),
-    (&["pool", "set", "--recompress"], ["--compressor", "required"]),
+    (&["pool", "set", "--recompress", "--forget", "--compressor", "lz4"], ["--forget", "cannot be used"]),
     (&["pool", "set", "--compressor", "gzip"], ["\"gzip\"", "-7 to 22"]),
     (&["pool", "set", "--compressor", "zstd:23"], ["\"zstd:23\"", "-7 to 22"]),
 ];

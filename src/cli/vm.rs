@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use ballast::config::VmConfig;
-use ballast::control::api::{Clearing, MigrationName, NewVm, Removal, Squeeze, SqueezeMode, VmChange};
+use ballast::control::api::{
+    Clearing, MigrationName, NewVm, Removal, Squeeze, SqueezeMode, VmChange, VmState,
+};
 use ballast::control::vm_args::{self, Format, Guest, MEMORY_DEFAULT, Vmm, Wanted};
 use ballast::control::{listing, table};
 use ballast::ids::Bytes;
@@ -195,8 +197,11 @@ pub fn run(global: &Global, command: VmCommand) -> anyhow::Result<()> {
         VmCommand::Set(args) => set(global, &args),
         VmCommand::Clear { name, force } => clear(global, &name, Clearing { force }),
         VmCommand::Release { name } => {
-            let vm = global.client()?.release_vm(&name)?;
-            global.show(&vm, || format!("{name}: its VMM may attach\n"))
+            let client = global.client()?;
+            // It is no failure to ask for what is so already, but it is nothing that was done either.
+            let was_quarantined = client.vm(&name)?.status.state == VmState::Quarantined;
+            let vm = client.release_vm(&name)?;
+            global.show(&vm, || listing::released(&name, was_quarantined))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What `vm show`, `vm add`, `vm remove` and `reload` say to people. Pure functions from an answer to a text.
+//! What `vm show`, `vm add`, `vm remove`, `vm release` and `reload` say to people. Pure functions from an answer to a text.
 
 use super::api::{ChangeOutcome, ReloadReport, SettingValue, VmDetails, VmRemoved};
 use crate::ids::Bytes;
@@ -72,6 +72,13 @@ pub fn removed(vm: &VmRemoved) -> String {
     };
     let returns = if vm.returns { "; it is back, empty, when the daemon starts again" } else { "" };
     format!("{}: removed; {pages}{returns}\n", vm.removed)
+}
+
+/// A VM that was released.
+#[must_use]
+pub fn released(name: &str, was_quarantined: bool) -> String {
+    let before = if was_quarantined { "it is in no quarantine any more" } else { "it was in no quarantine" };
+    format!("{name}: {before}; its VMM may attach\n")
 }
 
 /// What reading the configuration again came to, or would.

@@ -329,6 +329,16 @@ impl Daemon {
     }
 
     pub(super) fn change_pool(&self, change: &PoolChange) -> Result<PoolStatus, SetError> {
+        if !change.keeps_compressor() {
+            self.change_compressor(change)?;
+        }
+        if change.recompress {
+            self.shrinker.recompress();
+        }
+        Ok(self.status().pool)
+    }
+
+    fn change_compressor(&self, change: &PoolChange) -> Result<(), SetError> {
         let mut orders = self.orders.lock();
         let mut next = orders.layers.clone();
         if change.runtime {
@@ -341,11 +351,7 @@ impl Daemon {
         self.set_compressor(compressor).inspect_err(|_| self.remember_again(&orders, &next))?;
         orders.running.pool.compressor = compressor;
         orders.layers = next;
-        drop(orders);
-        if change.recompress {
-            self.shrinker.recompress();
-        }
-        Ok(self.status().pool)
+        Ok(())
     }
 
     pub(super) fn set_compressor(&self, compressor: crate::store::codec::Compressor) -> Result<(), SetError> {
