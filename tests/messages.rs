@@ -1,6 +1,6 @@
 //! What is said to whoever asked for what can't be done, at the command line and at the control socket: each message names
 //! what was wrong and the next step. One table for each way to be told. What a configuration may hold is in the tables
-//! of `config`, and what an option may hold in that of tests/cli.
+//! of `config`, and what an option may hold in that of tests/cli. And what docs/troubleshooting.md quotes is what is said.
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
@@ -48,6 +48,8 @@ const WITH_A_DAEMON: &[Said] = &[
     ("vm set web1 --reserve 1GiB", 1, "reserve 1GiB", "at most the VM's limit"),
     ("vm release web1", 0, "web1: it was in no quarantine", "its VMM may attach"),
     ("pool set --recompress", 0, "(lz4)", "pool: "),
+    ("vm set web1 --squeeze vmm=vhost-user,min=512MiB", 0, "web1: limit", "web1: squeeze { "),
+    ("vm set web1 --clear-after 30d", 0, "weight 100", "web1: clear_after 30d"),
 ];
 
 fn serves(dir: &Path) {
@@ -143,5 +145,75 @@ fn a_state_directory_on_a_disk_is_told_with_what_to_do() {
     let log = daemon.log();
     for part in ["not on a tmpfs", "configure a directory of a tmpfs, such as /dev/shm/ballast"] {
         assert!(log.contains(part), "{log}");
+    }
+}
+
+/// What stands in back-quotes there and is no message: how a command begins.
+const COMMANDS: &[&str] =
+    &["ballast", "swapon", "lsblk", "mkswap", "cat", "ls", "top", "journalctl", "apt", "systemctl"];
+/// Others' messages: QEMU's, and the guest's kernel's.
+const NOT_OURS: &[&str] =
+    &["Failed to connect to", "Write-error on swap-device", "Read-error on swap-device"];
+
+/// The texts of the program, with `…` for what is put in.
+fn literals(dir: &Path, found: &mut Vec<String>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            literals(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let source = std::fs::read_to_string(path).unwrap();
+            // A test's texts are said by nobody.
+            let source = source.split("#[cfg(test)]\nmod").next().unwrap_or_default();
+            let mut rest = source.split('"');
+            rest.next();
+            // Every other piece is a text, as none of those that are looked for has a quote in it.
+            found.extend(rest.map(|text| {
+                let mut said = String::new();
+                for line in text.split("\\\n") {
+                    said.push_str(if said.is_empty() { line } else { line.trim_start() });
+                }
+                let mut pieces = said.split('{');
+                let first = pieces.next().unwrap_or_default().to_owned();
+                pieces.fold(first, |said, piece| {
+                    said + "…" + piece.split_once('}').map_or(piece, |(_, after)| after)
+                })
+            }));
+        }
+    }
+}
+
+#[test]
+fn what_troubleshooting_quotes_is_said() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut texts = Vec::new();
+    literals(&root.join("src"), &mut texts);
+    let page = std::fs::read_to_string(root.join("docs/troubleshooting.md")).unwrap();
+    // The commands at the end are no prose.
+    let prose: String = page.split("```").step_by(2).collect();
+    let prose = prose.replace('\n', " ");
+    let quoted = prose.split('`').skip(1).step_by(2);
+    let messages: Vec<_> = quoted
+        .filter(|quoted| {
+            let is_setting = quoted.contains(" = ") || quoted.starts_with(['-', '<', '/', '#']);
+            let first = quoted.split(' ').next().unwrap_or_default();
+            quoted.contains(' ') && !is_setting && !COMMANDS.contains(&first)
+        })
+        .collect();
+    assert!(messages.len() > 8, "{messages:?}");
+    for message in messages.iter().filter(|message| !NOT_OURS.iter().any(|other| message.starts_with(other)))
+    {
+        // In this order, with anything where the page has an ellipsis.
+        let is_said = |text: &String| {
+            let mut rest = text.as_str();
+            message.split('…').map(str::trim).all(|piece| match rest.split_once(piece) {
+                Some((_, after)) => {
+                    rest = after;
+                    true
+                }
+                None => false,
+            })
+        };
+        assert!(texts.iter().any(is_said), "the page quotes {message:?}, which nothing in src says");
     }
 }

@@ -399,3 +399,41 @@ fn a_change_that_cannot_be_remembered_is_not_made() {
     ok(&daemon, &["vm", "set", "web1", "--weight", "8", "--runtime"]);
     assert_eq!(daemon.vm("web1")["weight"], 8);
 }
+
+#[test]
+fn what_is_left_of_a_pool_is_said_of_how_much_and_the_swap_header_is_nobodys_store() {
+    let dir = tmpfs();
+    let mut daemon = Daemon::start(dir.path(), CONFIG);
+    assert_eq!(
+        (daemon.vm("web1")["stores"].as_u64(), daemon.vm("web1")["stored_pages"].as_u64()),
+        (Some(0), Some(1))
+    );
+    let (device, mut queue) = daemon.attach("web1");
+    queue.write_pages(1, &pages()).unwrap();
+    let pages = u64::try_from(pages().len()).unwrap();
+    assert_eq!(daemon.vm("web1")["stores"].as_u64(), Some(pages));
+    let draining = |daemon: &Daemon| {
+        let pool = daemon.status()["pool"]["pools"][1].clone();
+        ["objects", "objects_at_first"].map(|key| pool[key].as_u64().unwrap())
+    };
+    let before = daemon.status()["pool"]["pools"][0]["objects"].as_u64().unwrap();
+    let text = ok(&daemon, &["pool", "set", "--compressor", "zstd"]);
+    assert!(
+        text.contains(&format!("draining: lz4, objects left: {before}; 0 of {before} objects done (0 %)")),
+        "{text}"
+    );
+    assert_eq!(draining(&daemon), [before, before]);
+    queue.discard(1, 7).unwrap();
+    let [left, at_first] = draining(&daemon);
+    assert!(left < before && at_first == before, "{left} of {at_first}");
+    drop((device, queue));
+    daemon.restart();
+    assert_eq!(draining(&daemon)[1], draining(&daemon)[0], "whatever there is drains, and nothing has yet");
+    // A VM that is cleared has another header.
+    wait_until_disconnected(&daemon, "web1");
+    ok(&daemon, &["vm", "clear", "web1"]);
+    assert_eq!(
+        (daemon.vm("web1")["stores"].as_u64(), daemon.vm("web1")["stored_pages"].as_u64()),
+        (Some(0), Some(1))
+    );
+}

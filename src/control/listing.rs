@@ -47,6 +47,13 @@ pub fn details(vm: &VmDetails) -> String {
     text
 }
 
+/// The line for one key of a VM, if it has that.
+#[must_use]
+pub fn setting(vm: &VmDetails, key: &str) -> Option<String> {
+    let setting = vm.settings.iter().find(|setting| setting.key == key)?;
+    Some(format!("{}: {key} {}\n", vm.status.name, setting.value))
+}
+
 /// A time in the largest unit of which there is a whole one.
 fn ago(seconds: u64) -> String {
     let units = [(86_400, "days"), (3600, "hours"), (60, "minutes")];

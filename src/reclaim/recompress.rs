@@ -46,6 +46,8 @@ pub(super) struct Recompression {
     not_before: Option<Instant>,
     /// Whether the log was told of pauses.
     told: bool,
+    /// Objects that there were to move when it began.
+    objects: u64,
     /// Pages that all passes moved, and when the log was told of them.
     moved_in_all: u64,
     told_moved: Option<Instant>,
@@ -62,11 +64,16 @@ pub(super) struct Burst {
 }
 
 impl Recompression {
-    /// Begins a pass, or begins it anew.
-    pub(super) fn begin(&mut self) {
-        tracing::info!("idle pages are compressed anew");
+    /// Begins a pass, or begins it anew, when so many objects are of other pools.
+    pub(super) fn begin(&mut self, objects: u64) {
+        tracing::info!(of = objects, "idle pages are compressed anew");
         let (next, told_moved) = (Some((VmId(0), Slot(0))), Some(Instant::now()));
-        *self = Self { next, told_moved, last_burst: self.last_burst, ..Self::default() };
+        *self = Self { next, objects, told_moved, last_burst: self.last_burst, ..Self::default() };
+    }
+
+    /// Objects that there were to move when it began; 0 when it has ended.
+    pub(super) fn objects(&self) -> u64 {
+        if self.next.is_some() { self.objects } else { 0 }
     }
 
     /// Whether pages wait for another try because there was no use in one soon.
@@ -116,7 +123,11 @@ impl Recompression {
     fn count(&mut self, moved: u64) -> u64 {
         self.moved_in_all += moved;
         if self.told_moved.is_some_and(|told| told.elapsed() >= TOLD_EVERY) {
-            tracing::info!(pages = self.moved_in_all, "idle pages are being compressed anew");
+            tracing::info!(
+                pages = self.moved_in_all,
+                of = self.objects,
+                "idle pages are being compressed anew"
+            );
             self.told_moved = Some(Instant::now());
         }
         moved
@@ -128,7 +139,7 @@ impl Recompression {
         let again = std::mem::take(&mut self.busy) || left > 0;
         self.next = again.then_some((VmId(0), Slot(0)));
         if !again {
-            tracing::info!(pages = self.moved_in_all, "idle pages were compressed anew");
+            tracing::info!(pages = self.moved_in_all, of = self.objects, "idle pages were compressed anew");
         }
         if moved.saturating_mul(LEFT_PER_MOVED) >= left {
             (self.pause, self.not_before) = (Duration::ZERO, None);

@@ -379,12 +379,22 @@ impl Shrinker {
     fn upkeep(&mut self) -> bool {
         self.store.end_drained_pools();
         if self.requests.recompress.swap(false, Ordering::Relaxed) {
-            self.recompression.begin();
+            self.recompression.begin(self.objects_of_other_pools());
         }
         let vms: Vec<_> = self.vms.values().map(|(vm, _)| Arc::clone(vm)).collect();
         let burst = self.recompression.some(&vms, &mut self.scratch);
-        self.stats.recompressed(burst.moved, self.recompression.waiting());
+        self.stats.recompressed(burst.moved, self.recompression.objects(), self.recompression.waiting());
         burst.more
+    }
+
+    /// What there is to compress anew.
+    fn objects_of_other_pools(&self) -> u64 {
+        let (current, _) = self.store.shared().pools.current();
+        let other = |vm: &VmStore| {
+            let held = vm.accounting().held;
+            held.objects().saturating_sub(held.objects_by_pool[current.index()])
+        };
+        self.vms.values().map(|(vm, _)| other(vm)).sum()
     }
 
     /// Whether more of the arena lies between objects than should, and some of it can be had back: a few free places of

@@ -4,9 +4,11 @@
 
 mod balloons;
 mod daemon;
+mod draining;
 mod heap;
 mod keeper;
 mod notify;
+mod psi;
 mod reload;
 mod report;
 mod sandbox;
@@ -24,7 +26,6 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::config::{Config, ConfigError, Layers, STATE_DIR_DEFAULT};
 use crate::control::access::{Access, GroupError};
-use crate::control::api::{Host, Reloading};
 use crate::control::server::Server;
 use crate::control::server::scraped::Unbound;
 use crate::control::socket::{BindError, Sockets};
@@ -157,7 +158,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     loop {
         // Interrupted by another signal, it waits again.
         if hangup.wait() == Ok(Signal::SIGHUP)
-            && let Err(err) = notify::reloading(|| daemon.reload(Reloading::default()))
+            && let Err(err) = notify::reloading(&daemon)
         {
             tracing::error!("{err}");
         }

@@ -1,13 +1,14 @@
 //! The daemon's status, put together from what each room counts.
 
 use super::daemon::Daemon;
+use super::psi;
 use super::served::Served;
 use crate::balloon::trace::Step;
 use crate::balloon::{Mode, Vmm};
 use crate::control::api::{
     BadPage, BalloonStatus, CheckState, CheckStatus, CompressorPool, CompressorPoolState, Counters,
-    Histogram, LoadLatency, PoolStatus, RunsByReason, ShrinkerStatus, Status, VmState as ApiVmState,
-    VmStatus, WritebackState as ApiWritebackState, WritebackStatus, buckets,
+    Histogram, LoadLatency, MemoryPressure, PoolStatus, RunsByReason, ShrinkerStatus, Status,
+    VmState as ApiVmState, VmStatus, WritebackState as ApiWritebackState, WritebackStatus, buckets,
 };
 use crate::device::complaints::Chain;
 use crate::device::latency::{FIRST_BUCKET_NS, Path};
@@ -42,13 +43,18 @@ pub(super) fn of(daemon: &Daemon) -> Status {
     // Configured ones first, in the configuration's order.
     let place = |vm: &VmStatus| served.iter().position(|other| other.config.name == vm.name);
     vms.sort_by_key(|vm| place(vm).unwrap_or(usize::MAX));
+    let pool = pool_status(daemon, &vms, metadata_bytes);
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         state_dir: daemon.config.state_dir.display().to_string(),
         start_time_seconds: daemon.start_time_seconds,
-        pool: pool_status(daemon, &vms, metadata_bytes),
-        shrinker: shrinker_status(daemon),
+        shrinker: shrinker_status(daemon, &pool),
         writeback: writeback_status(daemon),
+        memory_pressure: psi::now().map(|now| MemoryPressure {
+            some_avg10_ppm: now.some_avg10_ppm,
+            full_avg10_ppm: now.full_avg10_ppm,
+        }),
+        pool,
         vms,
     }
 }
@@ -138,12 +144,19 @@ fn pools(daemon: &Daemon, objects: &[u64; POOLS_MAX]) -> Vec<CompressorPool> {
                 .map_or_else(|| "earlier".to_owned(), |compressor| compressor.to_string()),
             state: if pool.current { CompressorPoolState::Current } else { CompressorPoolState::Draining },
             objects: objects[pool.id.index()],
+            objects_at_first: if pool.current {
+                0
+            } else {
+                daemon.draining.at_first(pool.id, objects[pool.id.index()])
+            },
         })
         .collect()
 }
 
-fn shrinker_status(daemon: &Daemon) -> ShrinkerStatus {
+fn shrinker_status(daemon: &Daemon, pool: &PoolStatus) -> ShrinkerStatus {
     let done = daemon.shrinker.stats().get();
+    let draining = pool.pools.iter().filter(|pool| pool.state == CompressorPoolState::Draining);
+    let left: u64 = draining.map(|pool| pool.objects).sum();
     ShrinkerStatus {
         runs_by_reason: RunsByReason {
             pool_full: done.runs_pool_full,
@@ -154,6 +167,8 @@ fn shrinker_status(daemon: &Daemon) -> ShrinkerStatus {
         evicted_pages: done.evicted_pages,
         compacted_objects: done.compacted_objects,
         recompressed_objects: done.recompressed_pages,
+        recompression_objects: done.recompression_objects,
+        recompression_objects_left: left.min(done.recompression_objects),
         recompression_waits: done.recompression_waits,
         evicted_bytes: done.evicted_bytes,
         stale_pages: done.stale_pages,
@@ -238,7 +253,8 @@ pub(super) fn check(progress: scrub::Progress) -> CheckStatus {
 }
 
 fn vm_status(served: &[Served], name: &str, vm: &VmState) -> VmStatus {
-    let device_vm = served.iter().find(|vm| vm.config.name == name).map(|vm| &vm.device);
+    let of_it = served.iter().find(|vm| vm.config.name == name);
+    let device_vm = of_it.map(|vm| &vm.device);
     let mut status = VmStatus {
         name: name.to_owned(),
         errors: device_vm.map_or(0, |vm| vm.errors()),
@@ -269,6 +285,7 @@ fn vm_status(served: &[Served], name: &str, vm: &VmState) -> VmStatus {
             status.message = Some(damaged.reason.clone());
         }
     }
+    status.stores = status.stores.saturating_sub(of_it.map_or(0, Served::own_stores));
     status
 }
 
