@@ -260,7 +260,7 @@ fn how_a_vm_is_squeezed_is_remembered_as_a_whole_and_can_be_taken_back() {
         ("min=1GiB", "vmm is missing"),
         ("vmm", "\"vmm\" is not KEY=VALUE"),
         ("vmm=qemu,mni=1GiB", "\"mni\" is no key of squeeze"),
-        ("vmm=qemu,min=1GB", "\"1GB\" is not a size"),
+        ("vmm=qemu,min=1GB", "\"1GB\" is not in IEC units"),
     ] {
         let output = daemon.ask(&["vm", "set", "web1", "--squeeze", given]);
         let said = String::from_utf8(output.stderr).unwrap();
