@@ -436,4 +436,9 @@ fn what_is_left_of_a_pool_is_said_of_how_much_and_the_swap_header_is_nobodys_sto
         (daemon.vm("web1")["stores"].as_u64(), daemon.vm("web1")["stored_pages"].as_u64()),
         (Some(0), Some(1))
     );
+    // By itself it is no change of the compressor, and what was remembered stays.
+    let text = ok(&daemon, &["pool", "set", "--recompress"]);
+    assert!(text.contains("stored (zstd:1)"), "{text}");
+    daemon.restart();
+    assert_eq!(daemon.status()["pool"]["compressor"], "zstd:1");
 }

@@ -170,8 +170,12 @@ impl Host for Daemon {
 
     fn release_vm(&self, name: &str) -> Result<VmStatus, SetError> {
         let (_, pages) = self.in_service(name)?;
-        pages.table().crashes().forget();
-        tracing::info!(vm = name, "the VM is in no quarantine any more");
+        let crashes = pages.table().crashes();
+        let was_quarantined = crashes.is_quarantined();
+        crashes.forget();
+        if was_quarantined {
+            tracing::info!(vm = name, "the VM is in no quarantine any more");
+        }
         self.vm_status(name)
     }
 
