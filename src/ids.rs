@@ -61,12 +61,44 @@ pub enum ParseBytesError {
         /// The text.
         given: String,
     },
+    /// Its unit is none of ours, and there is one of ours that was probably meant.
+    #[error("{given:?} is not in IEC units (B, KiB, MiB, GiB, TiB): did you mean \"{meant}\"?")]
+    Unit {
+        /// The text.
+        given: String,
+        /// The same number with the unit that is nearest.
+        meant: String,
+    },
     /// It is a number alone.
     #[error("{given} has no unit: write \"{given}MiB\" or \"{given}GiB\", or \"{given}B\" for so many bytes")]
     NoUnit {
         /// The text.
         given: String,
     },
+}
+
+impl ParseBytesError {
+    /// What was probably meant, if that can be told.
+    #[must_use]
+    pub fn meant(&self) -> Option<String> {
+        match self {
+            Self::Malformed { .. } => None,
+            Self::Unit { meant, .. } => Some(meant.clone()),
+            Self::NoUnit { given } => Some(format!("{given}MiB")),
+        }
+    }
+}
+
+/// The unit that is nearest to another spelling of it: `8G`, `8gb` and `8Gi` are meant to be `8GiB`.
+fn nearest_unit(unit: &str) -> Option<&'static str> {
+    let unit = unit.to_ascii_lowercase();
+    if matches!(unit.as_str(), "byte" | "bytes") {
+        return Some("B");
+    }
+    let rest_is_near = unit.chars().skip(1).all(|c| matches!(c, 'i' | 'b'));
+    let begins_as = |name: &str| unit.chars().next() == name.to_ascii_lowercase().chars().next();
+    let found = UNITS.iter().find(|(name, _)| name.len() > 1 && rest_is_near && begins_as(name));
+    found.map(|(name, _)| *name)
 }
 
 impl FromStr for Bytes {
@@ -81,7 +113,11 @@ impl FromStr for Bytes {
             return Err(ParseBytesError::NoUnit { given: number.to_owned() });
         }
         let unit = unit.trim();
-        let unit = UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).ok_or_else(err)?.1;
+        let Some(&(_, unit)) = UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)) else {
+            let meant = nearest_unit(unit).map(|unit| format!("{}{unit}", number.trim_end()));
+            let meant = meant.filter(|meant| meant.parse::<Self>().is_ok()).ok_or_else(err)?;
+            return Err(ParseBytesError::Unit { given: text.to_owned(), meant });
+        };
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         let whole: u64 = whole.parse().map_err(|_| err())?;
         // Nine decimal places are more than any size is written with, and keep the sum inside u128.
@@ -142,9 +178,29 @@ mod tests {
 
     #[test]
     fn what_is_not_a_size_is_refused() {
-        for text in ["", "GiB", "1GB", "-1", "1..5KiB", "1.", "99999999TiB", "1.0000000001GiB", "0x10"] {
+        for text in
+            ["", "GiB", "GB", "1EB", "1Mbit", "-1", "1..5KiB", "1.", "99999999TiB", "1.0000000001GiB", "0x10"]
+        {
             let error = text.parse::<Bytes>().unwrap_err();
             assert_eq!(error, ParseBytesError::Malformed { given: text.to_owned() });
+        }
+    }
+
+    #[test]
+    fn another_spelling_of_a_unit_is_refused_with_ours() {
+        for (text, meant) in [
+            ("8GB", "8GiB"),
+            ("8G", "8GiB"),
+            ("8g", "8GiB"),
+            ("1.5 gb", "1.5GiB"),
+            ("512Mi", "512MiB"),
+            ("7k", "7KiB"),
+            ("2T", "2TiB"),
+            ("4096 bytes", "4096B"),
+        ] {
+            let error = text.parse::<Bytes>().unwrap_err();
+            assert_eq!(error.meant().as_deref(), Some(meant), "{text}");
+            assert!(error.to_string().ends_with(&format!("did you mean \"{meant}\"?")), "{error}");
         }
     }
 

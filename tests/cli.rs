@@ -136,7 +136,7 @@ const WRONG_CHANGES: &[(&[&str], [&str; 2])] = &[
     (&["bench", "/s", "--block-size", "4096"], ["--block-size", "write \"4096MiB\""]),
     (&["pool"], ["pool", "set"]),
     (&["pool", "set"], ["--compressor", "required"]),
-    (&["pool", "set", "--recompress"], ["--compressor", "required"]),
+    (&["pool", "set", "--recompress", "--forget", "--compressor", "lz4"], ["--forget", "cannot be used"]),
     (&["pool", "set", "--compressor", "gzip"], ["\"gzip\"", "-7 to 22"]),
     (&["pool", "set", "--compressor", "zstd:23"], ["\"zstd:23\"", "-7 to 22"]),
 ];
@@ -209,6 +209,7 @@ impl Host for FakeHost {
             compressor: "lz4".to_owned(),
             state: CompressorPoolState::Draining,
             objects: u64::from(change.recompress),
+            objects_at_first: 4,
         };
         Ok(PoolStatus { compressor, pools: vec![old], ..PoolStatus::default() })
     }
@@ -304,7 +305,7 @@ fn a_change_prints_the_new_state() {
     assert_eq!((code, &json["weight"], &json["writeback"]), (Some(0), &7.into(), &true.into()));
     let (code, text, _) = ask(&["pool", "set", "--compressor", "zstd:3", "--recompress"]);
     assert!(code == Some(0) && text.contains("(zstd:3)"), "{text}");
-    assert!(text.ends_with("draining: lz4, objects left: 1\n"), "{text}");
+    assert!(text.ends_with("draining: lz4, objects left: 1; 3 of 4 objects done (75 %)\n"), "{text}");
     let (code, json, _) = ask(&["pool", "set", "--compressor=zstd", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((code, &json["compressor"]), (Some(0), &"zstd:1".into()));

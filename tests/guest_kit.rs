@@ -1,5 +1,6 @@
 //! Debian with its own kernel, udev and systemd, to which nothing was done but to copy `vmm-configs/guest` into it: once
-//! with the line of `fstab`, once with the unit, once with both and no disk. The guest judges the settings itself
+//! with the line of `fstab`, once with the unit, once with both and no disk, and once with nothing but the cloud-config as
+//! cloud-init's user data. The guest judges the settings itself
 //! (`images/judge-kit`), then works through more memory than it has. Needs QEMU and what `images/make-debian-guest`
 //! makes; `tests/run` provides both.
 
@@ -40,19 +41,28 @@ fn kit(files: &[(&str, &str)]) -> Files {
     kit
 }
 
-/// Boots Debian with these files of the kit, with our disk if there is a socket, and gives its counts.
-fn boot(dir: &Path, files: &[(&str, &str)], socket: Option<&Path>) -> String {
-    debian::boot(dir, kit(files), 256, socket)
+/// What this cloud would hand to the guest, which has no network, and of cloud-init's modules those that the user data
+/// is for: the others make users, keys and much else that takes its time.
+fn cloud_kit() -> Files {
+    let user_data = Path::new(env!("CARGO_MANIFEST_DIR")).join("vmm-configs/guest/cloud-config.yaml");
+    let mut kit = Files::new();
+    kit.put("var/lib/cloud/seed/nocloud/user-data", 0o644, &fs::read(user_data).unwrap());
+    kit.put("var/lib/cloud/seed/nocloud/meta-data", 0o644, b"instance-id: kit\n");
+    let settings = "datasource_list: [NoCloud]\nnetwork: {config: disabled}\nusers: []\n\
+                    cloud_init_modules: [write-files]\ncloud_config_modules: [runcmd]\n\
+                    cloud_final_modules: [scripts-user]\n";
+    kit.put("etc/cloud/cloud.cfg.d/99-kit.cfg", 0o644, settings.as_bytes());
+    kit
 }
 
-/// The same with a daemon, which must have had the pages.
-fn swaps(files: &[(&str, &str)]) {
+/// Boots Debian with these files and our disk beside a daemon, which must have had the pages.
+fn swaps(files: Files) {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let daemon = Daemon::start(
         dir.path(),
         "[pool]\nmax = \"50%\"\n[[vm]]\nname = \"web1\"\nsize = \"512MiB\"\nqueues = 1\n",
     );
-    let counts = boot(dir.path(), files, Some(&daemon.socket("web1")));
+    let counts = debian::boot(dir.path(), files, 256, Some(&daemon.socket("web1")));
     assert!(counts.contains("pages=51200 ") && counts.contains(" bad=0 "), "{counts}");
     let status = daemon.vm("web1");
     assert!(status["stores"].as_u64() > Some(5_000) && status["loads"].as_u64() > Some(0), "{status}");
@@ -61,17 +71,22 @@ fn swaps(files: &[(&str, &str)]) {
 
 #[test]
 fn debian_with_the_line_of_fstab_swaps_to_the_daemon() {
-    swaps(&[BY_FSTAB]);
+    swaps(kit(&[BY_FSTAB]));
 }
 
 #[test]
 fn debian_with_the_unit_swaps_to_the_daemon() {
-    swaps(&[BY_UNIT]);
+    swaps(kit(&[BY_UNIT]));
+}
+
+#[test]
+fn debian_with_the_cloud_config_as_user_data_swaps_to_the_daemon() {
+    swaps(cloud_kit());
 }
 
 #[test]
 fn debian_with_the_kit_boots_without_the_disk() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let counts = boot(dir.path(), &[BY_FSTAB, BY_UNIT], None);
+    let counts = debian::boot(dir.path(), kit(&[BY_FSTAB, BY_UNIT]), 256, None);
     assert!(counts.starts_with("without a disk"), "{counts}");
 }

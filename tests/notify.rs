@@ -59,6 +59,8 @@ fn systemd_is_told_that_the_daemon_is_ready_when_everybody_can_connect() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let (systemd, daemon) = Systemd::start(dir.path(), None);
     assert_eq!(systemd.next(), "STATUS=looking at the page tables\n");
+    assert_eq!(systemd.next(), "STATUS=looking at the page tables: 0 %\n");
+    assert_eq!(systemd.next(), "STATUS=looking at the page tables: 100 %\n");
     let ready = systemd.next();
     assert!(ready.contains("READY=1\n"), "{ready}");
     assert!(ready.contains("STATUS=0 of 1 VMs connected, 4KiB stored in "), "{ready}");
@@ -76,6 +78,32 @@ fn a_reload_is_told_from_its_beginning_to_its_end() {
     let reloading = systemd.await_word("RELOADING=1");
     assert!(reloading.contains("MONOTONIC_USEC="), "{reloading}");
     systemd.await_word("READY=1");
+}
+
+#[test]
+fn a_configuration_that_is_refused_is_told_until_one_is_gone_by() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (systemd, daemon) = Systemd::start(dir.path(), None);
+    systemd.await_word("READY=1");
+    let hang_up = |config: &str| {
+        daemon.configure(config);
+        kill(Pid::from_raw(daemon.pid().unwrap().try_into().unwrap()), Signal::SIGHUP).unwrap();
+        systemd.await_word("RELOADING=1");
+        systemd.await_word("READY=1")
+    };
+    let config = daemon.config().display().to_string();
+    for (wrong, why) in [
+        ("workers = 99\n", "workers = 99: must be a whole number from 1 to 64"),
+        ("wrokers = 1\n", "did you mean `workers`?"),
+    ] {
+        let told = hang_up(&format!("{wrong}{VM}"));
+        let line = told.lines().find(|line| line.starts_with("STATUS=")).unwrap();
+        for part in ["4KiB stored in", "; reload: nothing was changed", &config, why] {
+            assert!(line.contains(part), "{line}");
+        }
+    }
+    let told = hang_up(VM);
+    assert!(told.contains("STATUS=0 of 1 VMs connected") && !told.contains("reload"), "{told}");
 }
 
 #[test]

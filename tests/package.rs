@@ -63,6 +63,16 @@ fn a_package_holds_what_it_should_and_the_same_tree_gives_the_same_bytes() {
     assert!(depends.starts_with("libc6 (>= 2."), "{depends}");
 }
 
+/// What is overridden on purpose stands with its reason in `images/deb/lintian-overrides`.
+#[test]
+fn lintian_has_nothing_to_say_about_the_package() {
+    let dir = tempfile::tempdir().unwrap();
+    let package = pack(dir.path());
+    let mut lintian = Command::new("lintian");
+    lintian.args(["--allow-root", "--fail-on", "error,warning"]).arg(&package);
+    assert_eq!(printed(&mut lintian), "");
+}
+
 #[test]
 fn manual_pages_have_no_mistakes_and_the_configurations_names_each_key() {
     let dir = tempfile::tempdir().unwrap();

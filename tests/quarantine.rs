@@ -161,6 +161,8 @@ fn a_vm_that_crashes_the_daemon_again_and_again_is_quarantined_and_its_neighbour
     assert_eq!(crashes(&daemon, "web1").1, "quarantined");
     let released = daemon.ask(&["vm", "release", "web1"]);
     assert!(released.status.success(), "{released:?}");
+    let said = String::from_utf8_lossy(&released.stdout).into_owned();
+    assert_eq!(said, "web1: it is in no quarantine any more; its VMM may attach\n");
     assert_eq!(crashes(&daemon, "web1"), (0, "ready".to_owned()));
     reconnect([&mut web1, &mut web2]);
     assert_eq!(web1.answer(), Status::Ok);

@@ -9,6 +9,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use support::daemon::Daemon;
 use support::working::Guest;
@@ -141,11 +143,11 @@ impl Drop for Terminal {
     }
 }
 
-/// A terminal of 30 lines of 100, with `ballast top` in it; what it was like before and after is compared.
+/// A terminal of 30 lines of 130, with `ballast top` in it; what it was like before and after is compared.
 fn on_a_terminal(daemon: &Daemon, environment: &str) -> Terminal {
     let (program, config) = (env!("CARGO_BIN_EXE_ballast"), daemon.config());
     Terminal::run(&format!(
-        "stty rows 30 cols 100; before=$(stty -g); {environment} {program} top --interval 0.2 --sort vm --config {}; \
+        "stty rows 30 cols 130; before=$(stty -g); {environment} {program} top --interval 0.2 --sort vm --config {}; \
          echo \"ended with $?\"; [ \"$before\" = \"$(stty -g)\" ] && echo as it was",
         config.display()
     ))
@@ -170,6 +172,36 @@ fn on_a_terminal_it_shows_sorts_and_quits_and_leaves_it_as_it_was() {
     terminal.wait_for(&["pool:"]);
     terminal.press("q");
     terminal.wait_for(&["\u{1b}[?1049l", "ended with 0", "as it was"]);
+}
+
+#[test]
+fn a_vm_that_worked_has_a_sparkline() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let daemon = Daemon::start(dir.path(), TWO_VMS);
+    let mut guest = Guest::attach(&daemon, "web1");
+    let mut terminal = on_a_terminal(&daemon, "NO_COLOR=1");
+    let idle = terminal.wait_for(&["PAGES/s", "quit"]);
+    assert!(!idle.contains('█'), "nobody has worked: {idle:?}");
+    guest.work();
+    // The busiest look is as high as there is room, and quiet ones follow.
+    terminal.wait_for(&["█", "▁"]);
+    terminal.press("q");
+    terminal.wait_for(&["ended with 0", "as it was"]);
+}
+
+#[test]
+fn a_signal_ends_it_and_leaves_the_terminal_as_it_was() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let daemon = Daemon::start(dir.path(), TWO_VMS);
+    let pid = dir.path().join("pid");
+    // The shell says who it is and becomes the program.
+    let environment = format!("sh -c 'echo $$ >{}; exec \"$0\" \"$@\"'", pid.display());
+    let mut terminal = on_a_terminal(&daemon, &environment);
+    terminal.wait_for(&["\u{1b}[?1049h", "web1", "quit"]);
+    let pid = std::fs::read_to_string(pid).unwrap().trim().parse().unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    // 128 and the signal's number: whoever sent it sees that it was that.
+    terminal.wait_for(&["\u{1b}[?1049l", "ended with 143", "as it was"]);
 }
 
 #[test]

@@ -260,7 +260,7 @@ fn how_a_vm_is_squeezed_is_remembered_as_a_whole_and_can_be_taken_back() {
         ("min=1GiB", "vmm is missing"),
         ("vmm", "\"vmm\" is not KEY=VALUE"),
         ("vmm=qemu,mni=1GiB", "\"mni\" is no key of squeeze"),
-        ("vmm=qemu,min=1GB", "\"1GB\" is not a size"),
+        ("vmm=qemu,min=1GB", "\"1GB\" is not in IEC units"),
     ] {
         let output = daemon.ask(&["vm", "set", "web1", "--squeeze", given]);
         let said = String::from_utf8(output.stderr).unwrap();
@@ -398,4 +398,47 @@ fn a_change_that_cannot_be_remembered_is_not_made() {
     assert!(daemon.vm("web1")["weight"] == 7 && daemon.vm("db").is_null());
     ok(&daemon, &["vm", "set", "web1", "--weight", "8", "--runtime"]);
     assert_eq!(daemon.vm("web1")["weight"], 8);
+}
+
+#[test]
+fn what_is_left_of_a_pool_is_said_of_how_much_and_the_swap_header_is_nobodys_store() {
+    let dir = tmpfs();
+    let mut daemon = Daemon::start(dir.path(), CONFIG);
+    assert_eq!(
+        (daemon.vm("web1")["stores"].as_u64(), daemon.vm("web1")["stored_pages"].as_u64()),
+        (Some(0), Some(1))
+    );
+    let (device, mut queue) = daemon.attach("web1");
+    queue.write_pages(1, &pages()).unwrap();
+    let pages = u64::try_from(pages().len()).unwrap();
+    assert_eq!(daemon.vm("web1")["stores"].as_u64(), Some(pages));
+    let draining = |daemon: &Daemon| {
+        let pool = daemon.status()["pool"]["pools"][1].clone();
+        ["objects", "objects_at_first"].map(|key| pool[key].as_u64().unwrap())
+    };
+    let before = daemon.status()["pool"]["pools"][0]["objects"].as_u64().unwrap();
+    let text = ok(&daemon, &["pool", "set", "--compressor", "zstd"]);
+    assert!(
+        text.contains(&format!("draining: lz4, objects left: {before}; 0 of {before} objects done (0 %)")),
+        "{text}"
+    );
+    assert_eq!(draining(&daemon), [before, before]);
+    queue.discard(1, 7).unwrap();
+    let [left, at_first] = draining(&daemon);
+    assert!(left < before && at_first == before, "{left} of {at_first}");
+    drop((device, queue));
+    daemon.restart();
+    assert_eq!(draining(&daemon)[1], draining(&daemon)[0], "whatever there is drains, and nothing has yet");
+    // A VM that is cleared has another header.
+    wait_until_disconnected(&daemon, "web1");
+    ok(&daemon, &["vm", "clear", "web1"]);
+    assert_eq!(
+        (daemon.vm("web1")["stores"].as_u64(), daemon.vm("web1")["stored_pages"].as_u64()),
+        (Some(0), Some(1))
+    );
+    // By itself it is no change of the compressor, and what was remembered stays.
+    let text = ok(&daemon, &["pool", "set", "--recompress"]);
+    assert!(text.contains("stored (zstd:1)"), "{text}");
+    daemon.restart();
+    assert_eq!(daemon.status()["pool"]["compressor"], "zstd:1");
 }

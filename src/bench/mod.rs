@@ -83,6 +83,17 @@ impl Phase {
 /// Why the bench failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// There is nothing to drive.
+    #[error(
+        "no back end answers on {socket}: name the socket of a VM, which `ballast vm show NAME` says, while its daemon runs"
+    )]
+    Connect {
+        /// The back end's socket.
+        socket: PathBuf,
+        /// What happened.
+        #[source]
+        source: frontend::Error,
+    },
     /// The front end could not go on.
     #[error("the back end at {socket} failed the bench")]
     Frontend {
@@ -133,6 +144,16 @@ pub enum Error {
     Print(#[source] serde_json::Error),
 }
 
+impl Error {
+    fn of(args: &BenchArgs, source: frontend::Error) -> Self {
+        let socket = args.socket.clone();
+        match source {
+            frontend::Error::Connect { .. } => Self::Connect { socket, source },
+            source => Self::Frontend { socket, source },
+        }
+    }
+}
+
 /// Runs the bench and prints its report. The compression ratio in it is that of the daemon with this control socket;
 /// without one, of a daemon with a control socket beside the device's.
 ///
@@ -158,7 +179,7 @@ pub fn run(args: &BenchArgs, control: Option<&Path>) -> Result<(), Error> {
 /// When the back end fails, there is nothing to measure, or the daemon that was named doesn't answer.
 pub fn measure(args: &BenchArgs, control: Option<&Path>) -> Result<Report, Error> {
     let daemon = ratio::Daemon::of(&args.socket, control)?;
-    let failed = |source| Error::Frontend { socket: args.socket.clone(), source };
+    let failed = |source| Error::of(args, source);
     let block_pages = usize::try_from(args.block_size.0 / PAGE_SIZE_U64).unwrap_or(1);
     let source = Source::open(&args.corpus, block_pages)?;
     let options = options(args);

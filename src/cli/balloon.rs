@@ -29,7 +29,12 @@ fn line(host: &Host, step: &Step) -> String {
 
 pub fn replay(global: &Global, file: &Path) -> anyhow::Result<()> {
     let named = || format!("the trace {}", file.display());
-    let trace = BufReader::new(File::open(file).with_context(named)?);
+    let trace = BufReader::new(File::open(file).with_context(|| {
+        format!(
+            "{} can't be read; name balloon.trace in the state directory, or what `ballast simulate NAME --json` printed",
+            named()
+        )
+    })?);
     let (mut decisions, mut others) = (0, 0);
     for tick in trace::read(trace) {
         let tick = tick.with_context(named)?;

@@ -126,9 +126,9 @@ enum PoolCommand {
     /// Change the compressor, which is remembered and goes before the configuration's.
     Set {
         /// What new pages are compressed with: lz4, zstd or zstd:LEVEL.
-        #[arg(long, value_name = "C", required_unless_present = "forget", conflicts_with = "forget")]
+        #[arg(long, value_name = "C", required_unless_present_any = ["forget", "recompress"], conflicts_with = "forget")]
         compressor: Option<Compressor>,
-        /// Compress the pages that are there again, too, a few at a time.
+        /// Compress the pages that are there again, too, a few at a time; by itself, with the compressor that there is.
         #[arg(long)]
         recompress: bool,
         /// Only until the daemon starts again.

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use ballast::config::VmConfig;
-use ballast::control::api::{Clearing, MigrationName, NewVm, Removal, Squeeze, SqueezeMode, VmChange};
+use ballast::control::api::{
+    Clearing, MigrationName, NewVm, Removal, Squeeze, SqueezeMode, VmChange, VmDetails, VmState,
+};
 use ballast::control::vm_args::{self, Format, Guest, MEMORY_DEFAULT, Vmm, Wanted};
 use ballast::control::{listing, table};
 use ballast::ids::Bytes;
@@ -195,8 +197,11 @@ pub fn run(global: &Global, command: VmCommand) -> anyhow::Result<()> {
         VmCommand::Set(args) => set(global, &args),
         VmCommand::Clear { name, force } => clear(global, &name, Clearing { force }),
         VmCommand::Release { name } => {
-            let vm = global.client()?.release_vm(&name)?;
-            global.show(&vm, || format!("{name}: its VMM may attach\n"))
+            let client = global.client()?;
+            // It is no failure to ask for what is so already, but it is nothing that was done either.
+            let was_quarantined = client.vm(&name)?.status.state == VmState::Quarantined;
+            let vm = client.release_vm(&name)?;
+            global.show(&vm, || listing::released(&name, was_quarantined))
         }
     }
 }
@@ -237,8 +242,17 @@ fn set(global: &Global, SetArgs { name, share, runtime, forget }: &SetArgs) -> a
         runtime: *runtime,
         forget: *forget,
     };
-    let vm = global.client()?.set_vm(name, change)?;
-    global.show(&vm, || table::share(&vm))
+    // What the status doesn't have.
+    let mut keys =
+        Vec::from([("clear_after", share.clear_after.is_some()), ("squeeze", share.squeeze.is_some())]);
+    keys.retain(|(_, was_given)| *was_given);
+    let client = global.client()?;
+    let vm = client.set_vm(name, change)?;
+    let details = if keys.is_empty() { VmDetails::default() } else { client.vm(name)? };
+    global.show(&vm, || {
+        let lines = keys.iter().filter_map(|(key, _)| listing::setting(&details, key));
+        table::share(&vm) + &lines.collect::<String>()
+    })
 }
 
 fn clear(global: &Global, name: &str, clearing: Clearing) -> anyhow::Result<()> {

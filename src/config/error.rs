@@ -11,7 +11,7 @@ use super::remembered::EDITED;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file isn't there or can't be read.
-    #[error("the configuration {} can't be read", path.display())]
+    #[error("the configuration {} can't be read{}", path.display(), next_step(.source))]
     Read {
         /// The file.
         path: PathBuf,
@@ -33,20 +33,20 @@ pub enum ConfigError {
         error: Box<toml::de::Error>,
     },
     /// The keys of one VM are refused, wherever they came from.
-    #[error("the VM {name:?}: {source}")]
+    #[error("the VM {name:?}: {error}")]
     InVm {
         /// The VM.
         name: String,
-        /// What is wrong with them.
-        source: Box<ConfigError>,
+        /// What is wrong with them. It is told with this, so it is no source.
+        error: Box<ConfigError>,
     },
     /// The value of a key that has keys of its own, one of which doesn't exist.
-    #[error("{key}: {source}")]
+    #[error("{key}: {error}")]
     InKey {
         /// The key, with the VM it belongs to.
         key: String,
-        /// What is wrong in it.
-        source: Box<ConfigError>,
+        /// What is wrong in it. It is told with this, so it is no source.
+        error: Box<ConfigError>,
     },
     /// What a daemon remembers is not as it wrote it.
     #[error(
@@ -90,6 +90,17 @@ impl ConfigError {
             Self::InFile { source, .. } => format!("{self}: {}", source.chain()),
             _ => self.to_string().trim_end().to_owned(),
         }
+    }
+}
+
+/// What to do about a configuration that can't be read.
+fn next_step(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::NotFound => {
+            "; write one (an empty file says that everything is as usual), or name another with --config"
+        }
+        io::ErrorKind::PermissionDenied => "; run this as root or as the daemon's user",
+        _ => "; it must be a text file: name another with --config",
     }
 }
 

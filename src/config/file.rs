@@ -48,12 +48,15 @@ struct File {
     writeback: Option<Writeback>,
     #[serde(default)]
     balloon: Balloon,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "vm::sections")]
     vm: Vec<Vm>,
 }
 
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "the section [pool] with its keys: max, compressor, accept_threshold, store_deadline_ms, pressure"
+)]
 struct Pool {
     max: Option<Value>,
     compressor: Option<Value>,
@@ -123,7 +126,7 @@ fn pool(pool: &Pool, host_bytes: u64) -> Result<PoolConfig, ConfigError> {
         crate::ids::Bytes(host_bytes)
     );
     let of_host = |percent: u64| host_bytes / 100 * percent;
-    let max_bytes = max.or(of_host(25), &allowed, |value| {
+    let max_bytes = max.size_or(of_host(25), &allowed, |value| {
         match value.as_str().and_then(|text| text.strip_suffix('%')) {
             Some(percent) => percent.trim().parse().ok().filter(|p| (1..=90).contains(p)).map(of_host),
             None => value::bytes(value).filter(|bytes| (MIB..=host_bytes).contains(bytes)),

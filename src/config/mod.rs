@@ -252,7 +252,7 @@ pub struct UnknownVm {
 #[must_use]
 pub fn known_vms(known: &[String]) -> String {
     if known.is_empty() {
-        "no VM is configured".to_owned()
+        "no VM is configured: add one with `ballast vm add NAME --size SIZE`".to_owned()
     } else {
         format!("the VMs are: {}", known.join(", "))
     }

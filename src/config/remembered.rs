@@ -11,7 +11,7 @@ use std::path::Path;
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::{ConfigError, VM_KEYS};
+use super::{ConfigError, VM_KEYS, vm};
 use crate::private;
 use crate::store::codec::Compressor;
 
@@ -35,12 +35,12 @@ pub struct Remembered {
 struct File {
     #[serde(default)]
     pool: Pool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "vm::sections")]
     vm: Vec<Table>,
 }
 
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "the section [pool] with its key: compressor")]
 struct Pool {
     compressor: Option<String>,
 }

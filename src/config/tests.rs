@@ -118,7 +118,7 @@ const REFUSED: &[(&str, [&str; 3])] = &[
     ("[pool]\nmax = \"0%\"", ["pool.max", "\"0%\"", "1%"]),
     ("[pool]\nmax = \"91%\"", ["pool.max", "\"91%\"", "90%"]),
     ("[pool]\nmax = \"2.5%\"", ["pool.max", "\"2.5%\"", "90%"]),
-    ("[pool]\nmax = \"8GB\"", ["pool.max", "\"8GB\"", "1MiB"]),
+    ("[pool]\nmax = \"8GB\"", ["pool.max", "\"8GB\"", "did you mean \"8GiB\"?"]),
     ("[pool]\nmax = \"17GiB\"", ["pool.max", "\"17GiB\"", "(16GiB)"]),
     ("[pool]\nmax = 4294967296", ["pool.max", "4294967296", "1MiB"]),
     ("[pool]\ncompressor = \"gzip\"", ["pool.compressor", "\"gzip\"", "lz4"]),
@@ -177,6 +177,8 @@ const REFUSED: &[(&str, [&str; 3])] = &[
         "[[vm]]\nname = \"a\"\nsize = \"2GiB\"\nlimit = \"1GiB\"\nreserve = \"2GiB\"",
         ["\"a\": reserve", "\"2GiB\"", "0B to the VM's limit (1GiB)"],
     ),
+    ("[[vm]]\nname = \"a\"\nsize = \"4g\"", ["\"a\": size", "\"4g\"", "did you mean \"4GiB\"?"]),
+    ("[balloon]\nbudget = \"4gb\"", ["balloon.budget", "\"4gb\"", "did you mean \"4GiB\"?"]),
     ("[balloon]\nbudget = \"101%\"", ["balloon.budget", "\"101%\"", "\"100%\""]),
     ("[balloon]\nbudget = \"17GiB\"", ["balloon.budget", "\"17GiB\"", "64MiB to that memory (16GiB)"]),
     ("[balloon]\ninterval = \"0s\"", ["balloon.interval", "\"0s\"", "from 1s to 1m"]),
@@ -250,6 +252,34 @@ fn the_example_has_every_key() {
             assert!(lines.iter().any(|line| example.contains(line)), "{section}{key}");
         }
     }
+}
+
+#[test]
+fn a_section_that_is_none_is_told_its_keys() {
+    for section in ["pool", "writeback", "balloon", "vm"] {
+        let brackets = if section == "vm" { "[[vm]]" } else { &format!("[{section}]") };
+        let keys = parse(&format!("{brackets}\nnonsense = 1\n")).unwrap_err().to_string();
+        let (_, keys) = keys.split_once("expected").unwrap();
+        let keys: Vec<&str> = keys.split('`').skip(1).step_by(2).collect();
+        assert!(keys.len() >= 2, "{section}");
+        for value in ["3", "\"8GiB\"", "true", "[3]", "[[[]]]"] {
+            let message = parse(&format!("{section} = {value}")).unwrap_err().to_string();
+            assert!(message.contains(brackets), "{section} = {value}: {message}");
+            assert!(!message.contains("struct"), "{message}");
+            // What stands in a list of VMs is one of them, and told what one is.
+            let keys = if section == "vm" && value.starts_with('[') { &["name", "size"] } else { &keys[..] };
+            assert!(keys.iter().all(|key| message.contains(key)), "{section} = {value}: {message}");
+        }
+    }
+    let message = parse("[vm]\nname = \"a\"\n").unwrap_err().to_string();
+    assert!(message.contains("[[vm]], in two brackets"), "{message}");
+}
+
+#[test]
+fn what_is_wrong_in_a_key_is_said_once() {
+    let vm = "[[vm]]\nname = \"a\"\nsize = \"1GiB\"\nsqueeze = { vmm = \"vhost-user\", mn = \"1GiB\" }";
+    let error = parse(vm).unwrap_err();
+    assert!(error.to_string().contains("`mn`") && std::error::Error::source(&error).is_none(), "{error}");
 }
 
 #[test]

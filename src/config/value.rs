@@ -55,6 +55,18 @@ impl<'a> Key<'a> {
         }
     }
 
+    /// The same for a value with a size in it: who wrote another unit is told what was probably meant.
+    pub(super) fn size_or<T>(
+        &self,
+        default: T,
+        allowed: &str,
+        read: impl FnOnce(&'a Value) -> Option<T>,
+    ) -> Result<T, ConfigError> {
+        let meant = self.text().and_then(|text| text.parse::<Bytes>().err()?.meant());
+        let meant = meant.map(|meant| format!("; did you mean \"{meant}\"?")).unwrap_or_default();
+        self.or(default, &format!("{allowed}{meant}"), read)
+    }
+
     /// A whole number.
     pub(super) fn number(&self, default: u32, allowed: RangeInclusive<u32>) -> Result<u32, ConfigError> {
         let text = format!("must be a whole number from {} to {}", allowed.start(), allowed.end());
@@ -116,10 +128,12 @@ impl<'a> Key<'a> {
         if multiple > 1 {
             text = format!("{text}, and a multiple of {}", Bytes(multiple));
         }
-        let Some(value) = self.value else { return default.ok_or_else(|| self.error(text)) };
-        bytes(value)
-            .filter(|bytes| allowed.contains(bytes) && bytes.is_multiple_of(multiple))
-            .ok_or_else(|| self.error(text))
+        if !self.is_given() {
+            return default.ok_or_else(|| self.error(text));
+        }
+        self.size_or(0, &text, |value| {
+            bytes(value).filter(|bytes| allowed.contains(bytes) && bytes.is_multiple_of(multiple))
+        })
     }
 
     /// A file that the daemon keeps for itself, by its absolute path.

@@ -1,14 +1,18 @@
 //! The `[[vm]]` sections: a disk each, its share of the pool, and what the guest finds on it.
 
 use std::collections::HashSet;
+use std::fmt;
+use std::marker::PhantomData;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use toml::Value;
 
 use super::value::{self, Key};
-use super::{ConfigError, Migration, VmConfig, keys, squeeze, uuid};
+use super::{ConfigError, Migration, VM_KEYS, VmConfig, keys, squeeze, uuid};
 use crate::ids::Bytes;
 use crate::page::PAGE_SIZE_U64;
 
@@ -34,7 +38,7 @@ const CLEAR_AFTER: RangeInclusive<Duration> =
     Duration::from_secs(3600)..=Duration::from_secs(10 * 365 * 24 * 3600);
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a section [[vm]]: a name, a size, and what else is said of one VM")]
 pub(super) struct Vm {
     name: Option<Value>,
     size: Option<Value>,
@@ -65,6 +69,25 @@ pub(super) fn parse(vms: &[Vm], pool_max_bytes: u64) -> Result<Vec<VmConfig>, Co
     Ok(vms)
 }
 
+/// The `[[vm]]` sections of a file, each read as a `T`. A message about anything else names what they may have.
+pub(super) fn sections<'de, D: Deserializer<'de>, T: Deserialize<'de>>(file: D) -> Result<Vec<T>, D::Error> {
+    file.deserialize_any(Sections(PhantomData))
+}
+
+struct Sections<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Sections<T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a section [[vm]], in two brackets, for each VM, with its keys: {}", VM_KEYS.join(", "))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, sections: A) -> Result<Self::Value, A::Error> {
+        Vec::deserialize(SeqAccessDeserializer::new(sections))
+    }
+}
+
 /// One VM whose keys came from several places.
 ///
 /// # Errors
@@ -72,7 +95,7 @@ pub(super) fn parse(vms: &[Vm], pool_max_bytes: u64) -> Result<Vec<VmConfig>, Co
 pub fn parse_one(keys: &toml::Table) -> Result<VmConfig, ConfigError> {
     let name = keys.get("name").and_then(Value::as_str).unwrap_or_default();
     let read = Vm::deserialize(keys.clone()).map_err(ConfigError::syntax);
-    let vm = read.map_err(|error| ConfigError::InVm { name: name.to_owned(), source: Box::new(error) })?;
+    let vm = read.map_err(|error| ConfigError::InVm { name: name.to_owned(), error: Box::new(error) })?;
     self::vm("name".to_owned(), |name| format!("the VM {name:?}: "), &vm, &mut HashSet::new())
 }
 
@@ -172,7 +195,7 @@ fn clear_after(key: &Key<'_>) -> Result<Option<Duration>, ConfigError> {
 
 fn reserve(key: &Key<'_>, limit_bytes: u64) -> Result<u64, ConfigError> {
     let allowed = format!("must be a size from 0B to the VM's limit ({})", Bytes(limit_bytes));
-    key.or(0, &allowed, |value| value::bytes(value).filter(|bytes| *bytes <= limit_bytes))
+    key.size_or(0, &allowed, |value| value::bytes(value).filter(|bytes| *bytes <= limit_bytes))
 }
 
 fn label(key: &Key<'_>) -> Result<String, ConfigError> {

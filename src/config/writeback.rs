@@ -23,7 +23,10 @@ const DAILY_LIMIT_BYTES_MAX: u64 = 1 << 50;
 const IDLE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "the section [writeback] with its keys: path, size, daily_limit, idle"
+)]
 pub(super) struct Writeback {
     path: Option<Value>,
     size: Option<Value>,

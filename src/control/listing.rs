@@ -1,4 +1,4 @@
-//! What `vm show`, `vm add`, `vm remove` and `reload` say to people. Pure functions from an answer to a text.
+//! What `vm show`, `vm add`, `vm remove`, `vm release` and `reload` say to people. Pure functions from an answer to a text.
 
 use super::api::{ChangeOutcome, ReloadReport, SettingValue, VmDetails, VmRemoved};
 use crate::ids::Bytes;
@@ -47,6 +47,13 @@ pub fn details(vm: &VmDetails) -> String {
     text
 }
 
+/// The line for one key of a VM, if it has that.
+#[must_use]
+pub fn setting(vm: &VmDetails, key: &str) -> Option<String> {
+    let setting = vm.settings.iter().find(|setting| setting.key == key)?;
+    Some(format!("{}: {key} {}\n", vm.status.name, setting.value))
+}
+
 /// A time in the largest unit of which there is a whole one.
 fn ago(seconds: u64) -> String {
     let units = [(86_400, "days"), (3600, "hours"), (60, "minutes")];
@@ -72,6 +79,13 @@ pub fn removed(vm: &VmRemoved) -> String {
     };
     let returns = if vm.returns { "; it is back, empty, when the daemon starts again" } else { "" };
     format!("{}: removed; {pages}{returns}\n", vm.removed)
+}
+
+/// A VM that was released.
+#[must_use]
+pub fn released(name: &str, was_quarantined: bool) -> String {
+    let before = if was_quarantined { "it is in no quarantine any more" } else { "it was in no quarantine" };
+    format!("{name}: {before}; its VMM may attach\n")
 }
 
 /// What reading the configuration again came to, or would.

@@ -84,6 +84,10 @@ pub fn totals(status: &Status) -> Vec<String> {
 
 fn summary(status: &Status) -> String {
     let mut text = pool(&status.pool);
+    let (objects, left) = (status.shrinker.recompression_objects, status.shrinker.recompression_objects_left);
+    if objects > 0 {
+        text.push_str(&format!("recompression: {}\n", done(objects, left)));
+    }
     if status.shrinker.recompression_waits {
         text.push_str("recompression: found no room, and tries again less and less often\n");
     }
@@ -91,7 +95,12 @@ fn summary(status: &Status) -> String {
         text.push_str(&writeback(file));
     }
     if let Some(source) = &status.pool.pressure_source {
-        text.push_str(&format!("pressure: told by {source}\n"));
+        let waited = status.memory_pressure.map(|pressure| {
+            let percent = |ppm: u64| format!("{}.{:02} %", ppm / 10_000, ppm / 100 % 100);
+            let (some, full) = (percent(pressure.some_avg10_ppm), percent(pressure.full_avg10_ppm));
+            format!("; of the last 10 s some task waited for memory {some}, and all did {full}")
+        });
+        text.push_str(&format!("pressure: told by {source}{}\n", waited.unwrap_or_default()));
     }
     text
 }
@@ -115,6 +124,13 @@ fn table(columns: &[Column], vms: &[VmStatus]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// How many of so many objects are done with, when some are left.
+fn done(objects: u64, left: u64) -> String {
+    let done = objects.saturating_sub(left);
+    let percent = u128::from(done) * 100 / u128::from(objects.max(1));
+    format!("{done} of {objects} objects done ({percent} %)")
 }
 
 fn pages(pages: u64) -> String {
@@ -155,7 +171,12 @@ pub fn pool(pool: &PoolStatus) -> String {
         text.push_str(&format!("cold: {}, objects: {}\n", cold.compressor, cold.objects));
     }
     for old in pool.pools.iter().filter(|pool| pool.state == CompressorPoolState::Draining) {
-        text.push_str(&format!("draining: {}, objects left: {}\n", old.compressor, old.objects));
+        // A daemon that is older than its client doesn't say how many there were.
+        let of = match old.objects_at_first {
+            0 => String::new(),
+            at_first => format!("; {}", done(at_first, old.objects)),
+        };
+        text.push_str(&format!("draining: {}, objects left: {}{of}\n", old.compressor, old.objects));
     }
     text
 }
@@ -200,7 +221,9 @@ fn ratio(pool: &PoolStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::api::{CompressorPool, Counters, ShrinkerStatus, VmState, WritebackState};
+    use super::super::api::{
+        CompressorPool, Counters, MemoryPressure, ShrinkerStatus, VmState, WritebackState,
+    };
     use super::*;
 
     #[test]
@@ -253,8 +276,12 @@ a-long-name: its page table is damaged
 
     #[test]
     fn what_is_full_or_drains_or_is_in_the_file_is_said() {
-        let draining =
-            CompressorPool { compressor: "lz4".to_owned(), state: CompressorPoolState::Draining, objects: 7 };
+        let draining = CompressorPool {
+            compressor: "lz4".to_owned(),
+            state: CompressorPoolState::Draining,
+            objects: 7,
+            objects_at_first: 20,
+        };
         let pool = PoolStatus {
             compressor: "zstd:3".to_owned(),
             full: true,
@@ -274,19 +301,31 @@ a-long-name: its page table is damaged
             daily_limit_bytes: Some(3 << 30),
             ..WritebackStatus::default()
         };
-        let shrinker = ShrinkerStatus { recompression_waits: true, ..ShrinkerStatus::default() };
+        let shrinker = ShrinkerStatus {
+            recompression_waits: true,
+            recompression_objects: 9,
+            recompression_objects_left: 7,
+            ..ShrinkerStatus::default()
+        };
         let vm = VmStatus { name: "web1".to_owned(), file_pages: 512, ..VmStatus::default() };
-        let mut status =
-            Status { pool, shrinker, writeback: Some(writeback), vms: vec![vm.clone()], ..Status::default() };
+        let mut status = Status {
+            pool,
+            shrinker,
+            writeback: Some(writeback),
+            memory_pressure: Some(MemoryPressure { some_avg10_ppm: 120_500, full_avg10_ppm: 600 }),
+            vms: vec![vm.clone()],
+            ..Status::default()
+        };
         let expected = "\
 pool: 0B of 0B used, payload 0B, metadata 0B; 0B stored (zstd:3), ratio -, saved 0B
 full: pages leave until less than 90 % is used
 writes that wait for room: 3
 bad pages found: 2; `ballast check` says which are still there
-draining: lz4, objects left: 7
+draining: lz4, objects left: 7; 13 of 20 objects done (65 %)
+recompression: 2 of 9 objects done (22 %)
 recompression: found no room, and tries again less and less often
 writeback: failed (no space); 1GiB of 64GiB in use, 2GiB of 3GiB written today
-pressure: told by psi+cgroup
+pressure: told by psi+cgroup; of the last 10 s some task waited for memory 12.05 %, and all did 0.06 %
 VM    STATE  CONNECTED  SIZE  STORED  SAME-FILLED  IN FILE  POOL  LIMIT  STORES  LOADS  ERRORS
 web1  ready  no           0B      0B           0B     2MiB    0B     0B       0      0       0
 ";

@@ -40,6 +40,14 @@ const SHRINKER: &[Number<ShrinkerStatus>] = &[
         "Objects compressed again for another compressor.",
         |done| done.recompressed_objects,
     ),
+    gauge(
+        "ballast_shrinker_recompression_objects",
+        "Objects that there were to compress again when that was asked for; 0 when it has ended.",
+        |done| done.recompression_objects,
+    ),
+    gauge("ballast_shrinker_recompression_objects_left", "Those of them that are left.", |done| {
+        done.recompression_objects_left
+    }),
     gauge("ballast_shrinker_recompression_waits", "Whether recompression found no room.", |done| {
         done.recompression_waits.into()
     }),
@@ -107,6 +115,14 @@ pub(super) fn write(status: &Status, writer: &mut Writer) {
     if let Some(file) = &status.writeback {
         writeback(file, writer);
     }
+    if let Some(pressure) = &status.memory_pressure {
+        let help =
+            "The share of the last ten seconds in which some or all tasks of the host waited for memory.";
+        writer.family("ballast_memory_pressure_avg10_ratio", Kind::Gauge, help);
+        for (tasks, ppm) in [("some", pressure.some_avg10_ppm), ("full", pressure.full_avg10_ppm)] {
+            writer.sample(&[("tasks", tasks)], ppm as f64 / 1e6);
+        }
+    }
 }
 
 fn pool(pool: &PoolStatus, writer: &mut Writer) {
@@ -119,6 +135,12 @@ fn pool(pool: &PoolStatus, writer: &mut Writer) {
     writer.family("ballast_pool_objects", Kind::Gauge, "Compressed pages in the pool, by what made them.");
     for made in &pool.pools {
         writer.sample(&[("compressor", &made.compressor), ("state", made.state.as_str())], made.objects);
+    }
+    let help = "Compressed pages that a pool held when new ones ceased to go to it; 0 of the current one.";
+    writer.family("ballast_pool_objects_at_first", Kind::Gauge, help);
+    for made in &pool.pools {
+        let labels = [("compressor", &*made.compressor), ("state", made.state.as_str())];
+        writer.sample(&labels, made.objects_at_first);
     }
     let help = "How the daemon learns that the host's memory is short; none when it doesn't.";
     writer.family("ballast_pressure_source", Kind::Info, help);

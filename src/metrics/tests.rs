@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::control::api::{
-    Bucket, CompressorPool, Histogram, LoadLatency, PoolStatus, VmStatus, WritebackStatus,
+    Bucket, CompressorPool, Histogram, LoadLatency, MemoryPressure, PoolStatus, VmStatus, WritebackStatus,
 };
 
 /// Parts of the status that are sums over the VMs, or the same number twice; `sum(…)` makes them of what is told.
@@ -39,7 +39,8 @@ fn full_status() -> Status {
     };
     let pool = PoolStatus { pools: vec![CompressorPool::default()], ..PoolStatus::default() };
     let file = WritebackStatus { daily_limit_bytes: Some(0), ..WritebackStatus::default() };
-    Status { pool, writeback: Some(file), vms: vec![vm], ..Status::default() }
+    let memory_pressure = Some(MemoryPressure::default());
+    Status { pool, writeback: Some(file), memory_pressure, vms: vec![vm], ..Status::default() }
 }
 
 /// Gives every number of `value` another value; those that are not told elsewhere go to `given`, by their paths.
@@ -86,7 +87,13 @@ fn every_number_of_the_status_is_told() {
         for (path, number) in &given {
             let number = f64::from(*number);
             // In base units.
-            let per = [("percent", 100.0), ("_ms_sum", 1e3), ("_ns/sum", 1e9), ("latency_ns/", 1e9)];
+            let per = [
+                ("percent", 100.0),
+                ("avg10_ppm", 1e6),
+                ("_ms_sum", 1e3),
+                ("_ns/sum", 1e9),
+                ("latency_ns/", 1e9),
+            ];
             let per = per.iter().find(|(name, _)| path.contains(name) && !path.ends_with("/count"));
             let expected = number / per.map_or(1.0, |(_, per)| *per);
             let forms = [expected.to_string(), format!("{expected:.1}")];

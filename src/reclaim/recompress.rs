@@ -136,7 +136,8 @@ pub(super) struct Recompression {
     not_before: Option<Instant>,
     /// Whether the log was told of pauses.
     told: bool,
-    /// Pages that all passes of a drain moved, and when the log was told of them.
+    /// Objects that there were to move when a drain began, pages that all its passes moved, and when the log was told of them.
+    objects: u64,
     drained: u64,
     told_drained: Option<Instant>,
     last_burst: Option<Instant>,
@@ -152,13 +153,19 @@ pub(super) struct Burst {
 }
 
 impl Recompression {
-    /// Begins to move pages of earlier pools, or begins it anew.
-    pub(super) fn begin(&mut self) {
-        tracing::info!("idle pages are compressed anew");
+    /// Begins to move pages of earlier pools, or begins it anew, when there are so many objects of those.
+    pub(super) fn begin(&mut self, objects: u64) {
+        tracing::info!(of = objects, "idle pages are compressed anew");
         self.next = None;
-        (self.draining, self.drained, self.told_drained) = (true, 0, Some(Instant::now()));
+        (self.draining, self.objects, self.drained) = (true, objects, 0);
+        self.told_drained = Some(Instant::now());
         (self.pause, self.not_before, self.told) = (Duration::ZERO, None, false);
         (self.moved, self.without_room, self.busy) = (0, 0, false);
+    }
+
+    /// Objects that there were to move when the drain began; 0 when it has ended.
+    pub(super) fn objects(&self) -> u64 {
+        if self.draining { self.objects } else { 0 }
     }
 
     /// Goes by other options.
@@ -277,7 +284,7 @@ impl Recompression {
         }
         self.drained += moved;
         if self.told_drained.is_some_and(|told| told.elapsed() >= TOLD_EVERY) {
-            tracing::info!(pages = self.drained, "idle pages are being compressed anew");
+            tracing::info!(pages = self.drained, of = self.objects, "idle pages are being compressed anew");
             self.told_drained = Some(Instant::now());
         }
     }
@@ -287,7 +294,7 @@ impl Recompression {
         let (moved, left) = (std::mem::take(&mut self.moved), std::mem::take(&mut self.without_room));
         let again = std::mem::take(&mut self.busy) || (self.draining && left > 0);
         if self.draining && !again {
-            tracing::info!(pages = self.drained, "idle pages were compressed anew");
+            tracing::info!(pages = self.drained, of = self.objects, "idle pages were compressed anew");
             self.draining = false;
         }
         let in_vain = moved.saturating_mul(LEFT_PER_MOVED) < left;

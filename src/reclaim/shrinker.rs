@@ -23,6 +23,7 @@ use crate::store::Store;
 use crate::store::arena::compact;
 use crate::store::codec::Scratch;
 use crate::store::lru::Age;
+use crate::store::pool::PoolId;
 use crate::store::room::{Marks, Outlook};
 use crate::store::vm::{Generation, VmStore};
 use crate::threads::{self, Role};
@@ -388,13 +389,25 @@ impl Shrinker {
     fn upkeep(&mut self) -> bool {
         self.store.end_drained_pools();
         if self.requests.recompress.swap(false, Ordering::Relaxed) {
-            self.recompression.begin();
+            self.recompression.begin(self.objects_of_other_pools());
         }
         let vms: Vec<_> = self.vms.values().map(|(vm, _)| Arc::clone(vm)).collect();
         self.recompression.set_options(self.requests.cold());
         let burst = self.recompression.some(&self.store.shared().pools, &vms, &mut self.scratch);
-        self.stats.recompressed(burst.moved, self.recompression.waiting());
+        self.stats.recompressed(burst.moved, self.recompression.objects(), self.recompression.waiting());
         burst.more
+    }
+
+    /// What there is to compress anew.
+    fn objects_of_other_pools(&self) -> u64 {
+        let pools = &self.store.shared().pools;
+        let (current, cold) = (pools.current().id, pools.cold().map(|pool| pool.id));
+        let stays = |id: PoolId| id == current || Some(id) == cold;
+        let other = |vm: &VmStore| -> u64 {
+            let by_pool = (0..).map(PoolId::from_bits).zip(vm.accounting().held.objects_by_pool);
+            by_pool.filter(|(id, _)| !stays(*id)).map(|(_, objects)| objects).sum()
+        };
+        self.vms.values().map(|(vm, _)| other(vm)).sum()
     }
 
     /// Whether more of the arena lies between objects than should, and some of it can be had back: a few free places of

@@ -13,6 +13,7 @@ pub struct ShrinkerStats {
     stale_pages: AtomicU64,
     compacted_objects: AtomicU64,
     recompressed_pages: AtomicU64,
+    recompression_objects: AtomicU64,
     recompression_waits: AtomicBool,
     cleaned_segments: AtomicU64,
     full: AtomicBool,
@@ -39,6 +40,8 @@ pub struct Reclaimed {
     pub compacted_objects: u64,
     /// Pages that were compressed anew.
     pub recompressed_pages: u64,
+    /// Objects that there were to compress anew when that began; 0 when it has ended.
+    pub recompression_objects: u64,
     /// Whether pages that are to be compressed anew found no room, and are tried again after a pause.
     pub recompression_waits: bool,
     /// Segments of the file that were cleaned.
@@ -62,8 +65,9 @@ impl ShrinkerStats {
         self.compacted_objects.fetch_add(objects, Ordering::Relaxed);
     }
 
-    pub(super) fn recompressed(&self, pages: u64, waits: bool) {
+    pub(super) fn recompressed(&self, pages: u64, of: u64, waits: bool) {
         self.recompressed_pages.fetch_add(pages, Ordering::Relaxed);
+        self.recompression_objects.store(of, Ordering::Relaxed);
         self.recompression_waits.store(waits, Ordering::Relaxed);
     }
 
@@ -90,6 +94,7 @@ impl ShrinkerStats {
             stale_pages: read(&self.stale_pages),
             compacted_objects: read(&self.compacted_objects),
             recompressed_pages: read(&self.recompressed_pages),
+            recompression_objects: read(&self.recompression_objects),
             recompression_waits: self.recompression_waits.load(Ordering::Relaxed),
             cleaned_segments: read(&self.cleaned_segments),
             full: self.full.load(Ordering::Relaxed),

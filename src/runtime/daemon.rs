@@ -6,6 +6,8 @@ use std::time::UNIX_EPOCH;
 use parking_lot::{Mutex, RwLock};
 
 use super::balloons::Balloons;
+use super::draining::Draining;
+use super::notify;
 use super::served::Served;
 use super::{ServeError, reload, report, served, status};
 use crate::config::{Config, Layers, VmConfig};
@@ -14,6 +16,7 @@ use crate::control::api::{
     PoolStatus, ReloadReport, Reloading, Removal, Report, Reporting, SetError, Status, VmChange, VmDetails,
     VmRemoved, VmStatus,
 };
+use crate::control::listing;
 use crate::control::socket::Sockets;
 use crate::device::Device;
 use crate::device::complaints::Chain;
@@ -37,6 +40,9 @@ pub struct Daemon {
     pub(super) pressure: Option<Monitor>,
     pub(super) scrubber: scrub::Handle,
     pub(super) balloons: Arc<Balloons>,
+    pub(super) draining: Draining,
+    /// What was wrong with the configuration when it was read last, if it was not gone by as a whole.
+    pub(super) refused: Mutex<Option<String>>,
     /// When it started, in seconds since 1970.
     pub(super) start_time_seconds: u64,
     pub(super) sockets: Mutex<Sockets>,
@@ -68,7 +74,8 @@ impl Daemon {
             host_bytes: config.host_bytes,
         };
         let specs = config.vms.iter().map(served::spec).collect();
-        let store = Arc::new(Store::open(store_config, specs, || open_file(&config))?);
+        let store = Store::open_telling(store_config, specs, || open_file(&config), &mut notify::walked)?;
+        let store = Arc::new(store);
         tell_what_is_wrong(&store);
         if config.lock_memory {
             store.lock_memory().map_err(ServeError::LockMemory)?;
@@ -87,6 +94,7 @@ impl Daemon {
         let pressure = config.pool.pressure.then(|| watch_pressure(&shrinker, &balloons)).transpose()?;
         let scrubber = Scrubber::new(Arc::clone(&store), config.scrub).start().map_err(ServeError::Thread)?;
         let start_time_seconds = UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+        let draining = Draining::of(&store);
         let orders = Mutex::new(Orders { layers, running: config.clone() });
         let (sockets, served) = (Mutex::new(sockets), RwLock::new(vms));
         Ok(Self {
@@ -97,6 +105,8 @@ impl Daemon {
             pressure,
             scrubber,
             balloons,
+            draining,
+            refused: Mutex::default(),
             start_time_seconds,
             sockets,
             served,
@@ -162,8 +172,12 @@ impl Host for Daemon {
 
     fn release_vm(&self, name: &str) -> Result<VmStatus, SetError> {
         let (_, pages) = self.in_service(name)?;
-        pages.table().crashes().forget();
-        tracing::info!(vm = name, "the VM is in no quarantine any more");
+        let crashes = pages.table().crashes();
+        let was_quarantined = crashes.is_quarantined();
+        crashes.forget();
+        if was_quarantined {
+            tracing::info!(vm = name, "the VM is in no quarantine any more");
+        }
         self.vm_status(name)
     }
 
@@ -172,7 +186,12 @@ impl Host for Daemon {
     }
 
     fn reload(&self, reloading: Reloading) -> Result<ReloadReport, SetError> {
-        reload::reload(self, reloading)
+        let report = reload::reload(self, reloading);
+        if !reloading.check {
+            *self.refused.lock() =
+                report.as_ref().map_or_else(|refused| Some(refused.to_string()), listing::failures);
+        }
+        report
     }
 
     fn begin_check(&self, order: CheckOrder) -> Result<CheckStatus, SetError> {

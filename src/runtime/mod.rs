@@ -4,9 +4,11 @@
 
 mod balloons;
 mod daemon;
+mod draining;
 mod heap;
 mod keeper;
 mod notify;
+mod psi;
 mod reload;
 mod report;
 mod sandbox;
@@ -22,14 +24,14 @@ use std::sync::Arc;
 
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::config::{Config, ConfigError, Layers};
+use crate::config::{Config, ConfigError, Layers, STATE_DIR_DEFAULT};
 use crate::control::access::{Access, GroupError};
-use crate::control::api::{Host, Reloading};
 use crate::control::server::Server;
 use crate::control::server::scraped::Unbound;
 use crate::control::socket::{BindError, Sockets};
 use crate::private;
 use crate::store::state::StateError;
+use crate::writeback::OpenError;
 use daemon::Daemon;
 
 const RUNTIME_DIR_MODE: u32 = 0o750;
@@ -41,7 +43,16 @@ const SHARED_RUNTIME_DIR_MODE: u32 = 0o751;
 pub enum ServeError {
     /// The state directory can't be used.
     #[error(transparent)]
-    State(#[from] StateError),
+    State(StateError),
+    /// The writeback file can't be made.
+    #[error(
+        "writeback.path = {path:?}: its directory is not there: make it with `mkdir -p {}`, or configure another path",
+        path.parent().unwrap_or(path).display()
+    )]
+    WritebackDirectory {
+        /// The file that was configured.
+        path: PathBuf,
+    },
     /// A socket can't be made.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -68,6 +79,19 @@ pub enum ServeError {
     /// A thread can't be started.
     #[error("a thread can't be started")]
     Thread(#[source] io::Error),
+}
+
+impl From<StateError> for ServeError {
+    fn from(error: StateError) -> Self {
+        match error {
+            StateError::Writeback(OpenError::Io { path, source, .. })
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                Self::WritebackDirectory { path }
+            }
+            error => Self::State(error),
+        }
+    }
 }
 
 /// Runs the daemon until the process is killed. SIGHUP has it read the configuration again.
@@ -134,7 +158,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     loop {
         // Interrupted by another signal, it waits again.
         if hangup.wait() == Ok(Signal::SIGHUP)
-            && let Err(err) = notify::reloading(|| daemon.reload(Reloading::default()))
+            && let Err(err) = notify::reloading(&daemon)
         {
             tracing::error!("{err}");
         }
@@ -172,6 +196,10 @@ fn warn_unless_tmpfs(state_dir: &Path) {
     if let Ok(found) = rustix::fs::statfs(existing)
         && found.f_type != TMPFS_MAGIC
     {
-        tracing::warn!(state_dir = %state_dir.display(), "state_dir is not on a tmpfs: pages will be written to a disk");
+        tracing::warn!(
+            state_dir = %state_dir.display(),
+            "state_dir is not on a tmpfs: stored pages will be written to a disk, and outlive the host; configure a directory \
+             of a tmpfs, such as {STATE_DIR_DEFAULT}"
+        );
     }
 }

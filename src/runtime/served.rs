@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::{Migration, VmConfig};
 use crate::device::Device;
@@ -23,13 +24,17 @@ pub(super) struct Served {
     pub device: Arc<DeviceVm>,
     /// Its socket, once there is one.
     pub listener: Option<Arc<UnixListener>>,
+    /// Stores to its pages that were the daemon's, since they were made or the daemon started: one where it wrote their
+    /// swap header.
+    own_stores: Arc<AtomicU64>,
 }
 
 impl Served {
     /// A VM with these pages, which have a swap header then; nobody can connect to it yet.
     pub(super) fn of(config: &VmConfig, pages: Option<Arc<VmStore>>) -> Result<Self, StoreError> {
-        pages.as_ref().map_or(Ok(()), |pages| initialise(pages, config))?;
-        Ok(Self::with(config, pages))
+        let served = Self::with(config, pages.clone());
+        pages.map_or(Ok(()), |pages| served.initialise(&pages))?;
+        Ok(served)
     }
 
     /// A VM that is out of service.
@@ -40,7 +45,23 @@ impl Served {
     fn with(config: &VmConfig, pages: Option<Arc<VmStore>>) -> Self {
         let migrates = config.migration == Migration::SameHost;
         let device = Arc::new(DeviceVm::new(&config.name, config.queues, migrates, pages));
-        Self { config: config.clone(), device, listener: None }
+        Self { config: config.clone(), device, listener: None, own_stores: Arc::default() }
+    }
+
+    /// Puts a swap header into slot 0 of pages that are new.
+    pub(super) fn initialise(&self, pages: &VmStore) -> Result<(), StoreError> {
+        if !pages.table().initialised() {
+            let header = swap_header::encode(pages.slots(), &self.config.label, &self.config.uuid);
+            pages.store_first(Slot(0), &header, Age::now(), &mut Scratch::default())?;
+            pages.table().set_initialised();
+            self.own_stores.store(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Of the stores that its pages count those that were the daemon's.
+    pub(super) fn own_stores(&self) -> u64 {
+        self.own_stores.load(Ordering::Relaxed)
     }
 
     /// Accepts VMMs from now on.
@@ -64,16 +85,6 @@ pub(super) fn limits_of(vm: &VmConfig) -> Limits {
         weight: vm.weight,
         writeback: vm.writeback,
     }
-}
-
-/// Puts a swap header into slot 0 of a VM that is new.
-pub(super) fn initialise(pages: &VmStore, config: &VmConfig) -> Result<(), StoreError> {
-    if !pages.table().initialised() {
-        let header = swap_header::encode(pages.slots(), &config.label, &config.uuid);
-        pages.store_first(Slot(0), &header, Age::now(), &mut Scratch::default())?;
-        pages.table().set_initialised();
-    }
-    Ok(())
 }
 
 /// Pages of the guest's: what is in slot 0 is the swap header.

@@ -1,13 +1,14 @@
 //! The daemon's status, put together from what each room counts.
 
 use super::daemon::Daemon;
+use super::psi;
 use super::served::Served;
 use crate::balloon::trace::Step;
-use crate::balloon::{Mode, Vmm};
+use crate::balloon::{Mode, Reason, Vmm};
 use crate::control::api::{
     BadPage, BalloonStatus, CheckState, CheckStatus, CompressorPool, CompressorPoolState, Counters,
-    Histogram, LoadLatency, PoolStatus, RunsByReason, ShrinkerStatus, Status, VmState as ApiVmState,
-    VmStatus, WritebackState as ApiWritebackState, WritebackStatus, buckets,
+    Histogram, LoadLatency, MemoryPressure, PoolStatus, RunsByReason, ShrinkerStatus, Status,
+    VmState as ApiVmState, VmStatus, WritebackState as ApiWritebackState, WritebackStatus, buckets,
 };
 use crate::device::complaints::Chain;
 use crate::device::latency::{FIRST_BUCKET_NS, Path};
@@ -23,6 +24,9 @@ use crate::store::room::{Outlook, Shared};
 use crate::store::vm::{Source, VmStore};
 use crate::writeback::{OpenError, Writeback, WritebackState};
 
+/// What the socket of a balloon of ours is called where its path is not known: in [`crate::balloon::vmm::own::BALLOON_ARGUMENT`].
+const OWN_SOCKET: &str = "RUNTIME_DIR/balloon/VM.sock";
+
 /// What the daemon shows of itself.
 pub(super) fn of(daemon: &Daemon) -> Status {
     let served = daemon.served();
@@ -33,7 +37,8 @@ pub(super) fn of(daemon: &Daemon) -> Status {
     daemon.store.for_each(|name, vm| found.push((name.to_owned(), vm.clone())));
     for (name, vm) in &found {
         let mut status = vm_status(&served, name, vm);
-        status.balloon = daemon.balloons.shown(name).map(|step| balloon(&step));
+        let socket = daemon.config.balloon_socket_path(name);
+        status.balloon = daemon.balloons.shown(name).map(|step| balloon(&step, &socket));
         vms.push(status);
         if let VmState::Ready(pages) | VmState::Unconfigured(pages) = vm {
             metadata_bytes += pages.metadata_bytes();
@@ -42,13 +47,18 @@ pub(super) fn of(daemon: &Daemon) -> Status {
     // Configured ones first, in the configuration's order.
     let place = |vm: &VmStatus| served.iter().position(|other| other.config.name == vm.name);
     vms.sort_by_key(|vm| place(vm).unwrap_or(usize::MAX));
+    let pool = pool_status(daemon, &vms, metadata_bytes);
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         state_dir: daemon.config.state_dir.display().to_string(),
         start_time_seconds: daemon.start_time_seconds,
-        pool: pool_status(daemon, &vms, metadata_bytes),
-        shrinker: shrinker_status(daemon),
+        shrinker: shrinker_status(daemon, &pool),
         writeback: writeback_status(daemon),
+        memory_pressure: psi::now().map(|now| MemoryPressure {
+            some_avg10_ppm: now.some_avg10_ppm,
+            full_avg10_ppm: now.full_avg10_ppm,
+        }),
+        pool,
         vms,
     }
 }
@@ -142,12 +152,19 @@ fn pools(daemon: &Daemon, objects: &[u64; POOLS_MAX]) -> Vec<CompressorPool> {
                 _ => CompressorPoolState::Draining,
             },
             objects: objects[pool.id.index()],
+            objects_at_first: if pool.current {
+                0
+            } else {
+                daemon.draining.at_first(pool.id, objects[pool.id.index()])
+            },
         })
         .collect()
 }
 
-fn shrinker_status(daemon: &Daemon) -> ShrinkerStatus {
+fn shrinker_status(daemon: &Daemon, pool: &PoolStatus) -> ShrinkerStatus {
     let done = daemon.shrinker.stats().get();
+    let draining = pool.pools.iter().filter(|pool| pool.state == CompressorPoolState::Draining);
+    let left: u64 = draining.map(|pool| pool.objects).sum();
     ShrinkerStatus {
         runs_by_reason: RunsByReason {
             pool_full: done.runs_pool_full,
@@ -158,6 +175,8 @@ fn shrinker_status(daemon: &Daemon) -> ShrinkerStatus {
         evicted_pages: done.evicted_pages,
         compacted_objects: done.compacted_objects,
         recompressed_objects: done.recompressed_pages,
+        recompression_objects: done.recompression_objects,
+        recompression_objects_left: left.min(done.recompression_objects),
         recompression_waits: done.recompression_waits,
         evicted_bytes: done.evicted_bytes,
         stale_pages: done.stale_pages,
@@ -242,7 +261,8 @@ pub(super) fn check(progress: scrub::Progress) -> CheckStatus {
 }
 
 fn vm_status(served: &[Served], name: &str, vm: &VmState) -> VmStatus {
-    let device_vm = served.iter().find(|vm| vm.config.name == name).map(|vm| &vm.device);
+    let of_it = served.iter().find(|vm| vm.config.name == name);
+    let device_vm = of_it.map(|vm| &vm.device);
     let mut status = VmStatus {
         name: name.to_owned(),
         errors: device_vm.map_or(0, |vm| vm.errors()),
@@ -273,10 +293,16 @@ fn vm_status(served: &[Served], name: &str, vm: &VmState) -> VmStatus {
             status.message = Some(damaged.reason.clone());
         }
     }
+    status.stores = status.stores.saturating_sub(of_it.map_or(0, Served::own_stores));
     status
 }
 
-fn balloon(step: &Step) -> BalloonStatus {
+/// Why a balloon is as it is; `socket` is where our own would be attached, whose path the policy's room doesn't know.
+fn told(reason: &Reason, socket: &std::path::Path) -> String {
+    reason.to_string().replace(OWN_SOCKET, &socket.display().to_string())
+}
+
+fn balloon(step: &Step, socket: &std::path::Path) -> BalloonStatus {
     let Step { snapshot, state, decision } = step;
     let memory = match &snapshot.vmm {
         Vmm::Answers(memory) => Some(memory),
@@ -296,7 +322,7 @@ fn balloon(step: &Step) -> BalloonStatus {
         actual_bytes: memory.map(|memory| memory.actual_bytes),
         available_bytes: memory.and_then(|memory| memory.guest?.available_bytes),
         target_bytes: decision.target_bytes,
-        reason: decision.reason.to_string(),
+        reason: told(&decision.reason, socket),
         promotion_ppm: look.promotion_ppm,
         stall_ppm: look.stall_ppm,
     }
@@ -372,9 +398,17 @@ fn counters(held: &Held, events: &Events) -> Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::balloon::vmm::{Unreachable, own};
     use crate::config::{Config, Layers};
     use crate::control::socket::Sockets;
     use crate::device::vm::WaitingShare;
+
+    #[test]
+    fn what_a_vmm_is_to_be_started_with_has_the_path_of_the_socket() {
+        let missing = Unreachable::NoBalloon { add: own::BALLOON_ARGUMENT };
+        let said = told(&Reason::Silent(missing.to_string()), "/run/b/balloon/web1.sock".as_ref());
+        assert!(said.contains("socket=/run/b/balloon/web1.sock,device_type=5"), "{said}");
+    }
 
     #[test]
     fn waiting_stores_are_those_of_the_rings() {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::daemon::{Daemon, Orders};
-use super::served::{self, Served, guest_pages, initialise, limits_of};
+use super::served::{self, Served, guest_pages, limits_of};
 use crate::config::{ConfigError, Layers, VmConfig};
 use crate::control::api::{
     ClearError, Clearing, Host, NewVm, PoolChange, PoolStatus, Removal, SetError, Setting, SettingValue,
@@ -15,6 +15,9 @@ use crate::control::api::{
 };
 use crate::device::complaints::Chain;
 use crate::device::connections::Busy;
+use crate::ids::Bytes;
+use crate::store::codec::Compressor;
+use crate::store::pool::Pool;
 use crate::store::table::seconds_since_boot;
 use crate::store::vm::VmStore;
 use crate::store::{self, VmState};
@@ -259,7 +262,7 @@ impl Daemon {
             Some(pages) => {
                 // What was changed while it ran holds for its new pages too.
                 pages.set_limits(limits_of(&vm.config));
-                match initialise(&pages, &vm.config) {
+                match vm.initialise(&pages) {
                     Ok(()) => (Some(pages), cleared),
                     Err(err) => (None, Err(ClearError::Failed { message: err.to_string() })),
                 }
@@ -310,7 +313,14 @@ impl Daemon {
     pub(super) fn apply(&self, after: &VmConfig, pages: &VmStore) {
         pages.set_limits(limits_of(after));
         let squeeze_before = self.find(&after.name).and_then(|vm| vm.config.squeeze);
-        tracing::info!(vm = after.name, limits = ?pages.limits(), "what the VM may hold was changed");
+        tracing::info!(
+            vm = after.name,
+            limit = %Bytes(after.limit_bytes),
+            reserve = %Bytes(after.reserve_bytes),
+            weight = after.weight,
+            writeback = after.writeback,
+            "what the VM may hold was changed"
+        );
         self.change_served(|all| {
             if let Some(vm) = all.iter_mut().find(|vm| vm.config.name == after.name) {
                 let before = vm.config.clone();
@@ -329,6 +339,16 @@ impl Daemon {
     }
 
     pub(super) fn change_pool(&self, change: &PoolChange) -> Result<PoolStatus, SetError> {
+        if !change.keeps_compressor() {
+            self.change_compressor(change)?;
+        }
+        if change.recompress {
+            self.shrinker.recompress();
+        }
+        Ok(self.status().pool)
+    }
+
+    fn change_compressor(&self, change: &PoolChange) -> Result<(), SetError> {
         let mut orders = self.orders.lock();
         let mut next = orders.layers.clone();
         if change.runtime {
@@ -341,16 +361,12 @@ impl Daemon {
         self.set_compressor(compressor).inspect_err(|_| self.remember_again(&orders, &next))?;
         orders.running.pool.compressor = compressor;
         orders.layers = next;
-        drop(orders);
-        if change.recompress {
-            self.shrinker.recompress();
-        }
-        Ok(self.status().pool)
+        Ok(())
     }
 
     pub(super) fn set_cold_compressor(
         &self,
-        compressor: Option<crate::store::codec::Compressor>,
+        compressor: Option<Compressor>,
     ) -> Result<(), SetError> {
         self.store.end_drained_pools();
         self.store.shared().pools.set_cold(compressor).map_err(|error| failed(&error))?;
@@ -359,11 +375,13 @@ impl Daemon {
         Ok(())
     }
 
-    pub(super) fn set_compressor(&self, compressor: crate::store::codec::Compressor) -> Result<(), SetError> {
+    pub(super) fn set_compressor(&self, compressor: Compressor) -> Result<(), SetError> {
         // Those that nothing is left of are no reason to refuse another.
         self.store.end_drained_pools();
+        let Pool { id: pool, compressor: before } = self.store.shared().pools.current();
         self.store.shared().pools.set_current(compressor).map_err(|error| failed(&error))?;
-        tracing::info!(%compressor, "the compressor was changed");
+        let objects = self.draining.begin(pool, &self.store);
+        tracing::info!(%compressor, %before, objects, "the compressor was changed, and what was made before drains");
         Ok(())
     }
 }

@@ -25,6 +25,7 @@ pub mod same_filled;
 pub mod state;
 pub mod table;
 pub mod vm;
+mod walk;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -43,6 +44,7 @@ use room::Shared;
 use state::{StateDir, StateError, StateId};
 use table::Table;
 use vm::{Limits, VmStore};
+use walk::Walk;
 
 use self::accounting::Events;
 use crate::crash_point;
@@ -153,15 +155,17 @@ pub struct Store {
 impl Store {
     /// Opens the state directory, brings back every page that was stored in it, and makes tables for new VMs. The
     /// writeback file is opened by `open_file` once the directory is ours; it is called twice if the state then need not
-    /// know the file that it knew. [`Shared::missing`] says why there is none, should there be one.
+    /// know the file that it knew. [`Shared::missing`] says why there is none, should there be one. `tell` hears how many
+    /// hundredths of the page tables were read, each number once.
     ///
     /// # Errors
     /// When the state as a whole can't be used. What is the matter with a single VM, whose table is damaged or, if it is
     /// new, can't be made, takes only that VM out of service.
-    pub fn open(
+    pub fn open_telling(
         config: StoreConfig,
         specs: Vec<VmSpec>,
         open_file: impl FnMut() -> Result<Option<Writeback>, OpenError>,
+        tell: &mut dyn FnMut(u64),
     ) -> Result<Self, StateError> {
         let mut dir = StateDir::open(&config.state_dir, config.host_bytes)?;
         let file = file::open(&dir, open_file)?;
@@ -173,12 +177,15 @@ impl Store {
         let pools = Pools::new(config.compressor);
         let shared = Arc::new(Shared::new(arena, pools, file, config.accept_percent));
         let (mut vms, mut headless) = (BTreeMap::new(), Vec::new());
-        for name in dir.vm_names()? {
+        let names = dir.vm_names()?;
+        let mut walk = Walk::over(names.iter().map(|name| dir.table_path(name)), tell);
+        for name in names {
             let spec = specs.iter().find(|spec| spec.name == name);
             let table = dir.table_path(&name);
             // Not the table's fault, and not a reason to take what it names for unused: the daemon can't start.
-            let recovered =
-                recovery::recover(&table, &name, spec, &shared).map_err(StateError::io("open", &table))?;
+            let recovered = recovery::recover(&table, &name, spec, &shared, &mut walk)
+                .map_err(StateError::io("open", &table))?;
+            walk.end_table();
             match serve(recovered, spec, &dir, &shared)? {
                 Ok(vm) => drop(vms.insert(name, vm)),
                 Err(reason) => headless.push((name, table, reason)),

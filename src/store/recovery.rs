@@ -17,6 +17,7 @@ use super::pool::PoolId;
 use super::room::Shared;
 use super::table::{Table, TableError};
 use super::vm::Tag;
+use super::walk::Walk;
 use crate::ids::Slot;
 use crate::writeback::{self, Place};
 
@@ -64,7 +65,13 @@ pub struct Named {
 ///
 /// # Errors
 /// When the file can't be opened or mapped, which says nothing about what is in it.
-pub fn recover(path: &Path, name: &str, spec: Option<&VmSpec>, shared: &Shared) -> io::Result<Recovered> {
+pub fn recover(
+    path: &Path,
+    name: &str,
+    spec: Option<&VmSpec>,
+    shared: &Shared,
+    walk: &mut Walk<'_>,
+) -> io::Result<Recovered> {
     let advice =
         format!("power the VM off and run `ballast vm clear {name}` to start it afresh without its pages");
     let table = match Table::open(path, name) {
@@ -80,9 +87,12 @@ pub fn recover(path: &Path, name: &str, spec: Option<&VmSpec>, shared: &Shared) 
     let (mut first_damage, mut lost) = (None, Vec::new());
     let mut told = Instant::now();
     for (slots, slot) in (0u64..).zip(table.backed_slots()) {
-        if slots.is_multiple_of(SLOTS_PER_LOOK) && told.elapsed() >= TOLD_EVERY {
-            tracing::info!(vm = name, slots, of = table.slots(), "the VM's page table is being read");
-            told = Instant::now();
+        if slots.is_multiple_of(SLOTS_PER_LOOK) {
+            walk.look(slot, table.slots());
+            if told.elapsed() >= TOLD_EVERY {
+                tracing::info!(vm = name, slots, of = table.slots(), "the VM's page table is being read");
+                told = Instant::now();
+            }
         }
         match adopt(&table, slot, shared, &mut named) {
             Ok(share) => held.add(share),

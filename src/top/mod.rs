@@ -4,6 +4,7 @@
 mod columns;
 mod rows;
 mod screen;
+mod signals;
 
 use std::io::{self, Write};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
@@ -17,6 +18,7 @@ pub use self::columns::Column;
 use self::rows::History;
 pub use self::rows::Row;
 use self::screen::View;
+use self::signals::Signals;
 use crate::control::api::Status;
 use crate::control::client::{Client, ClientError};
 use crate::control::table;
@@ -81,6 +83,7 @@ pub fn run(args: &TopArgs, client: Client, shown: Shown) -> Result<(), TopError>
     let mut history = History::default();
     let start = Instant::now();
     history.add(start.elapsed(), client.status()?);
+    let signals = matches!(shown, Shown::Screen { .. }).then(Signals::watch).transpose()?;
     // One answer ahead at most: who reads slowly gets fewer.
     let (told, looks) = mpsc::sync_channel(0);
     let interval = args.interval;
@@ -88,9 +91,12 @@ pub fn run(args: &TopArgs, client: Client, shown: Shown) -> Result<(), TopError>
     let Shown::Screen { colours } = shown else { return print_lines(args, shown, history, start, &looks) };
     let mut terminal = ratatui::try_init()?;
     let view = View { sort: args.sort, from: 0, colours, lost: None };
-    let result =
-        Screen { history, view, start, answered: start, left: args.count }.run(&mut terminal, &looks);
-    ratatui::try_restore()?;
+    let mut screen = Screen { history, view, start, answered: start, left: args.count };
+    let ended = || signals.as_ref().is_some_and(Signals::came);
+    let result = screen.run(&mut terminal, &looks, ended);
+    let restored = ratatui::try_restore();
+    signals.map_or(Ok(()), |signals| signals.die())?;
+    restored?;
     Ok(result?)
 }
 
@@ -194,7 +200,12 @@ struct Screen {
 }
 
 impl Screen {
-    fn run(&mut self, terminal: &mut DefaultTerminal, looks: &Receiver<Look>) -> io::Result<()> {
+    fn run(
+        &mut self,
+        terminal: &mut DefaultTerminal,
+        looks: &Receiver<Look>,
+        ended: impl Fn() -> bool,
+    ) -> io::Result<()> {
         while self.left != Some(0) {
             terminal.draw(|frame| screen::draw(frame, &self.history, &self.view))?;
             // Whatever comes first: an answer, or a key. Keys are looked for often, answers come rarely.
@@ -206,6 +217,9 @@ impl Screen {
                     }
                     Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                }
+                if ended() {
+                    return Ok(());
                 }
                 if event::poll(KEYS_EVERY)? {
                     match event::read()? {

@@ -4,12 +4,17 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::vm::{Vm, image};
 
 /// A minute is usual; a machine that is busy may take much longer.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Guests of one test boot one after the other: the line of fstab gives the disk ten seconds, and several guests on a few
+/// cores need more.
+static BOOTING: Mutex<()> = Mutex::new(());
 
 /// Files for the guest: an archive that Linux unpacks over the initramfs that it is appended to, and whose `/kit` the
 /// guest's init copies over the system.
@@ -96,6 +101,7 @@ pub fn boot(dir: &Path, mut files: Files, memory_mib: u32, socket: Option<&Path>
         command.args(["-chardev", &format!("socket,id=swap,path={}", socket.display())]);
         command.args(["-device", "vhost-user-blk-pci,chardev=swap,num-queues=1"]);
     }
+    let _alone = BOOTING.lock().unwrap_or_else(PoisonError::into_inner);
     let mut vm = Vm::boot(command, dir, |file| ["-serial".to_owned(), format!("file:{file}")]);
     let counts = vm.pass(PATIENCE);
     println!("{}\n{counts}", vm.console());

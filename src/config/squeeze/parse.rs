@@ -41,7 +41,7 @@ pub(in crate::config) fn parse(
     };
     let given = Squeeze::deserialize(table.clone()).map_err(|error| ConfigError::InKey {
         key: key.to_owned(),
-        source: Box::new(ConfigError::syntax(error)),
+        error: Box::new(ConfigError::syntax(error)),
     })?;
     let of = |name: &str, value| Key::new(format!("{key}.{name}"), value);
     let vmm = vmm(&of("vmm", given.vmm.as_ref()), &of("socket", given.socket.as_ref()))?;

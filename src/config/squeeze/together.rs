@@ -18,7 +18,7 @@ const INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
 
 /// The `[balloon]` section.
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "the section [balloon] with its keys: budget, interval")]
 pub(in crate::config) struct Balloon {
     budget: Option<Value>,
     interval: Option<Value>,
@@ -45,7 +45,7 @@ pub(in crate::config) fn budget(balloon: &Balloon, host_bytes: u64) -> Result<Op
         }
         None => value::bytes(value).filter(|bytes| (least..=host_bytes).contains(bytes)).map(Some),
     };
-    Key::new("balloon.budget", balloon.budget.as_ref()).or(None, &allowed, read)
+    Key::new("balloon.budget", balloon.budget.as_ref()).size_or(None, &allowed, read)
 }
 
 /// What the VMs' values have to do with each other and with the rest.

@@ -158,8 +158,7 @@ fn check<T: PartialOrd + std::fmt::Display>(
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PoolChange {
-    /// What new pages are compressed with: `lz4`, `zstd` or `zstd:LEVEL`; what the configuration file says when it is left
-    /// out, and nothing is remembered any more.
+    /// What new pages are compressed with: `lz4`, `zstd` or `zstd:LEVEL`; what it was when it is left out.
     #[serde(default, with = "compressor", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub compressor: Option<Compressor>,
@@ -169,7 +168,7 @@ pub struct PoolChange {
     /// Whether the change is forgotten when the daemon starts again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub runtime: bool,
-    /// Must be there for a change that names no compressor.
+    /// Whether what was changed before is forgotten: new pages are compressed as the configuration file says.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub forget: bool,
 }
@@ -184,13 +183,22 @@ impl PoolChange {
     /// This change, if it says what it is.
     ///
     /// # Errors
-    /// [`SetError::Invalid`] when it names no compressor and isn't to forget one, or both.
+    /// [`SetError::Invalid`] when it changes nothing, or names a compressor and is to forget one.
     pub fn checked(self) -> Result<Self, SetError> {
-        if self.compressor.is_some() != self.forget {
-            return Ok(self);
-        }
-        let message = "either `compressor` must be there, or `forget` be true".to_owned();
-        Err(SetError::Invalid { message })
+        let message = match (self.compressor, self.forget) {
+            (Some(_), true) => "`compressor` and `forget` can't both be there: leave one of them out",
+            (None, false) if !self.recompress => {
+                "it changes nothing: `compressor` must be there, or `forget` or `recompress` be true"
+            }
+            _ => return Ok(self),
+        };
+        Err(SetError::Invalid { message: message.to_owned() })
+    }
+
+    /// Whether new pages are compressed as before.
+    #[must_use]
+    pub fn keeps_compressor(&self) -> bool {
+        self.compressor.is_none() && !self.forget
     }
 }
 

@@ -29,8 +29,8 @@ pub use self::report::{
 };
 pub use self::squeeze::{Squeeze, SqueezeMode};
 pub use self::status::{
-    CompressorPool, CompressorPoolState, PoolStatus, RunsByReason, ShrinkerStatus, Status, VmState, VmStatus,
-    WritebackState, WritebackStatus,
+    CompressorPool, CompressorPoolState, MemoryPressure, PoolStatus, RunsByReason, ShrinkerStatus, Status,
+    VmState, VmStatus, WritebackState, WritebackStatus,
 };
 pub use self::vm::{Clearing, NewVm, Removal, Setting, SettingSource, VmDetails, VmList, VmRemoved};
 use crate::config::known_vms;

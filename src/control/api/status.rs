@@ -23,8 +23,21 @@ pub struct Status {
     pub shrinker: ShrinkerStatus,
     /// The file that they move to, when there is one or should be.
     pub writeback: Option<WritebackStatus>,
+    /// How long tasks of this host stand still for want of memory, as the kernel tells; null where it keeps no PSI.
+    pub memory_pressure: Option<MemoryPressure>,
     /// The VMs of the configuration in its order, then those that only the state directory knows.
     pub vms: Vec<VmStatus>,
+}
+
+/// The shares of the last ten seconds in which tasks of the host stood still for want of memory, in millionths: `avg10` of
+/// `/proc/pressure/memory`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct MemoryPressure {
+    /// At least one did.
+    pub some_avg10_ppm: u64,
+    /// All of them did.
+    pub full_avg10_ppm: u64,
 }
 
 /// The memory that all VMs share.
@@ -87,6 +100,8 @@ pub struct CompressorPool {
     pub state: CompressorPoolState,
     /// Objects in the arena that it made.
     pub objects: u64,
+    /// What this was when new pages ceased to go here, or when the daemon started; 0 of the current pool.
+    pub objects_at_first: u64,
 }
 
 /// Whether new pages go to a pool.
@@ -126,6 +141,10 @@ pub struct ShrinkerStatus {
     pub compacted_objects: u64,
     /// Objects that it compressed again because the compressor changed.
     pub recompressed_objects: u64,
+    /// Objects that there were to compress again when that was asked for; 0 when it has ended.
+    pub recompression_objects: u64,
+    /// Those of them that are left.
+    pub recompression_objects_left: u64,
     /// Whether objects that are to be compressed again found no room: they are tried again, less and less often.
     pub recompression_waits: bool,
     /// Bytes of the objects of the pages that left.

@@ -37,6 +37,8 @@ const CHANGE_BYTES_MAX: usize = 64 << 10;
 const CONNECTIONS_MAX: usize = 64;
 /// How long a connection may be quiet: as long as any answer takes.
 const QUIET_MAX: Duration = Duration::from_secs(60);
+/// The end of what is said to whoever asked in a way that there is not.
+const DESCRIBED: &str = "GET /api/v1/openapi.json describes all that is answered to";
 /// Threads that ask the host; requests beyond them wait their turn.
 const ASKING_THREADS_MAX: usize = 8;
 
@@ -123,7 +125,8 @@ async fn let_in(
         Some((uid, gid)) if access.allows(uid, gid) => next.run(request).await,
         _ => failure(
             StatusCode::FORBIDDEN,
-            "the control socket is for root, the daemon's user and the group that `control_group` names",
+            "the control socket is for root, the daemon's user and the group that `control_group` names: run this as one \
+             of them, or configure a group of yours",
         ),
     }
 }
@@ -132,9 +135,12 @@ fn router(host: Arc<dyn Host>, access: Access) -> Router {
     let (router, description) = routes::described().split_for_parts();
     router
         .layer(Extension(routes::Description::of(&description)))
-        .fallback(|| async { failure(StatusCode::NOT_FOUND, "there is nothing at this path") })
+        .fallback(|| async {
+            failure(StatusCode::NOT_FOUND, &format!("there is nothing at this path: {DESCRIBED}"))
+        })
         .method_not_allowed_fallback(|| async {
-            failure(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method")
+            let error = format!("this path takes another method: {DESCRIBED}");
+            failure(StatusCode::METHOD_NOT_ALLOWED, &error)
         })
         .layer(DefaultBodyLimit::max(CHANGE_BYTES_MAX))
         .layer(middleware::from_fn_with_state(access, let_in))

@@ -15,7 +15,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{failure, metrics as exposition};
+use super::{DESCRIBED, failure, metrics as exposition};
 use crate::config::to_unknown_key;
 use crate::control::api::{
     CheckOrder, CheckStatus, ClearError, Clearing, ErrorBody, Host, NewVm, PoolChange, PoolStatus,
@@ -109,7 +109,10 @@ async fn begin_check(State(host): Asked, body: Body) -> Response {
 async fn check(State(host): Asked) -> Response {
     match tokio::task::spawn_blocking(move || host.check()).await {
         Ok(Some(status)) => Json(status).into_response(),
-        Ok(None) => failure(StatusCode::NOT_FOUND, "no check was begun since the daemon started"),
+        Ok(None) => failure(
+            StatusCode::NOT_FOUND,
+            "no check was begun since the daemon started: begin one with POST /api/v1/check",
+        ),
         Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
 }
@@ -210,10 +213,11 @@ async fn set<C: DeserializeOwned + Send + 'static, S: Serialize + Send + 'static
     let wanted = match body.map(|body| serde_json::from_slice(&body)) {
         Ok(Ok(wanted)) => wanted,
         Ok(Err(error)) => {
-            let error = with_what_was_meant(error.to_string());
-            return failure(StatusCode::BAD_REQUEST, &format!("the body is no such change: {error}"));
+            return malformed(StatusCode::BAD_REQUEST, "the body is no such change", error.to_string());
         }
-        Err(rejection) => return failure(rejection.status(), &rejection.body_text()),
+        Err(rejection) => {
+            return malformed(rejection.status(), "the body can't be read", rejection.body_text());
+        }
     };
     answer(move || apply(wanted)).await
 }
@@ -225,13 +229,17 @@ async fn with<C: Send + 'static, S: Serialize + Send + 'static>(
 ) -> Response {
     match query {
         Ok(Query(wanted)) => answer(move || apply(wanted)).await,
-        Err(rejection) => failure(rejection.status(), &with_what_was_meant(rejection.body_text())),
+        Err(rejection) => {
+            let what = "what stands behind the path can't be used";
+            malformed(rejection.status(), what, rejection.body_text())
+        }
     }
 }
 
-fn with_what_was_meant(error: String) -> String {
+/// The refusal of what can't be read, with the key that was probably meant, and where to look.
+fn malformed(status: StatusCode, what: &str, error: String) -> Response {
     let meant = to_unknown_key(&error).map(|key| format!("; did you mean `{key}`?"));
-    error + &meant.unwrap_or_default()
+    failure(status, &format!("{what}: {error}{}; {DESCRIBED}", meant.unwrap_or_default()))
 }
 
 /// Answers with what `ask` gives. The host takes locks and writes files, which has no place on an event loop.
