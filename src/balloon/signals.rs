@@ -37,8 +37,14 @@ pub struct Look {
     pub counters: Counters,
     /// What the guest had then, in bytes.
     pub actual_bytes: u64,
-    /// What it used of that, in bytes, if it said so.
+    /// What it used of its memory when it said so last, in bytes, if it ever did.
     pub used_bytes: Option<u64>,
+    /// The counters as they were when that was news, and which of its statistics it was.
+    #[serde(default)]
+    pub said_counters: Counters,
+    /// See above.
+    #[serde(default)]
+    pub said_update: Option<u64>,
     /// Faults that waited for a disk, if it said so.
     pub major_faults: Option<u64>,
     /// Processes that it had killed, if it said so.
@@ -89,6 +95,8 @@ pub(super) fn first(now_ms: u64, memory: &GuestMemory, snapshot: &Snapshot) -> L
         counters: snapshot.counters,
         actual_bytes: memory.actual_bytes,
         used_bytes: used(memory, memory.guest.as_ref()),
+        said_counters: snapshot.counters,
+        said_update: memory.guest.and_then(|guest| guest.update),
         major_faults: memory.guest.and_then(|guest| guest.major_faults),
         oom_kills: memory.guest.and_then(|guest| guest.oom_kills),
         ..Look::default()
@@ -109,7 +117,10 @@ pub(super) fn next(
     }
     let guest =
         memory.guest.filter(|guest| guest.age.as_millis() <= u128::from(STALE_TICKS * interval_ms.max(1000)));
-    let used_bytes = used(memory, guest.as_ref());
+    // QEMU asks its guest every two seconds; whoever looks more often sees the same again, beside counters that went on.
+    let is_news = guest.is_some_and(|guest| guest.update.is_none() || guest.update != last.said_update);
+    let said = guest.filter(|_| is_news);
+    let used_bytes = used(memory, said.as_ref());
     let (now, before) = (&snapshot.counters, &last.counters);
     let since = |now: u64, before: u64| now.saturating_sub(before);
     let working_set_bytes = working_set(memory, guest.as_ref());
@@ -127,9 +138,11 @@ pub(super) fn next(
     let stored_bytes = since(now.stores, before.stores).saturating_mul(PAGE_SIZE_U64);
     let promotion_ppm = rate_ppm(missed_bytes, working_set_bytes, elapsed_ms);
     let stall_ppm = since(now.load_ns, before.load_ns) / elapsed_ms;
-    let grown_bytes = used_bytes.zip(last.used_bytes).map_or(0, |(now, before)| {
-        let back_bytes = promoted.saturating_mul(PAGE_SIZE_U64);
-        since(now.saturating_add(stored_bytes), before.saturating_add(back_bytes))
+    let grown_bytes = used_bytes.zip(last.used_bytes).map_or(0, |(used, before)| {
+        let pages = |of: fn(&Counters) -> u64| since(of(now), of(&last.said_counters));
+        let out_bytes = pages(|counters| counters.stores).saturating_mul(PAGE_SIZE_U64);
+        let back_bytes = pages(|counters| counters.promoted).saturating_mul(PAGE_SIZE_U64);
+        since(used.saturating_add(out_bytes), before.saturating_add(back_bytes))
     });
     let smoothed = |before: u64, now: u64, most: u64| {
         smoothed(before, now.min(most.saturating_mul(OUTBURST)), elapsed_ms, WINDOW_TICKS * interval_ms)
@@ -139,6 +152,8 @@ pub(super) fn next(
         counters: *now,
         actual_bytes: memory.actual_bytes,
         used_bytes: used_bytes.or(last.used_bytes),
+        said_counters: if is_news { *now } else { last.said_counters },
+        said_update: if is_news { guest.and_then(|guest| guest.update) } else { last.said_update },
         major_faults,
         oom_kills: guest.and_then(|guest| guest.oom_kills).or(last.oom_kills),
         promotion_ppm: smoothed(last.promotion_ppm, promotion_ppm, snapshot.promotion_ppm),

@@ -73,7 +73,11 @@ fn balloon(balloon: &BalloonStatus) -> String {
     };
     let target =
         if balloon.reachable { format!("target {}, ", Bytes(balloon.target_bytes)) } else { String::new() };
-    format!("{}: {has}{target}{}", balloon.mode, balloon.reason)
+    let reading_back = match balloon.reading_back_pages {
+        0 => String::new(),
+        left => format!("; {} are read back from the file", pages(left)),
+    };
+    format!("{}: {has}{target}{}{reading_back}", balloon.mode, balloon.reason)
 }
 
 /// The lines about what all VMs share, the most important one first.
@@ -297,6 +301,14 @@ web1  ready  no           0B      0B           0B     2MiB    0B     0B       0 
         assert!(render(&status).contains("writeback: missing (no space)\n"));
         status.writeback = None;
         assert!(render(&status).contains("IN FILE"), "pages may be left of a file that was taken away");
+        let balloon = BalloonStatus {
+            mode: "auto".to_owned(),
+            reason: "off".to_owned(),
+            reading_back_pages: 512,
+            ..BalloonStatus::default()
+        };
+        status.vms = vec![VmStatus { balloon: Some(balloon), ..VmStatus::default() }];
+        assert!(render(&status).ends_with(": balloon auto: off; 2MiB are read back from the file\n"));
         status.vms = vec![VmStatus::default()];
         assert!(!render(&status).contains("IN FILE"));
         let vm = VmStatus { limit_bytes: 1 << 30, weight: 100, ..vm };

@@ -1,5 +1,7 @@
 //! The daemon's status, put together from what each room counts.
 
+use std::sync::Arc;
+
 use super::daemon::Daemon;
 use super::served::Served;
 use crate::balloon::trace::Step;
@@ -33,7 +35,7 @@ pub(super) fn of(daemon: &Daemon) -> Status {
     daemon.store.for_each(|name, vm| found.push((name.to_owned(), vm.clone())));
     for (name, vm) in &found {
         let mut status = vm_status(&served, name, vm);
-        status.balloon = daemon.balloons.shown(name).map(|step| balloon(&step));
+        status.balloon = daemon.balloons.shown(name).map(|step| balloon(daemon, &step));
         vms.push(status);
         if let VmState::Ready(pages) | VmState::Unconfigured(pages) = vm {
             metadata_bytes += pages.table().metadata_bytes();
@@ -272,7 +274,7 @@ fn vm_status(served: &[Served], name: &str, vm: &VmState) -> VmStatus {
     status
 }
 
-fn balloon(step: &Step) -> BalloonStatus {
+fn balloon(daemon: &Daemon, step: &Step) -> BalloonStatus {
     let Step { snapshot, state, decision } = step;
     let memory = match &snapshot.vmm {
         Vmm::Answers(memory) => Some(memory),
@@ -285,6 +287,8 @@ fn balloon(step: &Step) -> BalloonStatus {
         Mode::Fixed(_) => "fixed",
     };
     let look = state.look.unwrap_or_default();
+    let pages = daemon.store.ready(&snapshot.vm);
+    let reading_back = |pages: Arc<VmStore>| daemon.shrinker.reading_back_pages(pages.id());
     BalloonStatus {
         mode: mode.to_owned(),
         reachable: memory.is_some(),
@@ -293,6 +297,7 @@ fn balloon(step: &Step) -> BalloonStatus {
         available_bytes: memory.and_then(|memory| memory.guest?.available_bytes),
         target_bytes: decision.target_bytes,
         reason: decision.reason.to_string(),
+        reading_back_pages: pages.map_or(0, reading_back),
         promotion_ppm: look.promotion_ppm,
         stall_ppm: look.stall_ppm,
     }
@@ -356,6 +361,7 @@ fn counters(held: &Held, events: &Events) -> Counters {
         written_back_pages: events.written_back_pages,
         loaded_from_file: events.loaded_from_file,
         promoted_pages: events.promoted_pages,
+        read_back_pages: events.read_back_pages,
         stored_incompressible_pages: held.incompressible_pages,
         delayed_stores: events.delayed_stores,
         compacted_pages: events.compacted_pages,

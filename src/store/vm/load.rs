@@ -4,9 +4,9 @@
 
 use std::sync::atomic::Ordering;
 
-use super::change::{Cause, Change};
+use super::change::Cause;
 use super::tag::{Generation, Tag};
-use super::{Numbers, Published, StoreError, VmStore};
+use super::{Numbers, StoreError, VmStore};
 use crate::ids::Slot;
 use crate::page::{Page, ZERO_PAGE};
 use crate::store::accounting::object_bytes;
@@ -272,7 +272,7 @@ impl VmStore {
         scratch.decompress(codec, object.len(), page)?;
         let Some(comes_back) = self.note_load_from_file(slot, expected, now) else { return Ok(false) };
         if comes_back {
-            self.promote(slot, expected, &object, now);
+            self.bring_back(slot, expected, &object, Cause::Promote(now));
         }
         Ok(true)
     }
@@ -299,22 +299,11 @@ impl VmStore {
     }
 
     /// Whether one page more makes no other leave.
-    fn has_room(&self, numbers: &Numbers) -> bool {
+    pub(super) fn has_room(&self, numbers: &Numbers) -> bool {
         let below = |used, max| used < self.shared.marks(max).stop_bytes;
         let limit_bytes = numbers.limits.limit_bytes;
         below(self.shared.arena.used_bytes(), self.arena_max_bytes())
             && (limit_bytes == u64::MAX || below(numbers.accounting.held.pool_bytes, limit_bytes))
-    }
-
-    /// Brings a page back into the pool. If there is no room it stays where it is.
-    fn promote(&self, slot: Slot, expected: Generation, object: &[u8], now: Age) {
-        let Ok(location) = self.keep(object) else { return };
-        let (pool, _) = self.shared.pools.current();
-        let entry = Entry::Arena(location);
-        let change = Change { entry, pool, cause: Cause::Promote(now) };
-        if !matches!(self.publish(slot, change, Some(expected)), Published::Yes) {
-            self.free(entry);
-        }
     }
 
     /// The pages among the slots from `from` up to `end` that are in the writeback file, `count` at most: what a
