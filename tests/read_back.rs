@@ -349,7 +349,8 @@ proptest! {
         world.failing_reads = 0;
         world.check();
         world.restart();
-        // Whatever is in the file can come back.
+        // Whatever is in the file can come back, but for what counts as loaded since: ages have ticks of 32 ms.
+        std::thread::sleep(Duration::from_millis(100));
         for vm in 0..NAMES.len() {
             apply(&mut world, Step::Given { vm, pages: u64::from(SLOTS) });
         }

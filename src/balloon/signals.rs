@@ -202,3 +202,65 @@ fn smoothed(before: u64, now: u64, elapsed_ms: u64, window_ms: u64) -> u64 {
     let sum = u128::from(before) * (window - share) + u128::from(now) * share;
     u64::try_from(sum / window).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Held, Mode, Vmm};
+    use super::*;
+    use std::time::Duration;
+
+    const MIB: u64 = 1 << 20;
+    const TICK_MS: u64 = 1000;
+
+    /// A look at a guest that has said for the n-th time that so much is available.
+    fn look(actual_mib: u64, update: u64, available_mib: u64, stores: u64) -> (GuestMemory, Snapshot) {
+        let available_bytes = Some(available_mib * MIB);
+        let guest = GuestStats {
+            age: Duration::ZERO,
+            update: Some(update),
+            available_bytes,
+            ..GuestStats::default()
+        };
+        let (configured_bytes, actual_bytes) = (1024 * MIB, actual_mib * MIB);
+        let memory = GuestMemory { configured_bytes, actual_bytes, guest: Some(guest) };
+        let snapshot = Snapshot {
+            vm: "web1".to_owned(),
+            mode: Mode::Auto,
+            min_bytes: 0,
+            max_bytes: u64::MAX,
+            weight: 100,
+            promotion_ppm: 2000,
+            vmm: Vmm::Answers(memory),
+            counters: Counters { stores, ..Counters::default() },
+            held: Held::default(),
+        };
+        (memory, snapshot)
+    }
+
+    #[test]
+    fn what_was_said_once_is_no_growth_at_the_next_look() {
+        let (memory, snapshot) = look(512, 1, 100, 0);
+        let mut last = first(0, &memory, &snapshot);
+        let pages = |mib: u64| mib * MIB / PAGE_SIZE_U64;
+        // What it has, how often it has said what is available, how much that is, what it has pushed out so far; and by how
+        // much it grew.
+        let looks = [
+            // It uses 8 MiB more, for which it pushed 8 out; it has not said so yet.
+            (512, 1, 100, pages(8), 0),
+            (512, 2, 100, pages(8), 8),
+            (512, 2, 100, pages(8), 0),
+            // It was given 64 MiB, and says nothing of them for a while.
+            (576, 2, 100, pages(8), 0),
+            (576, 3, 164, pages(8), 0),
+            // It uses 20 more, and pushed out 10 of others in two looks.
+            (576, 3, 164, pages(13), 0),
+            (576, 4, 154, pages(18), 20),
+        ];
+        for (n, (actual, update, available, stores, grown)) in (1..).zip(looks) {
+            let (memory, snapshot) = look(actual, update, available, stores);
+            let signals = next(&last, n * TICK_MS, TICK_MS, &memory, &snapshot).unwrap();
+            assert_eq!(signals.grown_bytes, grown * MIB, "look {n}");
+            last = signals.look;
+        }
+    }
+}
