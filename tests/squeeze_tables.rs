@@ -178,6 +178,13 @@ fn it_is_held_for_a_reason() {
             512,
             held(Hold::Refilling(256 * MIB)),
         ),
+    ]);
+}
+
+#[test]
+fn it_is_held_while_there_is_nowhere_to_go() {
+    let held = |hold| Reason::Held(hold);
+    check(vec![
         (
             "its disk is nearly full",
             256,
