@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use ballast::frontend::{Balloon, Manners, Memory, Options};
 use support::balloon::{ALL, PATIENCE, content, touch};
 use support::daemon::Daemon;
+use support::page_of;
 
 const FREE: u32 = 4096;
 /// Of 256 MiB the guest is to have 192.
@@ -96,4 +97,60 @@ fn a_balloon_is_there_for_as_long_as_its_vm_is_squeezed_by_it() {
         assert!(start.elapsed() < PATIENCE, "it is still there");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Waits until it is so.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "not {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn ok(daemon: &Daemon, args: &[&str]) {
+    let answer = daemon.ask(args);
+    assert!(answer.status.success(), "{args:?}: {answer:?}");
+}
+
+#[test]
+fn a_vm_that_is_cleared_keeps_its_balloon_and_one_that_is_removed_does_not() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let daemon = Daemon::start(dir.path(), "[pool]\nmax = \"64MiB\"\n[balloon]\ninterval = \"1s\"");
+    let add = ["vm", "add", "web1", "--size", "64MiB", "--squeeze", "vmm=vhost-user,mode=fixed,to=192MiB"];
+    ok(&daemon, &add);
+    let memory = Memory::with_bytes(256 << 20).unwrap();
+    let mut guest = attach(dir.path(), &memory);
+    obey(&mut guest, WANTED_PAGES);
+    let (_disk, mut queue) = daemon.attach("web1");
+    for slot in 1..100 {
+        queue.write_pages(slot, &[page_of(2, slot)]).unwrap();
+    }
+    let refused = daemon.ask(&["vm", "clear", "web1"]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+
+    ok(&daemon, &["vm", "clear", "web1", "--force"]);
+    assert_eq!(daemon.vm("web1")["stored_pages"], 1, "the swap header");
+    touch(&memory, FREE, 7);
+    guest.inflate(&[FREE]).unwrap();
+    assert_eq!(content(&memory, FREE), None, "it is served as before");
+    ok(&daemon, &["vm", "squeeze", "web1", "--to", "128MiB"]);
+    obey(&mut guest, 2 * WANTED_PAGES);
+
+    let (disk, mut queue) = daemon.attach("web1");
+    queue.write_pages(7, &[page_of(2, 7)]).unwrap();
+    ok(&daemon, &["vm", "remove", "web1", "--force"]);
+    let socket = dir.path().join("run/balloon/web1.sock");
+    until("over", || {
+        !guest.device().is_connected()
+            && !disk.is_connected()
+            && !socket.exists()
+            && daemon.vm("web1").is_null()
+    });
+    // Another VM by that name has one of its own, in which nothing is left of the first.
+    ok(&daemon, &add);
+    let memory = Memory::with_bytes(256 << 20).unwrap();
+    let mut guest = attach(dir.path(), &memory);
+    obey(&mut guest, WANTED_PAGES);
+    assert_eq!(daemon.vm("web1")["stored_pages"], 1);
 }

@@ -41,6 +41,11 @@ fn rings() {
 }
 
 #[test]
+fn balloons() {
+    replay("balloon", fuzzed::balloon::run);
+}
+
+#[test]
 fn messages() {
     replay("messages", fuzzed::messages::run);
 }

@@ -264,7 +264,7 @@ fn the_compressor_changes_under_load_and_old_pools_drain() {
     let later = Duration::from_millis(1100);
     std::thread::sleep(later);
     let held = vm.accounting().held;
-    let (current, _) = store.shared().pools.current();
+    let current = store.shared().pools.current().id;
     let to_move = held.objects() - held.objects_by_pool[current.index()];
     shrinker.request_recompression();
     shrinker.turn();

@@ -279,3 +279,23 @@ fn a_trace_that_is_none_is_refused_by_its_line() {
     let newer = good.replacen("\"version\":1", "\"version\":2", 1);
     assert!(matches!(read(&format!("{good}{newer}")), Err(TraceError::Version { line: 2, version: 2 })));
 }
+
+#[test]
+fn a_trace_from_before_statistics_had_numbers_is_decided_as_it_was() {
+    let mut simulation = one(&[hot(32), cold(352)], 64);
+    for _ in 0..60 {
+        let tick = simulation.tick();
+        let mut text = Vec::new();
+        tick.write(&mut text).unwrap();
+        let mut line: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        let step = &mut line["vms"][0];
+        let guest = step["snapshot"]["vmm"]["answers"]["guest"].as_object_mut().unwrap();
+        assert!(guest.remove("update").is_some());
+        if let Some(look) = step["state"]["look"].as_object_mut() {
+            assert!(look.remove("said_counters").is_some() && look.remove("said_update").is_some());
+        }
+        let text = format!("{line}\n");
+        let before = trace::read(BufReader::new(text.as_bytes())).next().unwrap().unwrap();
+        assert_eq!(before.again().vms[0].decision, tick.vms[0].decision);
+    }
+}

@@ -365,6 +365,27 @@ fn what_can_not_be_is_not_believed() {
     }
 }
 
+/// A guest that lies to its device makes its VMM say so at one look, and may be well at the next.
+#[test]
+fn a_size_that_can_not_be_is_looked_at_again_at_once() {
+    let mut pair = qemu(PATIENT);
+    assert!(pair.look().is_ok());
+    pair.asked();
+    for actual in [0, 513 * MIB] {
+        pair.vmm.script("query-balloon", move |id| vec![returned(id, json!({ "actual": actual }))]);
+        let state = pair.look().unwrap_err();
+        assert!(state.to_string().contains("a guest of 536870912 bytes that has"), "{state}");
+        assert!(pair.look().is_ok(), "it is not waited out");
+    }
+    assert!(!pair.asked().contains(&"greeting".to_owned()), "the connection is as good as ever");
+
+    let mut pair = cloud_hypervisor(PATIENT);
+    pair.vmm.vm().actual_bytes = 513 * MIB;
+    assert_eq!(pair.look().unwrap_err().name(), "nonsense");
+    pair.vmm.vm().actual_bytes = 512 * MIB;
+    assert!(pair.look().is_ok());
+}
+
 /// Sends this text and then nothing. What is behind the bound of an answer isn't read, and there is nobody to send it to.
 fn says(text: &str) -> impl FnOnce(u64) -> Vec<Step> + Send + 'static {
     let text = text.to_owned();

@@ -4,6 +4,7 @@
 //! until it begins to hurt, back off at once) with the promotion rate of far memory as the measure of pain.
 
 mod decision;
+mod given;
 mod mode;
 mod policy;
 mod share;
@@ -14,6 +15,7 @@ pub mod trace;
 pub mod vmm;
 
 pub use self::decision::{Decision, Distress, Hold, Reason};
+pub use self::given::{Change, Given};
 pub use self::mode::Mode;
 pub use self::policy::State;
 pub use self::share::decide_all;

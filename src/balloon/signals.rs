@@ -37,8 +37,14 @@ pub struct Look {
     pub counters: Counters,
     /// What the guest had then, in bytes.
     pub actual_bytes: u64,
-    /// What it used of that, in bytes, if it said so.
+    /// What it used of its memory when it said so last, in bytes, if it ever did.
     pub used_bytes: Option<u64>,
+    /// The counters as they were when that was news; those of this look in a trace that doesn't say.
+    #[serde(default)]
+    pub said_counters: Option<Counters>,
+    /// Which of its statistics that was, if they have numbers.
+    #[serde(default)]
+    pub said_update: Option<u64>,
     /// Faults that waited for a disk, if it said so.
     pub major_faults: Option<u64>,
     /// Processes that it had killed, if it said so.
@@ -89,6 +95,8 @@ pub(super) fn first(now_ms: u64, memory: &GuestMemory, snapshot: &Snapshot) -> L
         counters: snapshot.counters,
         actual_bytes: memory.actual_bytes,
         used_bytes: used(memory, memory.guest.as_ref()),
+        said_counters: Some(snapshot.counters),
+        said_update: memory.guest.and_then(|guest| guest.update),
         major_faults: memory.guest.and_then(|guest| guest.major_faults),
         oom_kills: memory.guest.and_then(|guest| guest.oom_kills),
         ..Look::default()
@@ -109,7 +117,10 @@ pub(super) fn next(
     }
     let guest =
         memory.guest.filter(|guest| guest.age.as_millis() <= u128::from(STALE_TICKS * interval_ms.max(1000)));
-    let used_bytes = used(memory, guest.as_ref());
+    // QEMU asks its guest every two seconds; whoever looks more often sees the same again, beside counters that went on.
+    let is_news = guest.is_some_and(|guest| guest.update.is_none() || guest.update != last.said_update);
+    let said = guest.filter(|_| is_news);
+    let used_bytes = used(memory, said.as_ref());
     let (now, before) = (&snapshot.counters, &last.counters);
     let since = |now: u64, before: u64| now.saturating_sub(before);
     let working_set_bytes = working_set(memory, guest.as_ref());
@@ -127,9 +138,12 @@ pub(super) fn next(
     let stored_bytes = since(now.stores, before.stores).saturating_mul(PAGE_SIZE_U64);
     let promotion_ppm = rate_ppm(missed_bytes, working_set_bytes, elapsed_ms);
     let stall_ppm = since(now.load_ns, before.load_ns) / elapsed_ms;
-    let grown_bytes = used_bytes.zip(last.used_bytes).map_or(0, |(now, before)| {
-        let back_bytes = promoted.saturating_mul(PAGE_SIZE_U64);
-        since(now.saturating_add(stored_bytes), before.saturating_add(back_bytes))
+    let grown_bytes = used_bytes.zip(last.used_bytes).map_or(0, |(used, before)| {
+        let said_counters = last.said_counters.unwrap_or(last.counters);
+        let pages = |of: fn(&Counters) -> u64| since(of(now), of(&said_counters));
+        let out_bytes = pages(|counters| counters.stores).saturating_mul(PAGE_SIZE_U64);
+        let back_bytes = pages(|counters| counters.promoted).saturating_mul(PAGE_SIZE_U64);
+        since(used.saturating_add(out_bytes), before.saturating_add(back_bytes))
     });
     let smoothed = |before: u64, now: u64, most: u64| {
         smoothed(before, now.min(most.saturating_mul(OUTBURST)), elapsed_ms, WINDOW_TICKS * interval_ms)
@@ -139,6 +153,8 @@ pub(super) fn next(
         counters: *now,
         actual_bytes: memory.actual_bytes,
         used_bytes: used_bytes.or(last.used_bytes),
+        said_counters: if is_news { Some(*now) } else { last.said_counters },
+        said_update: if is_news { guest.and_then(|guest| guest.update) } else { last.said_update },
         major_faults,
         oom_kills: guest.and_then(|guest| guest.oom_kills).or(last.oom_kills),
         promotion_ppm: smoothed(last.promotion_ppm, promotion_ppm, snapshot.promotion_ppm),
@@ -186,4 +202,66 @@ fn smoothed(before: u64, now: u64, elapsed_ms: u64, window_ms: u64) -> u64 {
     let (window, share) = (u128::from(window_ms), u128::from(elapsed_ms.min(window_ms)));
     let sum = u128::from(before) * (window - share) + u128::from(now) * share;
     u64::try_from(sum / window).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Held, Mode, Vmm};
+    use super::*;
+    use std::time::Duration;
+
+    const MIB: u64 = 1 << 20;
+    const TICK_MS: u64 = 1000;
+
+    /// A look at a guest that has said for the n-th time that so much is available.
+    fn look(actual_mib: u64, update: u64, available_mib: u64, stores: u64) -> (GuestMemory, Snapshot) {
+        let available_bytes = Some(available_mib * MIB);
+        let guest = GuestStats {
+            age: Duration::ZERO,
+            update: Some(update),
+            available_bytes,
+            ..GuestStats::default()
+        };
+        let (configured_bytes, actual_bytes) = (1024 * MIB, actual_mib * MIB);
+        let memory = GuestMemory { configured_bytes, actual_bytes, guest: Some(guest) };
+        let snapshot = Snapshot {
+            vm: "web1".to_owned(),
+            mode: Mode::Auto,
+            min_bytes: 0,
+            max_bytes: u64::MAX,
+            weight: 100,
+            promotion_ppm: 2000,
+            vmm: Vmm::Answers(memory),
+            counters: Counters { stores, ..Counters::default() },
+            held: Held::default(),
+        };
+        (memory, snapshot)
+    }
+
+    #[test]
+    fn what_was_said_once_is_no_growth_at_the_next_look() {
+        let (memory, snapshot) = look(512, 1, 100, 0);
+        let mut last = first(0, &memory, &snapshot);
+        let pages = |mib: u64| mib * MIB / PAGE_SIZE_U64;
+        // What it has, how often it has said what is available, how much that is, what it has pushed out so far; and by how
+        // much it grew.
+        let looks = [
+            // It uses 8 MiB more, for which it pushed 8 out; it has not said so yet.
+            (512, 1, 100, pages(8), 0),
+            (512, 2, 100, pages(8), 8),
+            (512, 2, 100, pages(8), 0),
+            // It was given 64 MiB, and says nothing of them for a while.
+            (576, 2, 100, pages(8), 0),
+            (576, 3, 164, pages(8), 0),
+            // It uses 20 more, and pushed out 10 of others in two looks.
+            (576, 3, 164, pages(13), 0),
+            (576, 4, 154, pages(18), 20),
+        ];
+        for (n, (actual, update, available, stores, grown)) in (1..).zip(looks) {
+            let (memory, snapshot) = look(actual, update, available, stores);
+            let signals = next(&last, n * TICK_MS, TICK_MS, &memory, &snapshot).unwrap();
+            assert_eq!(signals.grown_bytes, grown * MIB, "look {n}");
+            last = signals.look;
+        }
+    }
 }

@@ -73,7 +73,11 @@ fn balloon(balloon: &BalloonStatus) -> String {
     };
     let target =
         if balloon.reachable { format!("target {}, ", Bytes(balloon.target_bytes)) } else { String::new() };
-    format!("{}: {has}{target}{}", balloon.mode, balloon.reason)
+    let reading_back = match balloon.reading_back_pages {
+        0 => String::new(),
+        left => format!("; {} are read back from the file", pages(left)),
+    };
+    format!("{}: {has}{target}{}{reading_back}", balloon.mode, balloon.reason)
 }
 
 /// The lines about what all VMs share, the most important one first.
@@ -343,5 +347,26 @@ web1  ready  no           0B      0B           0B     2MiB    0B     0B       0 
         assert!(!render(&status).contains("IN FILE"));
         let vm = VmStatus { limit_bytes: 1 << 30, weight: 100, ..vm };
         assert_eq!(share(&vm), "web1: limit 1GiB, reserve 0B, weight 100, writeback false\n");
+    }
+
+    #[test]
+    fn cold_pages_and_pages_that_are_read_back_are_said() {
+        let cold = CompressorPool {
+            compressor: "zstd:9+dictionary".to_owned(),
+            state: CompressorPoolState::Cold,
+            objects: 7,
+            objects_at_first: 0,
+        };
+        let pools = vec![CompressorPool::default(), cold];
+        let mut status = Status { pool: PoolStatus { pools, ..PoolStatus::default() }, ..Status::default() };
+        assert!(render(&status).contains("\ncold: zstd:9+dictionary, objects: 7\n"));
+        let balloon = BalloonStatus {
+            mode: "auto".to_owned(),
+            reason: "off".to_owned(),
+            reading_back_pages: 512,
+            ..BalloonStatus::default()
+        };
+        status.vms = vec![VmStatus { balloon: Some(balloon), ..VmStatus::default() }];
+        assert!(render(&status).ends_with(": balloon auto: off; 2MiB are read back from the file\n"));
     }
 }

@@ -106,6 +106,11 @@ const NUMBERS: &[Number<VmStatus>] = &[
     counter("ballast_vm_loaded_from_file", "Pages read from the writeback file for the guest.", |vm| {
         vm.counters.loaded_from_file
     }),
+    counter(
+        "ballast_vm_read_back_pages",
+        "Pages moved back from the file into the pool, before the guest read them, because it was given memory.",
+        |vm| vm.counters.read_back_pages,
+    ),
     counter("ballast_vm_promoted_pages", "Pages moved back from the file into the pool.", |vm| {
         vm.counters.promoted_pages
     }),
@@ -127,7 +132,7 @@ const NUMBERS: &[Number<VmStatus>] = &[
 
 /// Numbers of the balloons that are known.
 type OfBalloon = fn(&BalloonStatus) -> Option<u64>;
-const BALLOONS: [(&str, &str, OfBalloon); 7] = [
+const BALLOONS: [(&str, &str, OfBalloon); 8] = [
     ("ballast_vm_balloon_reachable", "Whether the VMM of a squeezed VM answers.", |balloon| {
         Some(balloon.reachable.into())
     }),
@@ -144,6 +149,11 @@ const BALLOONS: [(&str, &str, OfBalloon); 7] = [
         "ballast_vm_balloon_available_bytes",
         "What the guest could use without swapping, in bytes.",
         |balloon| balloon.available_bytes,
+    ),
+    (
+        "ballast_vm_balloon_reading_back_pages",
+        "Pages still to be read back from the writeback file because the guest was given memory.",
+        |balloon| Some(balloon.reading_back_pages),
     ),
     (
         "ballast_vm_balloon_promotion_ppm",

@@ -116,6 +116,11 @@ impl ColdEnd {
         self.loads_rate
     }
 
+    /// Bytes that the VM may still take before it has to shrink to its limit again.
+    pub(super) fn room_bytes(&self) -> u64 {
+        self.stop_bytes.saturating_sub(self.accounting.held.pool_bytes)
+    }
+
     pub(super) fn view(&self) -> VmView<'_> {
         let pool_bytes = self.accounting.held.pool_bytes;
         let over_bytes = pool_bytes.saturating_sub(self.stop_bytes);

@@ -7,6 +7,8 @@ pub mod shrinker;
 
 mod cleaning;
 mod cold;
+mod handle;
+mod read_back;
 mod recompress;
 mod requests;
 mod stats;

@@ -1,12 +1,15 @@
 //! What other threads may ask of the shrinker: taken note of at once, and looked at with its next step.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::pressure::Level;
+use super::read_back::Order;
 use super::recompress::ColdOptions;
+use crate::ids::VmId;
 
 /// What may be asked of the shrinker from other threads.
 #[derive(Debug, Default)]
@@ -17,6 +20,10 @@ pub(super) struct Requests {
     idle_ms: AtomicU64,
     cold: Mutex<ColdOptions>,
     pub(super) stop: AtomicBool,
+    /// Whose pages are to come back from the file, and whose are not, in the order in which that was said.
+    read_back: Mutex<Vec<(VmId, Order)>>,
+    /// Pages that are still to come back, of each VM of which some are.
+    reading_back: Mutex<BTreeMap<VmId, u64>>,
 }
 
 impl Requests {
@@ -40,6 +47,26 @@ impl Requests {
     /// When a page is cold, and how much time may be spent on such pages.
     pub(super) fn cold(&self) -> ColdOptions {
         *self.cold.lock()
+    }
+
+    /// Takes effect at the next step.
+    pub(super) fn read_back(&self, vm: VmId, order: Order) {
+        self.read_back.lock().push((vm, order));
+    }
+
+    /// What was said of that since the last call.
+    pub(super) fn take_read_back(&self) -> Vec<(VmId, Order)> {
+        std::mem::take(&mut *self.read_back.lock())
+    }
+
+    /// Says how many pages of which VMs are still to come back.
+    pub(super) fn show_reading_back(&self, pages: impl Iterator<Item = (VmId, u64)>) {
+        *self.reading_back.lock() = pages.collect();
+    }
+
+    /// Pages of a VM that are still to come back.
+    pub(super) fn reading_back_pages(&self, vm: VmId) -> u64 {
+        self.reading_back.lock().get(&vm).copied().unwrap_or(0)
     }
 
     /// Takes effect at the next step; of several requests until then the greatest counts.

@@ -8,13 +8,14 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::cleaning::{Cleaning, Vms};
 use super::cold::ColdEnd;
+pub use super::handle::Handle;
 use super::policy::{BATCH_PAGES_MAX, Decision, Policy, PoolView, Reason, is_full};
 use super::pressure::Level;
+use super::read_back::{Bounds, Order, ReadingBack};
 use super::recompress::{ColdOptions, Recompression};
 use super::requests::Requests;
 use super::stats::ShrinkerStats;
@@ -76,6 +77,8 @@ pub struct Shrinker {
     requests: Arc<Requests>,
     vms: Vms,
     full: bool,
+    /// Bytes that the arena may still take until it is where shrinking stops.
+    room_bytes: u64,
     /// The arena has to come below this because the host runs short.
     goal_bytes: Option<u64>,
     refused: Option<Instant>,
@@ -87,17 +90,9 @@ pub struct Shrinker {
     limits_first: bool,
     steps: u32,
     recompression: Recompression,
+    reading_back: ReadingBack,
     scratch: Scratch,
     buffer: Vec<u8>,
-}
-
-/// The running shrinker. Dropping it stops and joins the thread.
-#[derive(Debug)]
-pub struct Handle {
-    store: Arc<Store>,
-    stats: Arc<ShrinkerStats>,
-    requests: Arc<Requests>,
-    thread: Option<JoinHandle<()>>,
 }
 
 /// One page on its way out.
@@ -126,6 +121,7 @@ impl Shrinker {
         let requests = Arc::new(Requests::default());
         requests.set_idle(options.idle);
         requests.set_cold(options.cold);
+        let reading_back = ReadingBack::new(Arc::clone(&store.shared().bell));
         Self {
             store,
             policy: options.policy,
@@ -134,6 +130,7 @@ impl Shrinker {
             requests,
             vms: Vms::new(),
             full: false,
+            room_bytes: 0,
             goal_bytes: None,
             refused: None,
             complained: false,
@@ -141,6 +138,7 @@ impl Shrinker {
             limits_first: false,
             steps: 0,
             recompression: Recompression::default(),
+            reading_back,
             scratch: Scratch::default(),
             buffer: Vec::new(),
         }
@@ -154,7 +152,7 @@ impl Shrinker {
         let (store, stats, requests) =
             (Arc::clone(&self.store), Arc::clone(&self.stats), Arc::clone(&self.requests));
         let thread = threads::spawn("shrinker", Role::Shrinker, move || self.run())?;
-        Ok(Handle { store, stats, requests, thread: Some(thread) })
+        Ok(Handle::new(store, stats, requests, thread))
     }
 
     /// What has been done so far.
@@ -166,6 +164,16 @@ impl Shrinker {
     /// The host runs short of memory: some of the pool leaves in the steps that follow.
     pub fn request_pressure(&self, level: Level) {
         self.requests.press(level);
+    }
+
+    /// As many pages of a VM come back from the writeback file, in the steps that follow.
+    pub fn request_read_back(&self, vm: VmId, pages: u64) {
+        self.requests.read_back(vm, Order::Given(pages));
+    }
+
+    /// No more of them do.
+    pub fn request_no_read_back(&self, vm: VmId) {
+        self.requests.read_back(vm, Order::Taken);
     }
 
     /// Moves idle pages to the current pool, in the steps that follow.
@@ -229,7 +237,10 @@ impl Shrinker {
             written = self.write(file, &batch);
         }
         match written {
-            Ok(()) if reason == Reason::Idle => Step::Later,
+            Ok(()) if reason == Reason::Idle => {
+                self.read_back();
+                Step::Later
+            }
             Ok(()) => Step::Again,
             Err(err) => self.refused(&err),
         }
@@ -269,7 +280,9 @@ impl Shrinker {
         // What reserves may still claim is as good as used.
         let used = shared.arena.used_bytes();
         let max = shared.arena.max_bytes().saturating_sub(shared.unclaimed_bytes());
-        self.full = is_full(self.full, used, headroom(shared.marks(max), max, HEADROOM_BYTES));
+        let marks = headroom(shared.marks(max), max, HEADROOM_BYTES);
+        self.full = is_full(self.full, used, marks);
+        self.room_bytes = if self.full { 0 } else { marks.stop_bytes.saturating_sub(used) };
         self.stats.set_full(self.full);
         if shared.take_shortage() {
             self.requests.press(Level::Moderate);
@@ -279,6 +292,7 @@ impl Shrinker {
             percent => self.goal_bytes = Some(used - used / 100 * u64::from(percent)),
         }
         self.goal_bytes = self.goal_bytes.filter(|goal| used > *goal);
+        self.reading_back.follow(&self.requests, &self.vms, self.goal_bytes.is_some());
     }
 
     /// What the policy is to know of the pool. VMs that may have to give something up have their cold ends looked for.
@@ -375,6 +389,7 @@ impl Shrinker {
         if self.is_sparse(SLACK_PERCENT_MAX) && self.compact() > 0 {
             return Step::Again;
         }
+        let reads = self.read_back();
         if self.with_cleaning(|cleaning| cleaning.tidy()) {
             return Step::Again;
         }
@@ -382,7 +397,17 @@ impl Shrinker {
         if !more && self.is_sparse(SLACK_PERCENT_IDLE) && self.compact() > 0 {
             return Step::Later;
         }
-        if more || self.requests.idle().is_some() { Step::Later } else { Step::Rest }
+        if more || reads || self.requests.idle().is_some() { Step::Later } else { Step::Rest }
+    }
+
+    /// Pages come back to guests that were given memory. Whether there are more to come.
+    fn read_back(&mut self) -> bool {
+        let shared = self.store.shared();
+        if !shared.file.as_ref().is_some_and(|file| file.is_on()) {
+            return false;
+        }
+        let bounds = Bounds { room_bytes: self.room_bytes, idle: self.requests.idle() };
+        self.reading_back.some(&self.vms, bounds)
     }
 
     /// What has to go on however busy the shrinker is, and is bounded by itself. Whether there is more to do.
@@ -455,46 +480,4 @@ fn headroom(marks: Marks, max_bytes: u64, headroom_bytes: u64) -> Marks {
     let start_bytes = marks.start_bytes.min(max_bytes.saturating_sub(headroom_bytes));
     let stop_bytes = marks.stop_bytes.min(start_bytes.saturating_sub(headroom_bytes));
     Marks { start_bytes, stop_bytes }
-}
-
-impl Handle {
-    /// The host runs short of memory: some of the pool has to leave.
-    pub fn press(&self, level: Level) {
-        self.requests.press(level);
-        self.store.shared().bell.ring();
-    }
-
-    /// Changes after how long an unused page is idle, and leaves while the disk is idle too.
-    pub fn set_idle(&self, idle: Option<Duration>) {
-        self.requests.set_idle(idle);
-        self.store.shared().bell.ring();
-    }
-
-    /// Changes when a page is cold, and how much time may be spent on such pages.
-    pub fn set_cold(&self, options: ColdOptions) {
-        self.requests.set_cold(options);
-        self.store.shared().bell.ring();
-    }
-
-    /// Moves idle pages to the current pool, in the background.
-    pub fn recompress(&self) {
-        self.requests.recompress.store(true, Ordering::Relaxed);
-        self.store.shared().bell.ring();
-    }
-
-    /// What has been done so far.
-    #[must_use]
-    pub fn stats(&self) -> &ShrinkerStats {
-        &self.stats
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        self.requests.stop.store(true, Ordering::Release);
-        self.store.shared().bell.ring();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
 }

@@ -1,5 +1,7 @@
 //! The daemon's status, put together from what each room counts.
 
+use std::sync::Arc;
+
 use super::daemon::Daemon;
 use super::psi;
 use super::served::Served;
@@ -37,8 +39,7 @@ pub(super) fn of(daemon: &Daemon) -> Status {
     daemon.store.for_each(|name, vm| found.push((name.to_owned(), vm.clone())));
     for (name, vm) in &found {
         let mut status = vm_status(&served, name, vm);
-        let socket = daemon.config.balloon_socket_path(name);
-        status.balloon = daemon.balloons.shown(name).map(|step| balloon(&step, &socket));
+        status.balloon = daemon.balloons.shown(name).map(|step| balloon(daemon, name, &step));
         vms.push(status);
         if let VmState::Ready(pages) | VmState::Unconfigured(pages) = vm {
             metadata_bytes += pages.metadata_bytes();
@@ -152,7 +153,7 @@ fn pools(daemon: &Daemon, objects: &[u64; POOLS_MAX]) -> Vec<CompressorPool> {
                 _ => CompressorPoolState::Draining,
             },
             objects: objects[pool.id.index()],
-            objects_at_first: if pool.current {
+            objects_at_first: if pool.current || pool.cold {
                 0
             } else {
                 daemon.draining.at_first(pool.id, objects[pool.id.index()])
@@ -302,7 +303,8 @@ fn told(reason: &Reason, socket: &std::path::Path) -> String {
     reason.to_string().replace(OWN_SOCKET, &socket.display().to_string())
 }
 
-fn balloon(step: &Step, socket: &std::path::Path) -> BalloonStatus {
+fn balloon(daemon: &Daemon, name: &str, step: &Step) -> BalloonStatus {
+    let socket = daemon.config.balloon_socket_path(name);
     let Step { snapshot, state, decision } = step;
     let memory = match &snapshot.vmm {
         Vmm::Answers(memory) => Some(memory),
@@ -315,6 +317,8 @@ fn balloon(step: &Step, socket: &std::path::Path) -> BalloonStatus {
         Mode::Fixed(_) => "fixed",
     };
     let look = state.look.unwrap_or_default();
+    let pages = daemon.store.ready(&snapshot.vm);
+    let reading_back = |pages: Arc<VmStore>| daemon.shrinker.reading_back_pages(pages.id());
     BalloonStatus {
         mode: mode.to_owned(),
         reachable: memory.is_some(),
@@ -322,7 +326,8 @@ fn balloon(step: &Step, socket: &std::path::Path) -> BalloonStatus {
         actual_bytes: memory.map(|memory| memory.actual_bytes),
         available_bytes: memory.and_then(|memory| memory.guest?.available_bytes),
         target_bytes: decision.target_bytes,
-        reason: told(&decision.reason, socket),
+        reason: told(&decision.reason, &socket),
+        reading_back_pages: pages.map_or(0, reading_back),
         promotion_ppm: look.promotion_ppm,
         stall_ppm: look.stall_ppm,
     }
@@ -387,6 +392,7 @@ fn counters(held: &Held, events: &Events) -> Counters {
         written_back_pages: events.written_back_pages,
         loaded_from_file: events.loaded_from_file,
         promoted_pages: events.promoted_pages,
+        read_back_pages: events.read_back_pages,
         stored_incompressible_pages: held.incompressible_pages,
         delayed_stores: events.delayed_stores,
         compacted_pages: events.compacted_pages,

@@ -364,10 +364,7 @@ impl Daemon {
         Ok(())
     }
 
-    pub(super) fn set_cold_compressor(
-        &self,
-        compressor: Option<Compressor>,
-    ) -> Result<(), SetError> {
+    pub(super) fn set_cold_compressor(&self, compressor: Option<Compressor>) -> Result<(), SetError> {
         self.store.end_drained_pools();
         self.store.shared().pools.set_cold(compressor).map_err(|error| failed(&error))?;
         let named = compressor.map_or_else(|| "none".to_owned(), |compressor| compressor.to_string());

@@ -79,6 +79,8 @@ pub struct Events {
     pub loaded_from_file: u64,
     /// Pages that came back from the file into the pool because they were loaded again soon.
     pub promoted_pages: u64,
+    /// Pages that were brought back from the file into the pool because their guest was given memory.
+    pub read_back_pages: u64,
     /// Objects moved within the arena by compaction.
     pub compacted_pages: u64,
     /// Objects compressed anew for another pool.
@@ -126,6 +128,7 @@ impl AddAssign for Events {
         self.written_back_pages += more.written_back_pages;
         self.loaded_from_file += more.loaded_from_file;
         self.promoted_pages += more.promoted_pages;
+        self.read_back_pages += more.read_back_pages;
         self.compacted_pages += more.compacted_pages;
         self.recompressed_pages += more.recompressed_pages;
         self.given_up_pages += more.given_up_pages;
@@ -200,6 +203,12 @@ impl Held {
     pub fn objects(&self) -> u64 {
         self.stored_pages - self.same_filled_pages - self.file_pages
     }
+}
+
+/// Bytes of the largest object, header included.
+#[must_use]
+pub fn object_bytes_max() -> usize {
+    HEADER_BYTES + PAYLOAD_MAX
 }
 
 /// Bytes of an object with this payload, header included.

@@ -101,53 +101,77 @@ impl Age {
 /// snapshot: a page may be used or overwritten meanwhile, so whoever evicts it looks at its age and generation.
 #[must_use]
 pub fn coldest(table: &Table, count: usize, now: Age, wanted: impl Fn(Age) -> bool) -> Vec<(Age, Slot)> {
-    let mut found = Found { pages: Vec::new(), count, now, least: None };
+    first(table, count, |age| age.coldness(now), wanted, |entry| matches!(entry, Entry::Arena(_)))
+}
+
+/// The other end of what has left: the `count` pages of the writeback file in `table` that are least cold at `now` among
+/// those whose age is `wanted`, the least cold first. A snapshot, too.
+#[must_use]
+pub fn hottest_in_file(
+    table: &Table,
+    count: usize,
+    now: Age,
+    wanted: impl Fn(Age) -> bool,
+) -> Vec<(Age, Slot)> {
+    first(table, count, |age| u32::MAX - age.coldness(now), wanted, |entry| matches!(entry, Entry::File(_)))
+}
+
+/// The `count` pages whose ages rank highest, of those that are in the right place.
+fn first(
+    table: &Table,
+    count: usize,
+    rank: impl Fn(Age) -> u32,
+    wanted: impl Fn(Age) -> bool,
+    is_there: impl Fn(Entry) -> bool,
+) -> Vec<(Age, Slot)> {
+    let mut found = Found { pages: Vec::new(), count, rank, least: None };
     for chunk in table.backed_chunks() {
         let pages = (chunk.first.0..).zip(chunk.ages.iter().zip(chunk.entries));
         for (slot, (age, entry)) in pages {
             let age = Age(age.load(Ordering::Relaxed));
             // Once there are enough, this is all that is done for most slots, and their ages are all that is read.
-            if found.least.is_some_and(|least| age.coldness(now) <= least) || !wanted(age) {
+            if found.least.is_some_and(|least| (found.rank)(age) <= least) || !wanted(age) {
                 continue;
             }
             let slot = Slot(slot);
-            if matches!(Entry::unpack(entry.load(Ordering::Relaxed), slot), Ok(Entry::Arena(_))) {
+            if Entry::unpack(entry.load(Ordering::Relaxed), slot).is_ok_and(&is_there) {
                 found.add(age, slot);
             }
         }
     }
-    found.keep_coldest();
-    found.pages.sort_unstable_by_key(|page| order(*page, now));
-    found.pages
+    found.keep_first();
+    let Found { mut pages, rank, .. } = found;
+    pages.sort_unstable_by_key(|page| order(*page, &rank));
+    pages
 }
 
-fn order((age, slot): (Age, Slot), now: Age) -> (Reverse<u32>, Slot) {
-    (Reverse(age.coldness(now)), slot)
+fn order((age, slot): (Age, Slot), rank: impl Fn(Age) -> u32) -> (Reverse<u32>, Slot) {
+    (Reverse(rank(age)), slot)
 }
 
-/// The coldest pages so far, and some more.
-struct Found {
+/// The pages that rank highest so far, and some more.
+struct Found<R> {
     pages: Vec<(Age, Slot)>,
     count: usize,
-    now: Age,
-    /// Pages with no more than this are not among the coldest.
+    rank: R,
+    /// Pages with no more than this are not among the first.
     least: Option<u32>,
 }
 
-impl Found {
+impl<R: Fn(Age) -> u32> Found<R> {
     fn add(&mut self, age: Age, slot: Slot) {
         self.pages.push((age, slot));
         // Keeping twice as many as are wanted makes throwing half of them away cheap.
         if self.pages.len() >= self.count.saturating_mul(2).max(1024) {
-            self.keep_coldest();
-            self.least = self.pages.iter().map(|(age, _)| age.coldness(self.now)).min();
+            self.keep_first();
+            self.least = self.pages.iter().map(|(age, _)| (self.rank)(*age)).min();
         }
     }
 
-    fn keep_coldest(&mut self) {
+    fn keep_first(&mut self) {
         if self.pages.len() > self.count {
-            let now = self.now;
-            self.pages.select_nth_unstable_by_key(self.count, |page| order(*page, now));
+            let rank = &self.rank;
+            self.pages.select_nth_unstable_by_key(self.count, |page| order(*page, rank));
             self.pages.truncate(self.count);
         }
     }

@@ -7,6 +7,7 @@
 //! lock, then nothing. They are never held together.
 
 pub mod accounting;
+mod admit;
 pub mod arena;
 pub mod codec;
 pub mod crashes;
@@ -35,14 +36,12 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
+use admit::{create, not_made, serve};
 use arena::Arena;
 use codec::Compressor;
-use dictionaries::Dictionaries;
 use pool::{PoolId, Pools};
-use recovery::Recovered;
 use room::Shared;
 use state::{StateDir, StateError, StateId};
-use table::Table;
 use vm::{Limits, VmStore};
 use walk::Walk;
 
@@ -468,45 +467,4 @@ impl Store {
             }
         }
     }
-}
-
-/// The VM of a table, or what is wrong with its header.
-fn serve(
-    recovered: Recovered,
-    spec: Option<&VmSpec>,
-    dir: &StateDir,
-    shared: &Arc<Shared>,
-) -> Result<Result<VmState, String>, StateError> {
-    Ok(Ok(match recovered {
-        Recovered::Whole { table, held } => {
-            let limits = spec.map_or(Limits::NONE, |spec| spec.limits);
-            let tables = dir.tables_path();
-            let dictionaries = Dictionaries::open(&tables, table.name(), table.vm())
-                .map_err(StateError::io("read dictionaries in", &tables))?;
-            let vm = Arc::new(VmStore::new(*table, dictionaries, Arc::clone(shared), limits, held));
-            if spec.is_some() { VmState::Ready(vm) } else { VmState::Unconfigured(vm) }
-        }
-        Recovered::NoHeader { reason } => return Ok(Err(reason)),
-        Recovered::Damaged { reason, named } => VmState::Damaged(Damaged { reason, named: Arc::new(named) }),
-    }))
-}
-
-fn create(dir: &mut StateDir, spec: &VmSpec, shared: &Arc<Shared>) -> Result<Arc<VmStore>, ClearError> {
-    let id = dir.next_vm_id()?;
-    let table = Table::create(&dir.table_path(&spec.name), id, &spec.name, spec.slots)?;
-    let tables = dir.tables_path();
-    let dictionaries = Dictionaries::open(&tables, &spec.name, id)
-        .map_err(StateError::io("read dictionaries in", &tables))?;
-    let held = accounting::Held::default();
-    Ok(Arc::new(VmStore::new(table, dictionaries, Arc::clone(shared), spec.limits, held)))
-}
-
-/// Why a new VM is out of service, and what to do.
-fn not_made(name: &str, err: &dyn std::error::Error) -> String {
-    let cause = std::iter::successors(Some(err), |err| err.source()).map(ToString::to_string);
-    format!(
-        "the VM is new, and what it needs in the state directory can't be made: {}; the file system may need room: make \
-         some, and run `ballast vm clear {name}` or start the daemon again",
-        cause.collect::<Vec<_>>().join(": ")
-    )
 }

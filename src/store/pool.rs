@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::codec::Compressor;
+use super::codec::{Coding, Compressor};
 
 /// Pools at a time, draining ones included; their number has four bits beside each slot.
 pub const POOLS_MAX: usize = 16;
@@ -170,6 +170,19 @@ impl Pools {
         Ok(Pool { id, compressor })
     }
 
+    /// The pool that an object which comes back from the file is of, by how it was made: the current one, unless only the
+    /// cold one makes such objects.
+    #[must_use]
+    pub fn maker_of(&self, coding: Coding) -> PoolId {
+        let made_by = |pool: &Pool| {
+            let learns = pool.compressor.dictionary_level().is_some();
+            (pool.compressor.codec(), learns) == (coding.codec, coding.dictionary.is_some())
+        };
+        let current = self.current();
+        let cold = self.cold().filter(|cold| made_by(cold) && !made_by(&current));
+        cold.map_or(current.id, |cold| cold.id)
+    }
+
     fn is_needed(&self, id: PoolId) -> bool {
         id == self.current().id || self.cold().is_some_and(|cold| cold.id == id)
     }
@@ -221,6 +234,7 @@ impl Pools {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::codec::{CodecId, DictionaryNumber};
 
     #[test]
     fn an_old_pool_is_revived_and_a_drained_one_ends() {
@@ -245,6 +259,11 @@ mod tests {
         assert_eq!(cold.compressor, Compressor::ZstdWithDictionary(9));
         pools.end_drained(|_| 0);
         assert_eq!(pools.counted_under(cold.id), cold.id);
+        let dictionary = DictionaryNumber::new(3);
+        assert_eq!(pools.maker_of(Coding { codec: CodecId::Zstd, dictionary }), cold.id);
+        for codec in [CodecId::Lz4, CodecId::Zstd, CodecId::Raw] {
+            assert_eq!(pools.maker_of(codec.into()), pools.current().id);
+        }
         assert!(pools.list().iter().any(|pool| pool.cold && !pool.current && pool.id == cold.id));
         assert_eq!(pools.set_current(Compressor::ZstdWithDictionary(9)), Ok(cold.id), "it may be both");
         pools.set_cold(None).unwrap();

@@ -26,7 +26,7 @@ pub struct Shared {
     /// Why there is none, when one is configured or pages are in one. Then entries may name places in it.
     pub missing: Option<OpenError>,
     /// Wakes the shrinker.
-    pub bell: Bell,
+    pub bell: Arc<Bell>,
     /// What VMs below their reserves may still claim, in bytes.
     pub(super) unclaimed_bytes: AtomicU64,
     accept_percent: AtomicU32,
@@ -70,7 +70,7 @@ impl Shared {
             pools,
             file,
             missing,
-            bell: Bell::default(),
+            bell: Arc::default(),
             unclaimed_bytes: AtomicU64::new(0),
             accept_percent: AtomicU32::new(accept_percent),
             outlook: AtomicU8::new(Outlook::Open as u8),

@@ -113,10 +113,7 @@ impl CloudHypervisor {
             return Err(Unreachable::NoBalloon { add: BALLOON_ARGUMENT });
         }
         let (configured_bytes, actual_bytes) = (info.config.memory.bytes(), info.memory_actual_size);
-        if actual_bytes == 0 || actual_bytes > configured_bytes {
-            let what = format!("a guest of {configured_bytes} bytes that has {actual_bytes}");
-            return Err(Unreachable::nonsense(what));
-        }
+        Unreachable::check_size(configured_bytes, actual_bytes)?;
         Ok((configured_bytes, actual_bytes))
     }
 
@@ -168,6 +165,7 @@ impl Reported {
         let updated = UNIX_EPOCH + Duration::from_millis(self.last_update);
         Some(GuestStats {
             age: now.duration_since(updated).unwrap_or_default(),
+            update: Some(self.last_update),
             available_bytes: value("available_memory"),
             free_bytes: value("free_memory"),
             total_bytes: value("total_memory"),
@@ -228,7 +226,8 @@ mod tests {
         let reported: Reported = serde_json::from_str(body).unwrap();
         let stats = reported.stats_at(UNIX_EPOCH + Duration::from_millis(5500));
         let age = Duration::from_millis(500);
-        assert_eq!(stats, Some(GuestStats { age, swap_in_bytes: Some(7), ..GuestStats::default() }));
+        let update = Some(5000);
+        assert_eq!(stats, Some(GuestStats { age, update, swap_in_bytes: Some(7), ..GuestStats::default() }));
         let never = Reported { last_update: 0, ..reported };
         assert_eq!(never.stats_at(UNIX_EPOCH), None);
     }

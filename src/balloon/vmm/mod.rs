@@ -63,6 +63,9 @@ pub struct GuestMemory {
 pub struct GuestStats {
     /// How long ago it said so.
     pub age: Duration,
+    /// Another number each time that it does, if there is one: what was said once is no news at the next look.
+    #[serde(default)]
+    pub update: Option<u64>,
     /// Memory that it could use without swapping, in bytes: free, and cache that can be dropped.
     pub available_bytes: Option<u64>,
     /// Memory that nobody uses, in bytes.

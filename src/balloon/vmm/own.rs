@@ -47,12 +47,14 @@ impl VmmClient for Own {
             said.ok_or(Unreachable::Late { waited_for: "the guest's word on its balloon" })?;
         match configured_bytes.checked_sub(balloon_bytes).filter(|left| *left > 0) {
             Some(actual_bytes) => {
-                let guest = seen.stats.map(|(stats, age)| said_of_itself(stats, age));
+                let guest =
+                    seen.stats.map(|(stats, age)| said_of_itself(stats, age, seen.numbers.statistics));
                 Ok(GuestMemory { configured_bytes, actual_bytes, guest })
             }
-            None => Err(Unreachable::Nonsense {
-                what: format!("a guest of {configured_bytes} bytes that has given up {balloon_bytes}"),
-            }),
+            None => {
+                let what = format!("that has given up {balloon_bytes}");
+                Err(Unreachable::Impossible { configured_bytes, what })
+            }
         }
     }
 
@@ -78,9 +80,10 @@ impl VmmClient for Own {
     }
 }
 
-fn said_of_itself(stats: Stats, age: Duration) -> GuestStats {
+fn said_of_itself(stats: Stats, age: Duration, update: u64) -> GuestStats {
     GuestStats {
         age,
+        update: Some(update),
         available_bytes: stats.available_bytes,
         free_bytes: stats.free_bytes,
         total_bytes: stats.total_bytes,

@@ -57,10 +57,19 @@ pub enum Unreachable {
         /// Its words.
         why: String,
     },
-    /// It answered what can't be.
+    /// It answered what is no answer, and nothing that comes after it can be trusted to be one.
     #[error("the VMM's answer makes no sense: {what}")]
     Nonsense {
         /// What it said.
+        what: String,
+    },
+    /// It answered, and gave its guest a size that can't be. A guest that lies to its balloon's device makes its VMM say so,
+    /// and so do two answers between which memory was unplugged: the next look may find it well.
+    #[error("the VMM's answer makes no sense: a guest of {configured_bytes} bytes {what}")]
+    Impossible {
+        /// Bytes that the guest was booted with.
+        configured_bytes: u64,
+        /// What is said of them.
         what: String,
     },
 }
@@ -77,7 +86,7 @@ impl Unreachable {
             Self::Migrating => "migrating",
             Self::NoBalloon { .. } => "no-balloon",
             Self::Refused { .. } => "refused",
-            Self::Nonsense { .. } => "nonsense",
+            Self::Nonsense { .. } | Self::Impossible { .. } => "nonsense",
         }
     }
 
@@ -90,7 +99,15 @@ impl Unreachable {
         Self::Gone { socket: socket.to_owned(), why: "it hung up".to_owned() }
     }
 
-    /// An answer that can't be; its own words within it go through [`quoted`].
+    /// The memory that a guest has of what it was booted with.
+    pub(super) fn check_size(configured_bytes: u64, actual_bytes: u64) -> Result<(), Self> {
+        if actual_bytes > 0 && actual_bytes <= configured_bytes {
+            return Ok(());
+        }
+        Err(Self::Impossible { configured_bytes, what: format!("that has {actual_bytes}") })
+    }
+
+    /// An answer that is none; its own words within it go through [`quoted`].
     pub(super) fn nonsense(what: impl Into<String>) -> Self {
         Self::Nonsense { what: what.into() }
     }

@@ -21,6 +21,8 @@ pub struct BalloonStatus {
     pub target_bytes: u64,
     /// Why, or why the VMM doesn't answer.
     pub reason: String,
+    /// Pages that are being read back from the writeback file, because it was given memory, and are still to come.
+    pub reading_back_pages: u64,
     /// What came back of its working set in a minute, smoothed, in millionths.
     pub promotion_ppm: u64,
     /// Time that it spent waiting for loads, smoothed, in millionths.

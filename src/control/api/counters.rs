@@ -34,8 +34,10 @@ pub struct Counters {
     pub written_back_pages: u64,
     /// Pages read from the writeback file for the guest.
     pub loaded_from_file: u64,
-    /// Pages moved back from the file into the pool.
+    /// Pages moved back from the file into the pool because the guest read them again.
     pub promoted_pages: u64,
+    /// Pages moved back from the file into the pool because the guest was given memory, before it read them.
+    pub read_back_pages: u64,
     /// Pages that are kept as they are now.
     pub stored_incompressible_pages: u64,
     /// Stores that had to wait for room, those that waited in vain included.
@@ -64,6 +66,7 @@ impl Sum for Counters {
             written_back_pages: sum.written_back_pages + one.written_back_pages,
             loaded_from_file: sum.loaded_from_file + one.loaded_from_file,
             promoted_pages: sum.promoted_pages + one.promoted_pages,
+            read_back_pages: sum.read_back_pages + one.read_back_pages,
             stored_incompressible_pages: sum.stored_incompressible_pages + one.stored_incompressible_pages,
             delayed_stores: sum.delayed_stores + one.delayed_stores,
             compacted_pages: sum.compacted_pages + one.compacted_pages,

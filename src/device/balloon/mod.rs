@@ -20,11 +20,11 @@ pub mod config_space;
 pub mod given;
 mod numbers;
 pub mod pages;
-mod ring;
+pub mod ring;
 mod session;
 mod state;
 mod stats;
-mod turn;
+pub mod turn;
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -19,6 +19,8 @@ pub struct Numbers {
     pub kept_bytes: u64,
     /// Pages that are not in the guest's memory, or more than a driver may name at once.
     pub refused_pages: u64,
+    /// Times that the guest said what of its memory is used.
+    pub statistics: u64,
     /// Chains that make no sense.
     pub malformed: u64,
 }
@@ -36,6 +38,7 @@ impl Numbers {
             punched_bytes: self.punched_bytes.saturating_add(turn.punched_bytes),
             kept_bytes: self.kept_bytes.saturating_add(turn.kept_bytes),
             refused_pages: self.refused_pages.saturating_add(turn.refused_pages),
+            statistics: self.statistics.saturating_add(turn.statistics),
             malformed: self.malformed.saturating_add(turn.malformed),
         }
     }

@@ -105,6 +105,7 @@ impl Turn<'_> {
             filled = filled.saturating_add(length);
         }
         if !are_old && !is_lost(self.memory) {
+            self.numbers.statistics = self.numbers.statistics.saturating_add(1);
             self.stats = Some(Stats::parse(buffer.get(..filled).unwrap_or_default()));
         }
     }

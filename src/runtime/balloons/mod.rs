@@ -1,7 +1,8 @@
 //! The controller: a thread that looks at every squeezed VM once a tick, has the policy decide, and tells their VMMs. It
-//! decides nothing itself. VMMs are asked side by side, so that one that hangs keeps no other waiting for longer than a
-//! call may take. What it knows of a VM is gone with the daemon; the next one begins with what the guest has.
+//! decides nothing itself. VMMs are asked side by side ([`asking`]), so that those that hang keep no other waiting for longer
+//! than a call may take, however many they are. What it knows of a VM is gone with the daemon; the next one begins with what the guest has.
 
+mod asking;
 mod look;
 mod own;
 mod record;
@@ -22,13 +23,13 @@ use crate::balloon::trace::{Step, Tick};
 use crate::balloon::vmm::cloud_hypervisor::CloudHypervisor;
 use crate::balloon::vmm::qmp::Qmp;
 use crate::balloon::vmm::{Unreachable, VmmClient};
-use crate::balloon::{Mode, Pressure, Reason, State, Vmm};
+use crate::balloon::{Change, Given, Mode, Pressure, Reason, State, Vmm};
 use crate::config::{SqueezeConfig, SqueezeVmm};
 use crate::reclaim::pressure::Level;
 use crate::threads::{self, Role};
 
-/// VMMs that are asked at the same time.
-const ASKED_MAX: usize = 32;
+/// A guest that has less than it should by more than this was not given what we asked for, or somebody else took it.
+const LESS_BYTES: u64 = 4 << 20;
 
 /// What is known of all balloons, for whoever asks.
 #[derive(Debug)]
@@ -129,8 +130,10 @@ struct Guest {
     squeeze: SqueezeConfig,
     client: Box<dyn VmmClient>,
     state: State,
+    given: Given,
     /// What its VMM was told last, in bytes, as far as that is known.
     told_bytes: Option<u64>,
+    turn: asking::Turn,
     /// The last reason, without its numbers: what the log said of it.
     told_reason: Option<std::mem::Discriminant<Reason>>,
 }
@@ -143,7 +146,8 @@ impl Controller {
             daemon.balloons.shown.lock().clear();
             return;
         }
-        let seen = side_by_side(&mut self.guests, |guest| guest.look());
+        asking::put_off(&mut self.guests);
+        let seen = asking::side_by_side(&mut self.guests, |guest| guest.look());
         let interval_ms = u64::try_from(self.interval.as_millis()).unwrap_or(u64::MAX);
         let snapshots = self.guests.iter().zip(seen).map(|(guest, vmm)| {
             look::vm(&daemon, &guest.served.config, &guest.squeeze, &guest.served.device, vmm)
@@ -155,10 +159,11 @@ impl Controller {
         for ((guest, state), step) in self.guests.iter_mut().zip(states).zip(&tick.vms) {
             guest.state = state;
             guest.tell_log(step);
+            guest.tell_shrinker(&daemon, step);
         }
         let steps: HashMap<String, Step> =
             tick.vms.into_iter().map(|step| (step.snapshot.vm.clone(), step)).collect();
-        side_by_side(&mut self.guests, |guest| {
+        asking::side_by_side(&mut self.guests, |guest| {
             if let Some(step) = steps.get(&guest.served.config.name) {
                 guest.tell(step);
             }
@@ -185,14 +190,17 @@ impl Controller {
 impl Guest {
     fn new(daemon: &Arc<Daemon>, served: Served, squeeze: SqueezeConfig) -> Self {
         let client = client(daemon, &served.config.name, &squeeze.vmm);
-        Self { served, squeeze, client, state: State::default(), told_bytes: None, told_reason: None }
+        let (state, given) = (State::default(), Given::default());
+        let (told_bytes, told_reason, turn) = (None, None, asking::Turn::default());
+        Self { served, squeeze, client, state, given, told_bytes, turn, told_reason }
     }
 
     fn look(&mut self) -> Vmm {
         if self.squeeze.mode == Mode::Off {
             return Vmm::Silent("off".to_owned());
         }
-        let seen = self.client.look(Instant::now());
+        let client = &mut self.client;
+        let seen = self.turn.take(|| client.look(Instant::now()));
         if seen.is_err() {
             // It may be another VMM that comes back.
             self.told_bytes = None;
@@ -206,14 +214,38 @@ impl Guest {
 
     fn tell(&mut self, step: &Step) {
         let target_bytes = step.decision.target_bytes;
-        if !step.decision.apply || self.told_bytes == Some(target_bytes) {
+        let Vmm::Answers(memory) = &step.snapshot.vmm else { return };
+        let was_told = self.told_bytes == Some(target_bytes);
+        // Larger balloons take their guests time, smaller ones hardly any: somebody else may have enlarged it.
+        let has_less = memory.actual_bytes.saturating_add(LESS_BYTES) < target_bytes;
+        if !step.decision.apply || (was_told && !has_less) {
             return;
+        }
+        if was_told {
+            let actual_bytes = memory.actual_bytes;
+            tracing::debug!(
+                vm = self.served.config.name,
+                actual_bytes,
+                target_bytes,
+                "the guest has less than it should: its VMM is told again"
+            );
         }
         let told = self.client.set_target(target_bytes, Instant::now());
         if let Err(why) = &told {
             tracing::debug!(vm = self.served.config.name, %why, "the VMM was not told how much memory its guest is to have");
         }
         self.told_bytes = told.ok().map(|()| target_bytes);
+    }
+
+    /// What a guest with much more memory will soon want comes back from the file, ahead of its faults.
+    fn tell_shrinker(&mut self, daemon: &Daemon, step: &Step) {
+        let change = self.given.note(step);
+        let Some(vm) = daemon.store.ready(&self.served.config.name).map(|pages| pages.id()) else { return };
+        match change {
+            Change::Little => {}
+            Change::Given(pages) => daemon.shrinker.read_back(vm, pages),
+            Change::Taken => daemon.shrinker.stop_reading_back(vm),
+        }
     }
 
     /// What is new is told; each step of many is for whoever asks for more.
@@ -236,21 +268,4 @@ fn client(daemon: &Arc<Daemon>, vm: &str, vmm: &SqueezeVmm) -> Box<dyn VmmClient
         SqueezeVmm::CloudHypervisor(socket) => Box::new(CloudHypervisor::new(socket.clone())),
         SqueezeVmm::VhostUser => Box::new(OwnBalloon::new(Arc::clone(daemon), vm)),
     }
-}
-
-/// Does the same with each guest, many at a time.
-fn side_by_side<T: Send>(guests: &mut [Guest], act: impl Fn(&mut Guest) -> T + Sync) -> Vec<T> {
-    let mut done = Vec::with_capacity(guests.len());
-    for guests in guests.chunks_mut(ASKED_MAX) {
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = guests.iter_mut().map(|guest| scope.spawn(|| act(guest))).collect();
-            for thread in threads {
-                match thread.join() {
-                    Ok(result) => done.push(result),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-        });
-    }
-    done
 }

@@ -27,6 +27,8 @@ pub(super) enum Cause {
     WriteBack,
     /// It comes back from there.
     Promote(Age),
+    /// It is brought back from there, and nobody has asked for it.
+    ReadBack,
     /// Its object goes elsewhere in the arena.
     Compact,
     /// Its record goes elsewhere in the file.
@@ -47,14 +49,17 @@ impl Cause {
             Self::Invalidate | Self::GiveUp => Age::from_bits(0),
             // From here on the mark tells whether it was loaded from the file.
             Self::WriteBack => before.not_loaded(),
-            Self::Compact | Self::Clean | Self::Recompress => before,
+            // It was not used: its age says, as before, which page leaves first should room be wanted.
+            Self::ReadBack | Self::Compact | Self::Clean | Self::Recompress => before,
         }
     }
 
-    /// Whether the page counts as one that its guest has a copy of after this.
-    pub fn is_loaded(self, before: Tag) -> bool {
+    /// Whether the page counts as one that its guest has a copy of after this, which had this tag and age `before`.
+    pub fn is_loaded(self, before: Tag, age: Age) -> bool {
         match self {
             Self::Promote(_) => true,
+            // Its guest may have loaded it from there.
+            Self::ReadBack => age.is_loaded(),
             Self::Store(_) | Self::Invalidate | Self::WriteBack | Self::GiveUp => false,
             Self::Compact | Self::Clean | Self::Recompress => before.is_loaded(),
         }
@@ -74,6 +79,7 @@ impl Cause {
             Self::Invalidate => events.invalidates += u64::from(old != Entry::Empty),
             Self::WriteBack => events.written_back_pages += 1,
             Self::Promote(_) => events.promoted_pages += 1,
+            Self::ReadBack => events.read_back_pages += 1,
             Self::Compact => events.compacted_pages += 1,
             Self::Recompress => events.recompressed_pages += 1,
             Self::GiveUp => events.given_up_pages += 1,

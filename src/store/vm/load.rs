@@ -4,9 +4,9 @@
 
 use std::sync::atomic::Ordering;
 
-use super::change::{Cause, Change};
+use super::change::Cause;
 use super::tag::{Generation, Tag};
-use super::{Numbers, Published, StoreError, VmStore};
+use super::{Numbers, StoreError, VmStore};
 use crate::ids::Slot;
 use crate::page::{Page, ZERO_PAGE};
 use crate::store::accounting::object_bytes;
@@ -293,10 +293,10 @@ impl VmStore {
         }
         let object = record?.open(self.owner(slot), &self.cipher)?;
         scratch.object(object.len()).copy_from_slice(&object);
-        self.decode(slot, object.len(), page, scratch)?;
+        let coding = self.decode(slot, object.len(), page, scratch)?;
         let Some(comes_back) = self.note_load_from_file(slot, expected, now) else { return Ok(false) };
         if comes_back {
-            self.promote(slot, expected, &object, now);
+            self.bring_back(slot, expected, coding, &object, Cause::Promote(now));
         }
         Ok(true)
     }
@@ -328,17 +328,6 @@ impl VmStore {
         let limit_bytes = numbers.limits.limit_bytes;
         below(self.shared.arena.used_bytes(), self.arena_max_bytes())
             && (limit_bytes == u64::MAX || below(numbers.accounting.held.pool_bytes, limit_bytes))
-    }
-
-    /// Brings a page back into the pool. If there is no room it stays where it is.
-    fn promote(&self, slot: Slot, expected: Generation, object: &[u8], now: Age) {
-        let Ok(location) = self.keep(object) else { return };
-        let pool = self.shared.pools.current().id;
-        let entry = Entry::Arena(location);
-        let change = Change { entry, pool, cause: Cause::Promote(now) };
-        if !matches!(self.publish(slot, change, Some(expected)), Published::Yes) {
-            self.free(entry);
-        }
     }
 
     /// The pages among the slots from `from` up to `end` that are in the writeback file, `count` at most: what a

@@ -13,12 +13,14 @@ mod limits;
 mod load;
 mod lost;
 mod moves;
+mod read_back;
 mod recompress;
 mod tag;
 
 pub use check::Checked;
 pub use limits::Limits;
 pub use load::{Fetched, InFile, LoadError, Loaded, Source, UpdateError, Updated};
+pub use read_back::ReadBack;
 pub use recompress::{Glance, Recompressed};
 pub use tag::Generation;
 pub(super) use tag::Tag;
@@ -370,7 +372,7 @@ impl VmStore {
             Err(_) => self.write_damage_off(&mut numbers),
         };
         let old_age = Age::from_bits(record.age.load(Ordering::Relaxed));
-        let tag = old_tag.next(self.shared.pools.counted_under(made_by), cause.is_loaded(old_tag));
+        let tag = old_tag.next(self.shared.pools.counted_under(made_by), cause.is_loaded(old_tag, old_age));
         let (new_share, old_share) = (self.share(entry, tag), self.share(old, old_tag));
         let pool_bytes =
             numbers.accounting.held.pool_bytes + new_share.charged_bytes - old_share.charged_bytes;

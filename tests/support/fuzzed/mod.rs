@@ -8,6 +8,7 @@ use std::path::Path;
 use ballast::store::StoreConfig;
 use ballast::store::codec::Compressor;
 
+pub mod balloon;
 pub mod config;
 pub mod control;
 #[path = "../file.rs"]

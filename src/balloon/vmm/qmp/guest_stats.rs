@@ -84,16 +84,17 @@ fn ask_guest(monitor: &mut Monitor, path: &str, deadline: Deadline) -> Result<()
 /// What a guest said, if it ever did.
 fn stats_of(answer: &Value, now: SystemTime) -> Result<Option<GuestStats>, Unreachable> {
     let nonsense = || Unreachable::nonsense(format!("{} for statistics", quoted(&answer.to_string())));
-    let updated = answer.get("last-update").and_then(Value::as_u64).ok_or_else(nonsense)?;
+    let update = answer.get("last-update").and_then(Value::as_u64).ok_or_else(nonsense)?;
     let stats = answer.get("stats").and_then(Value::as_object).ok_or_else(nonsense)?;
-    if updated == 0 {
+    if update == 0 {
         return Ok(None);
     }
     let value = |name: &str| stats.get(name).and_then(known);
-    let updated = UNIX_EPOCH.checked_add(Duration::from_secs(updated)).ok_or_else(nonsense)?;
+    let updated = UNIX_EPOCH.checked_add(Duration::from_secs(update)).ok_or_else(nonsense)?;
     Ok(Some(GuestStats {
         // A clock that was set back makes it look newer than it is, once.
         age: now.duration_since(updated).unwrap_or_default(),
+        update: Some(update),
         available_bytes: value("stat-available-memory"),
         free_bytes: value("stat-free-memory"),
         total_bytes: value("stat-total-memory"),
@@ -121,6 +122,7 @@ mod tests {
         let stats = stats_of(&answer, at(1003)).unwrap().unwrap();
         let expected = GuestStats {
             age: Duration::from_secs(3),
+            update: Some(1000),
             available_bytes: Some(5),
             swap_in_bytes: Some(0),
             major_faults: Some(i64::MAX.unsigned_abs()),

@@ -106,11 +106,7 @@ impl Connection {
         let plugged_bytes =
             if summary.get("plugged-memory").is_some() { number(&summary, "plugged-memory")? } else { 0 };
         let configured_bytes = number(&summary, "base-memory")?.saturating_add(plugged_bytes);
-        if actual_bytes == 0 || actual_bytes > configured_bytes {
-            // A guest that lies to its balloon device about its size makes QEMU say such a thing.
-            let what = format!("a guest of {configured_bytes} bytes that has {actual_bytes}");
-            return Err(Unreachable::nonsense(what));
-        }
+        Unreachable::check_size(configured_bytes, actual_bytes)?;
         let guest = Balloon::stats(&mut self.balloon, &mut self.monitor, deadline)?;
         Ok(GuestMemory { configured_bytes, actual_bytes, guest })
     }

@@ -1,0 +1,104 @@
+//! The daemon and VMMs that are told how much memory their guests are to have: what somebody else changes is put right, and
+//! a guest that is given much of it finds its pages in the pool before it asks for them.
+
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::daemon::Daemon;
+use support::fake_vmm::FakeVmm;
+use support::page_of;
+
+const MIB: u64 = 1 << 20;
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Pages of a kilobyte that the guest has pushed out.
+const PAGES: u64 = 3000;
+
+struct Host {
+    daemon: Daemon,
+    vmm: FakeVmm,
+    _dir: tempfile::TempDir,
+}
+
+impl Host {
+    /// One VM, whose guest is to have 256 MiB of its 512.
+    fn start() -> Self {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let [socket, file] = ["web1.qmp", "writeback"].map(|name| dir.path().join(name));
+        let vmm = FakeVmm::qmp(&socket);
+        let config = format!(
+            "[pool]\nmax = \"64MiB\"\npressure = false\n[writeback]\npath = {file:?}\nsize = \"64MiB\"\n\
+             [balloon]\ninterval = \"1s\"\n[[vm]]\nname = \"web1\"\nsize = \"64MiB\"\n\
+             squeeze = {{ vmm = \"qemu\", socket = {socket:?}, mode = \"fixed\", to = \"256MiB\" }}\n"
+        );
+        let host = Self { daemon: Daemon::start(dir.path(), &config), vmm, _dir: dir };
+        host.until("squeezed", |vm| vm["balloon"]["actual_bytes"] == 256 * MIB);
+        host
+    }
+
+    fn until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        let start = Instant::now();
+        loop {
+            let vm = self.daemon.vm("web1");
+            if is_so(&vm) {
+                return vm;
+            }
+            assert!(start.elapsed() < PATIENCE, "not {what}: {vm}\n{}", self.daemon.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn ask(&self, args: &[&str]) {
+        let answer = self.daemon.ask(args);
+        assert!(answer.status.success(), "{args:?}: {answer:?}");
+    }
+}
+
+#[test]
+fn what_somebody_else_takes_is_given_back_though_the_target_is_the_same() {
+    let host = Host::start();
+    host.vmm.vm().actual_bytes = 100 * MIB;
+    let start = Instant::now();
+    while host.vmm.vm().actual_bytes != 256 * MIB {
+        assert!(start.elapsed() < PATIENCE, "{}", host.daemon.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // A guest that is on its way down, or a little below, is told nothing.
+    host.vmm.vm().actual_bytes = 254 * MIB;
+    host.vmm.vm().asked.clear();
+    let looks = || host.vmm.vm().asked.iter().filter(|name| *name == "query-balloon").count();
+    while looks() < 3 {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(!host.vmm.vm().asked.contains(&"balloon".to_owned()));
+}
+
+#[test]
+fn a_guest_that_is_given_memory_finds_its_pages_in_the_pool() {
+    let host = Host::start();
+    let (_disk, mut queue) = host.daemon.attach("web1");
+    for slot in 1..=PAGES {
+        queue.write_pages(slot, &[page_of(2, slot)]).unwrap();
+    }
+    host.ask(&["vm", "set", "web1", "--limit", "1MiB"]);
+    let vm = host.until("in the file", |vm| vm["file_pages"].as_u64().unwrap() > PAGES / 2);
+    host.ask(&["vm", "set", "web1", "--limit", "32MiB"]);
+    let in_file = vm["file_pages"].as_u64().unwrap();
+    assert_eq!(vm["counters"]["read_back_pages"], 0, "it was given nothing");
+
+    host.ask(&["vm", "squeeze", "web1", "--to", "512MiB"]);
+    let vm = host.until("back", |vm| vm["file_pages"] == 0);
+    assert!(vm["counters"]["read_back_pages"].as_u64().unwrap() >= in_file, "{vm}");
+    host.until("over", |vm| vm["balloon"]["reading_back_pages"] == 0);
+    for slot in 1..=PAGES {
+        assert!(queue.read_page(slot).unwrap() == page_of(2, slot), "slot {slot}");
+    }
+    let vm = host.daemon.vm("web1");
+    assert_eq!(vm["counters"]["loaded_from_file"], 0, "all of them came from the pool");
+    let log = host.daemon.log();
+    let told = log.lines().filter(|line| line.contains("were read back from the writeback file")).count();
+    assert_eq!(told, 1, "{log}");
+}

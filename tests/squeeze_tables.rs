@@ -1,0 +1,342 @@
+//! The balloon policy's rules as a table: a guest of 512 MiB that was booted with 1 GiB, one thing that happens to it within a
+//! tick, and what is decided. The rows are those of the table in `ARCHITECTURE.md`.
+
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
+use std::time::Duration;
+
+use ballast::balloon::vmm::{GuestMemory, GuestStats};
+use ballast::balloon::{
+    Counters, Decision, Distress, Held, Hold, Host, Mode, Pressure, Reason, Snapshot, State, Vmm, decide_all,
+};
+
+const MIB: u64 = 1 << 20;
+const TICK_MS: u64 = 5000;
+/// Waiting for so long within one tick makes the smoothed wait just what may be.
+const WAIT_NS: u64 = 10_000 * 12 * TICK_MS;
+
+/// A VM at a tick, in parts that a row changes.
+#[derive(Clone)]
+struct Seen {
+    snapshot: Snapshot,
+    memory: GuestMemory,
+    stats: GuestStats,
+    pool_bytes: u64,
+    pressure: Pressure,
+}
+
+fn seen(available_mib: u64) -> Seen {
+    let snapshot = Snapshot {
+        vm: "web1".to_owned(),
+        mode: Mode::Auto,
+        min_bytes: 64 * MIB,
+        max_bytes: u64::MAX,
+        weight: 100,
+        promotion_ppm: 2000,
+        vmm: Vmm::Silent(String::new()),
+        counters: Counters::default(),
+        held: Held { limit_bytes: u64::MAX, size_bytes: 4096 * MIB, writeback: true, ..Held::default() },
+    };
+    let available_bytes = Some(available_mib * MIB);
+    let stats = GuestStats { available_bytes, oom_kills: Some(0), ..GuestStats::default() };
+    let memory = GuestMemory { configured_bytes: 1024 * MIB, actual_bytes: 512 * MIB, guest: None };
+    Seen { snapshot, memory, stats, pool_bytes: 0, pressure: Pressure::None }
+}
+
+impl Seen {
+    fn decide(&self, tick: u64, state: &mut State) -> Decision {
+        let host = Host {
+            now_ms: 1_000_000 + tick * TICK_MS,
+            interval_ms: TICK_MS,
+            budget_bytes: None,
+            pressure: self.pressure,
+            pool_bytes: self.pool_bytes,
+            pool_max_bytes: 100 * MIB,
+        };
+        let mut snapshot = self.snapshot.clone();
+        if let Vmm::Silent(words) = &snapshot.vmm
+            && words.is_empty()
+        {
+            snapshot.vmm = Vmm::Answers(GuestMemory { guest: Some(self.stats), ..self.memory });
+        }
+        let mut states = [*state];
+        let decision = decide_all(&host, &[snapshot], &mut states).pop().unwrap();
+        [*state] = states;
+        decision
+    }
+}
+
+/// What is decided about a guest with so much to spare once this has happened to it.
+fn after(available_mib: u64, happens: fn(&mut Seen)) -> (u64, Reason) {
+    let mut seen = seen(available_mib);
+    let mut state = State::default();
+    assert_eq!(seen.decide(0, &mut state).reason, Reason::First);
+    happens(&mut seen);
+    let decision = seen.decide(1, &mut state);
+    (decision.target_bytes / MIB, decision.reason)
+}
+
+/// Something that happens to a guest with so many MiB to spare; what it should have then, in MiB, and why.
+type Row = (&'static str, u64, fn(&mut Seen), u64, Reason);
+
+fn relaxed(mib: u64, distress: Distress) -> Reason {
+    Reason::Relaxed(mib * MIB, distress)
+}
+
+fn check(rows: Vec<Row>) {
+    for (what, available_mib, happens, target_mib, reason) in rows {
+        assert_eq!(after(available_mib, happens), (target_mib, reason), "{what}");
+    }
+}
+
+#[test]
+fn it_is_squeezed_while_little_comes_back() {
+    check(vec![
+        ("a quarter of what is free above the headroom", 256, |_| (), 456, Reason::TookFree(56 * MIB)),
+        ("an eighth of what it has at most", 500, |_| (), 448, Reason::TookFree(64 * MIB)),
+        ("a sixty-fourth of what is in use", 10, |_| (), 504, Reason::Squeezed(8 * MIB)),
+        (
+            "half of that where half as much comes back as may",
+            10,
+            |seen| seen.snapshot.counters.load_ns = WAIT_NS / 2,
+            508,
+            Reason::Squeezed(4 * MIB),
+        ),
+        (
+            "a quarter of that where it says nothing of itself",
+            10,
+            |seen| seen.stats = GuestStats { age: Duration::ZERO, ..GuestStats::default() },
+            510,
+            Reason::Squeezed(2 * MIB),
+        ),
+        (
+            "no lower than its least",
+            256,
+            |seen| seen.snapshot.min_bytes = 500 * MIB,
+            500,
+            Reason::TookFree(12 * MIB),
+        ),
+        (
+            "step by step where the most was lowered",
+            10,
+            |seen| seen.snapshot.max_bytes = 256 * MIB,
+            480,
+            Reason::Squeezed(32 * MIB),
+        ),
+        (
+            "for the host as well",
+            10,
+            |seen| seen.pressure = Pressure::Severe,
+            // A twentieth of what it would have had; whole units.
+            478,
+            Reason::TookForHost(512 * MIB - (478 * MIB + MIB / 2)),
+        ),
+    ]);
+}
+
+#[test]
+fn it_is_held_for_a_reason() {
+    let held = |hold| Reason::Held(hold);
+    check(vec![
+        (
+            "as much comes back as may",
+            10,
+            |seen| seen.snapshot.counters.load_ns = WAIT_NS * 3 / 2,
+            512,
+            held(Hold::Enough),
+        ),
+        (
+            "it begins to use more",
+            256,
+            |seen| seen.stats.available_bytes = Some(246 * MIB),
+            512,
+            held(Hold::Growing(10 * MIB)),
+        ),
+        (
+            "its statistics are old",
+            256,
+            |seen| seen.stats.age = Duration::from_secs(21),
+            512,
+            held(Hold::StatsOld),
+        ),
+        ("stores wait", 256, |seen| seen.snapshot.held.waiting_stores = 1, 512, held(Hold::PoolBusy)),
+        (
+            "stores have waited",
+            256,
+            |seen| seen.snapshot.counters.delayed_stores = 1,
+            512,
+            held(Hold::PoolBusy),
+        ),
+        (
+            "what comes back has room",
+            256,
+            |seen| {
+                seen.snapshot.counters.promoted = 2000;
+                seen.snapshot.counters.promoted_young = 2000;
+                seen.snapshot.counters.load_ns = WAIT_NS * 30;
+            },
+            512,
+            held(Hold::Refilling(256 * MIB)),
+        ),
+    ]);
+}
+
+#[test]
+fn it_is_held_while_there_is_nowhere_to_go() {
+    let held = |hold| Reason::Held(hold);
+    check(vec![
+        (
+            "its disk is nearly full",
+            256,
+            |seen| seen.snapshot.held.stored_pages = 950_000,
+            512,
+            held(Hold::DiskFull),
+        ),
+        (
+            "the pool is nearly full, and its pages can't leave",
+            256,
+            |seen| (seen.pool_bytes, seen.snapshot.held.writeback) = (91 * MIB, false),
+            512,
+            held(Hold::PoolFull),
+        ),
+        (
+            "a pool with a file is never full",
+            256,
+            |seen| seen.pool_bytes = 99 * MIB,
+            456,
+            Reason::TookFree(56 * MIB),
+        ),
+        (
+            "its pages hardly shrink",
+            256,
+            |seen| (seen.snapshot.held.pool_pages, seen.snapshot.held.pool_bytes) = (4096, 14 * MIB),
+            512,
+            held(Hold::HardlyShrinks),
+        ),
+        ("it has its least", 256, |seen| seen.snapshot.min_bytes = 512 * MIB, 512, held(Hold::AtMinimum)),
+        (
+            "it is on its way",
+            256,
+            |seen| {
+                seen.memory.actual_bytes = 600 * MIB;
+                seen.stats.available_bytes = Some(344 * MIB);
+            },
+            512,
+            held(Hold::Underway),
+        ),
+    ]);
+}
+
+#[test]
+fn it_is_relaxed_at_once_when_it_hurts() {
+    let storm: fn(&mut Seen) = |seen| {
+        seen.snapshot.counters.promoted = 2000;
+        seen.snapshot.counters.promoted_young = 2000;
+    };
+    check(vec![
+        (
+            "a process was killed",
+            256,
+            |seen| seen.stats.oom_kills = Some(1),
+            1024,
+            relaxed(512, Distress::OomKill),
+        ),
+        ("a storm", 10, storm, 768, relaxed(256, Distress::RefaultStorm(2000))),
+        (
+            "a store failed",
+            256,
+            |seen| seen.snapshot.counters.failed_stores = 1,
+            768,
+            relaxed(256, Distress::StoresFailed(1)),
+        ),
+        (
+            "too much comes back",
+            10,
+            |seen| (seen.snapshot.counters.load_ns, seen.snapshot.counters.promoted) = (WAIT_NS * 3, 1),
+            544,
+            relaxed(32, Distress::TooMuchBack(300)),
+        ),
+        (
+            "it needs more than it has to spare",
+            40,
+            |seen| seen.stats.available_bytes = Some(10 * MIB),
+            572,
+            relaxed(60, Distress::Growing(30 * MIB)),
+        ),
+        (
+            "it has nothing to spare and no room to push anything out",
+            10,
+            |seen| (seen.pool_bytes, seen.snapshot.held.writeback) = (98 * MIB, false),
+            544,
+            relaxed(32, Distress::Cornered),
+        ),
+        (
+            "its statistics are old, and it hurts",
+            10,
+            |seen| (seen.stats.age, seen.snapshot.counters.load_ns) = (Duration::from_secs(21), WAIT_NS * 2),
+            768,
+            relaxed(256, Distress::Unheard),
+        ),
+        (
+            "no further than its most",
+            10,
+            |seen| {
+                seen.snapshot.max_bytes = 520 * MIB;
+                seen.snapshot.counters.failed_stores = 1;
+            },
+            516,
+            relaxed(4, Distress::StoresFailed(1)),
+        ),
+    ]);
+}
+
+#[test]
+fn after_that_it_is_left_alone_and_longer_each_time() {
+    let mut seen = seen(256);
+    let mut state = State::default();
+    seen.decide(0, &mut state);
+    let mut tick = 1;
+    // In ticks: how long nothing is taken after it hurt, and hurt again as soon as something was.
+    for expected in [12, 24, 48, 96, 192, 192] {
+        seen.snapshot.counters.failed_stores += 1;
+        let distress = seen.decide(tick, &mut state);
+        assert!(matches!(distress.reason, Reason::Relaxed(..)), "{distress:?}");
+        seen.memory.actual_bytes = distress.target_bytes;
+        let begin = tick;
+        loop {
+            tick += 1;
+            let decision = seen.decide(tick, &mut state);
+            if !matches!(decision.reason, Reason::Held(Hold::BackOff(_))) {
+                break;
+            }
+        }
+        assert_eq!(tick - begin, expected);
+        tick += 1;
+    }
+}
+
+#[test]
+fn who_is_not_driven_is_told_nothing() {
+    let decide = |change: fn(&mut Seen)| {
+        let mut seen = seen(256);
+        let mut state = State::default();
+        change(&mut seen);
+        seen.decide(0, &mut state);
+        let decision = seen.decide(1, &mut state);
+        (decision.target_bytes / MIB, decision.apply, decision.reason)
+    };
+    let most = u64::MAX / MIB;
+    assert_eq!(decide(|seen| seen.snapshot.mode = Mode::Off), (most, false, Reason::Off));
+    assert_eq!(decide(|seen| seen.snapshot.mode = Mode::Observe), (456, false, Reason::TookFree(56 * MIB)));
+    assert_eq!(decide(|seen| seen.snapshot.mode = Mode::Fixed(300 * MIB)), (300, true, Reason::Fixed));
+    assert_eq!(decide(|seen| seen.snapshot.mode = Mode::Fixed(u64::MAX)), (1024, true, Reason::Fixed));
+    let paused = || "paused".to_owned();
+    assert_eq!(
+        decide(|seen| seen.snapshot.vmm = Vmm::Silent("paused".to_owned())),
+        (most, false, Reason::Silent(paused()))
+    );
+    assert_eq!(
+        decide(|seen| seen.snapshot.vmm = Vmm::Gone("paused".to_owned())),
+        (most, false, Reason::Silent(paused()))
+    );
+}
