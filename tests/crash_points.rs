@@ -19,15 +19,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ballast::crash_point::CRASH_AFTER;
 use ballast::ids::{Owner, Slot};
-use ballast::page::ZERO_PAGE;
+use ballast::page::{Page, ZERO_PAGE};
 use ballast::store::Store;
 use ballast::store::arena::compact;
-use ballast::store::codec::{Compressor, Scratch};
+use ballast::store::codec::{Compressor, Scratch, train};
 use ballast::store::lru::Age;
-use ballast::store::vm::Limits;
+use ballast::store::vm::{Limits, Recompressed};
 use ballast::writeback::Outgoing;
 use support::file::{load_waiting, open_with_file};
-use support::page_of;
+use support::{page_of, records};
 
 /// Says to the process that plays the history where to do so.
 const HISTORY_DIR: &str = "BALLAST_HISTORY_DIR";
@@ -60,12 +60,14 @@ enum Step {
     Compact,
     /// Compresses a VM's pages anew.
     Recompress(usize),
+    /// Gives a VM a dictionary, and compresses its pages with that.
+    Learn(usize),
     /// Drops a VM's pages.
     Clear(usize),
 }
 
 fn history() -> Vec<Step> {
-    use Step::{Clean, Clear, Compact, Discard, Evict, Load, Open, Recompress, Store};
+    use Step::{Clean, Clear, Compact, Discard, Evict, Learn, Load, Open, Recompress, Store};
     let open = |slots, file_mib| Open { slots, file_mib };
     vec![
         open(SLOTS[0], 4),
@@ -90,6 +92,9 @@ fn history() -> Vec<Step> {
         Load(0, 0..40),
         Recompress(0),
         Recompress(1),
+        Store(0, 20..24, RECORDS),
+        Learn(0),
+        Evict(0, 22..23),
         Evict(0, 0..6),
         open(SLOTS[0], 6),
         Clear(1),
@@ -122,6 +127,13 @@ fn follow(truth: &mut Truth, at: usize, step: &Step) {
     }
 }
 
+/// A kind of page that a dictionary is good for.
+const RECORDS: u8 = 9;
+
+fn page_of_kind(kind: u8, seed: u64) -> Page {
+    if kind == RECORDS { records(seed) } else { page_of(kind, seed) }
+}
+
 fn seed(at: usize, slot: u32) -> u64 {
     1 + at as u64 * 1000 + u64::from(slot)
 }
@@ -146,7 +158,7 @@ impl Player<'_> {
         match step {
             Step::Open { .. } => {}
             Step::Store(of, slots, kind) => slots.clone().for_each(|slot| {
-                vm(of).store(Slot(slot), &page_of(*kind, seed(at, slot)), Age::now(), scratch).unwrap();
+                vm(of).store(Slot(slot), &page_of_kind(*kind, seed(at, slot)), Age::now(), scratch).unwrap();
             }),
             Step::Load(of, slots) => slots.clone().for_each(|slot| {
                 load_waiting(&vm(of), slot, &mut ZERO_PAGE.clone(), scratch).unwrap();
@@ -168,6 +180,18 @@ impl Player<'_> {
                 for slot in (0..SLOTS[0]).map(Slot) {
                     let _ = vm(of).recompress(slot, store.shared().pools.current(), scratch);
                 }
+            }
+            Step::Learn(of) => {
+                let sample: Vec<u8> = (0..100).flat_map(records).collect();
+                vm(of).dictionaries().add(train(&sample).unwrap()).unwrap();
+                store.shared().pools.set_cold(Some(Compressor::ZstdWithDictionary(1))).unwrap();
+                let cold = store.shared().pools.cold().unwrap();
+                let moved = (0..SLOTS[0])
+                    .filter(|slot| {
+                        matches!(vm(of).recompress(Slot(*slot), cold, scratch), Recompressed::Moved(_))
+                    })
+                    .count();
+                assert!(moved > 0);
             }
             Step::Clear(of) => store.clear(NAMES[*of]).unwrap(),
         }
@@ -273,7 +297,9 @@ fn assert_whole(dir: &Path, done: usize, point: u64) {
         for slot in 0..vm.slots() {
             load_waiting(&vm, slot, &mut page, &mut scratch).unwrap();
             let is = |truth: &Truth| {
-                page == truth.get(&(number, slot)).map_or(ZERO_PAGE, |(kind, seed)| page_of(*kind, *seed))
+                page == truth
+                    .get(&(number, slot))
+                    .map_or(ZERO_PAGE, |(kind, seed)| page_of_kind(*kind, *seed))
             };
             assert!(is(&before) || is(&after), "{at}: slot {slot} of {name}");
         }

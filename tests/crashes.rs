@@ -1,5 +1,5 @@
 //! The daemon dies again and again under a verifying load of two VMs, while pages leave for a file and its segments are
-//! cleaned, compressors change with recompression and a VM's limit changes. It is killed from outside at random moments,
+//! cleaned, compressors change with recompression, cold pages are compressed anew and a VM's limit changes. It is killed from outside at random moments,
 //! or kills itself at a numbered point between two changes of its files (`ballast::crash_point`), at start too, before it
 //! serves. Whatever was answered is there afterwards, and what was in flight is answered. `BALLAST_KILLS=1000` makes it
 //! die so often; it is a hundred times without. And it dies once at each point that it passes from its start to the last
@@ -73,7 +73,7 @@ fn die_under_load(
             let ended = &ended;
             scope.spawn(move || load.work_until(ended));
         }
-        let compressor = ["lz4", "zstd:1", "zstd:3"][random.below(3) as usize];
+        let compressor = ["lz4", "zstd:1", "zstd:3", "zstd:1+dictionary"][random.below(4) as usize];
         daemon.ask(&["pool", "set", "--compressor", compressor, "--recompress"]);
         let limit = ["64MiB", "2MiB"][random.below(2) as usize];
         daemon.ask(&["vm", "set", NAMES[0], "--limit", limit]);
@@ -121,7 +121,7 @@ fn nothing_is_lost_however_often_the_daemon_dies() {
     let files = tempfile::tempdir().unwrap();
     // The pool has room for about a third of what the two VMs store, and the file for a few times as much.
     let config = format!(
-        "[pool]\nmax = \"6MiB\"\n[writeback]\npath = {:?}\nsize = \"64MiB\"\n{}",
+        "[pool]\nmax = \"6MiB\"\ncold_after = \"1s\"\ncold_cpu = \"50%\"\n[writeback]\npath = {:?}\nsize = \"64MiB\"\n{}",
         files.path().join("writeback"),
         NAMES.map(|name| format!("[[vm]]\nname = \"{name}\"\nsize = \"64MiB\"\n")).concat()
     );

@@ -160,6 +160,27 @@ fn what_is_loaded_comes_back_to_the_fast_codec_and_gets_cold_again() {
 }
 
 #[test]
+fn pages_of_earlier_pools_follow_although_a_few_cold_ones_wait_for_a_dictionary() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    // Too few of them are cold to learn from; all others are only idle.
+    let ago = Duration::from_secs(10);
+    let moment = Age::from_bits(0).until(Age::now()).saturating_sub(ago);
+    store_all(&store, &["web1"], Age::stored(moment));
+    let (vm, mut scratch) = (store.ready("web1").unwrap(), Scratch::default());
+    for slot in 0..100 {
+        vm.store(Slot(slot), &page("web1", slot), Age::from_bits(0), &mut scratch).unwrap();
+    }
+    let earlier = store.shared().pools.current().id;
+    store.shared().pools.set_current(Compressor::Zstd(1)).unwrap();
+    let mut shrinker = shrinker(&store, ago * 6);
+    shrinker.request_recompression();
+    turn_until(&mut shrinker, || vm.accounting().held.objects_by_pool[earlier.index()] == 0);
+    assert_eq!(vm.dictionaries().count(), 0);
+    check_all(&store, &["web1"]);
+}
+
+#[test]
 fn a_page_is_readable_after_any_number_of_dictionaries_and_not_without_its_own() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());

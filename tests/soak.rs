@@ -89,7 +89,7 @@ impl Soak {
 
     /// Changes what can be changed, looks at all pages now and then, and notes what the daemon takes.
     fn disturb(&mut self) {
-        let compressor = ["lz4", "zstd:1", "zstd:3", "zstd:5"][self.random.below(4) as usize];
+        let compressor = ["lz4", "zstd:1", "zstd:3", "zstd:5+dictionary"][self.random.below(4) as usize];
         self.ask(&["pool", "set", "--compressor", compressor, "--recompress"]);
         let limit = ["64MiB", "2MiB"][self.random.below(2) as usize];
         self.ask(&["vm", "set", NAMES[0], "--limit", limit]);
@@ -242,7 +242,7 @@ fn nothing_drifts_however_long_it_runs() {
     let files = tempfile::tempdir().unwrap();
     // The pool has room for about a third of what the two VMs store, and the file for a few times as much.
     let config = format!(
-        "workers = 2\n[pool]\nmax = \"6MiB\"\n[writeback]\npath = {:?}\nsize = \"64MiB\"\n{}",
+        "workers = 2\n[pool]\nmax = \"6MiB\"\ncold_after = \"5s\"\n[writeback]\npath = {:?}\nsize = \"64MiB\"\n{}",
         files.path().join("writeback"),
         [NAMES[0], NAMES[1], CLEARED]
             .map(|name| format!("[[vm]]\nname = \"{name}\"\nsize = \"64MiB\"\n"))

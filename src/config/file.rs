@@ -55,7 +55,7 @@ struct File {
 #[derive(Default, Deserialize)]
 #[serde(
     deny_unknown_fields,
-    expecting = "the section [pool] with its keys: max, compressor, accept_threshold, store_deadline_ms, pressure"
+    expecting = "the section [pool] with its keys: max, compressor, cold_compressor, cold_after, cold_cpu, accept_threshold, store_deadline_ms, pressure"
 )]
 struct Pool {
     max: Option<Value>,
@@ -139,10 +139,11 @@ fn pool(pool: &Pool, host_bytes: u64) -> Result<PoolConfig, ConfigError> {
     )?;
     let cold_compressor = Key::new("pool.cold_compressor", pool.cold_compressor.as_ref()).or(
         Some(Compressor::ZstdWithDictionary(9)),
-        &format!("must be \"none\", {COMPRESSORS}"),
+        "must be \"none\", \"zstd\" or \"zstd:LEVEL\" with a level from -7 to 22, and may have \"+dictionary\" behind it",
         |value| match value.as_str()? {
             NONE => Some(None),
-            text => text.parse().ok().map(Some),
+            // It is there to make pages smaller.
+            text => text.parse().ok().filter(|it| *it != Compressor::Lz4).map(Some),
         },
     )?;
     let cold_after = Key::new("pool.cold_after", pool.cold_after.as_ref()).optional_duration(COLD_AFTER)?;

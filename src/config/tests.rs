@@ -123,6 +123,7 @@ const REFUSED: &[(&str, [&str; 3])] = &[
     ("[pool]\nmax = 4294967296", ["pool.max", "4294967296", "1MiB"]),
     ("[pool]\ncompressor = \"gzip\"", ["pool.compressor", "\"gzip\"", "lz4"]),
     ("[pool]\ncold_compressor = \"zstd:9+dict\"", ["pool.cold_compressor", "+dictionary", "none"]),
+    ("[pool]\ncold_compressor = \"lz4\"", ["pool.cold_compressor", "\"lz4\"", "none"]),
     ("[pool]\ncold_after = \"0s\"", ["pool.cold_after", "1s", "30d"]),
     ("[pool]\ncold_cpu = 10", ["pool.cold_cpu", "\"1%\"", "\"100%\""]),
     ("[pool]\ncompressor = \"zstd:23\"", ["pool.compressor", "\"zstd:23\"", "-7 to 22"]),

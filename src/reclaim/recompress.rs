@@ -12,17 +12,16 @@ use std::time::{Duration, Instant};
 
 use super::trainer::{Preparation, Sample, Trainer};
 use crate::ids::{Slot, VmId};
-use crate::store::codec::Scratch;
+use crate::store::codec::{Compressor, Scratch};
 use crate::store::lru::Age;
-use crate::store::pool::{Pool, Pools};
+use crate::store::pool::{Pool, PoolId, Pools};
 use crate::store::vm::{Glance, Recompressed, VmStore};
 
 /// Works for its share of each of these. Time that others took the processor away is counted as well, so that it does
 /// less on a busy host.
 const EVERY: Duration = Duration::from_millis(100);
-/// Slots between two looks at the clock: pages take up to some hundred microseconds each.
+/// Slots between two looks at the clock, if there is nothing to do for any: a page takes up to some milliseconds.
 const STRIDE: u32 = 64;
-const PAGES_PER_LOOK: u32 = 8;
 /// A page stored more recently than this may soon be stored again.
 const IDLE_MIN: Duration = Duration::from_secs(1);
 /// Loaded within this part of the time after which a page is cold, it is hot.
@@ -87,13 +86,26 @@ impl Rules {
         of_all.or_else(|| Some((self.cold?.compressor.dictionary_level()?, self.cold_after)))
     }
 
-    fn goal(&self, Glance { pool, age, loaded }: Glance) -> Goal {
+    /// Whether cold pages are compressed with dictionaries.
+    fn learns_cold(&self) -> bool {
+        self.cold.is_some_and(|cold| cold.compressor.dictionary_level().is_some())
+    }
+
+    /// Whether pages of this pool are where they should be, as far as a drain goes.
+    fn is_wanted(&self, pool: PoolId) -> bool {
+        pool == self.current.id || self.cold.is_some_and(|cold| cold.id == pool)
+    }
+
+    /// Where a page goes; to the cold pool only if that takes any now.
+    fn goal(&self, Glance { pool, age, loaded }: Glance, takes_cold: bool) -> Goal {
         if let Some(cold) = self.cold.filter(|cold| cold.id != self.current.id) {
             if pool == cold.id {
-                let hot = loaded && age < self.cold_after / HOT_SHARE;
+                // All levels of zstd are read equally fast.
+                let faster = self.current.compressor == Compressor::Lz4;
+                let hot = faster && loaded && age < self.cold_after / HOT_SHARE;
                 return if hot { Goal::Hot(self.current) } else { Goal::Stay };
             }
-            if age >= self.cold_after {
+            if takes_cold && age >= self.cold_after {
                 return Goal::Cold(cold);
             }
         }
@@ -105,42 +117,49 @@ impl Rules {
     }
 }
 
-/// Looks at some slots for the sake of those whose pages a dictionary is learned from. Returns the one to go on with.
-fn offer_some(sample: &mut Sample, rules: &Rules, vm: &VmStore, start: Slot, now: Age) -> Slot {
-    let idle = rules.learns().map_or(Duration::ZERO, |(_, idle)| idle);
-    let end = start.0.saturating_add(STRIDE).min(vm.slots());
-    let fits = |slot: &Slot| vm.glance(*slot, now).is_some_and(|glance| glance.age >= idle);
-    (start.0..end).map(Slot).filter(fits).for_each(|slot| sample.offer(slot));
-    Slot(end)
-}
-
 /// How far the pass is.
 #[derive(Debug, Default)]
 pub(super) struct Recompression {
     options: ColdOptions,
     trainer: Trainer,
-    /// Of the VM that the pass is at, when it is to have a dictionary: then it is looked at and nothing else.
-    sample: Option<Sample>,
-    draining: bool,
     /// The VM and slot to go on with; `None` between two passes.
     next: Option<(VmId, Slot)>,
+    /// Of the VM that the pass is at, when it is to have a dictionary.
+    sample: Option<Sample>,
+    /// Whether cold pages of that VM wait for a dictionary.
+    withheld: bool,
+    /// Whether pages of that VM were compressed with one.
+    encoded: bool,
+    /// Whether a cold page found no room in this pass: then none will.
+    no_room: bool,
     /// Pages that this pass moved.
     moved: u64,
-    /// Pages that this pass left where they were because they found no room.
+    /// Those of them that left an earlier pool, and such that found no room.
+    drained: u64,
     without_room: u64,
-    /// Whether it left out others because they were not idle. For either there has to be another pass.
+    /// Whether there has to be another pass soon: pages were not idle, or wait for a dictionary.
     busy: bool,
-    /// The pause after the last pass, if it was not worth its while.
-    pause: Duration,
     /// When the next pass may begin.
     not_before: Option<Instant>,
-    /// Whether the log was told of pauses.
-    told: bool,
-    /// Objects that there were to move when a drain began, pages that all its passes moved, and when the log was told of them.
-    objects: u64,
-    drained: u64,
-    told_drained: Option<Instant>,
     last_burst: Option<Instant>,
+    drain: Option<Drain>,
+    /// Whether this pass is one of that.
+    pass_drains: bool,
+}
+
+/// All pages of earlier pools are on their way to the current one.
+#[derive(Debug)]
+struct Drain {
+    /// Objects that there were to move when it began, and pages that all its passes moved.
+    objects: u64,
+    moved: u64,
+    /// When the log was told of them.
+    told_moved: Instant,
+    /// The pause after the last pass, if it was not worth its while, and when it is over.
+    pause: Duration,
+    not_before: Option<Instant>,
+    /// Whether the log was told of pauses.
+    told_pauses: bool,
 }
 
 /// What a burst did.
@@ -156,16 +175,20 @@ impl Recompression {
     /// Begins to move pages of earlier pools, or begins it anew, when there are so many objects of those.
     pub(super) fn begin(&mut self, objects: u64) {
         tracing::info!(of = objects, "idle pages are compressed anew");
-        self.next = None;
-        (self.draining, self.objects, self.drained) = (true, objects, 0);
-        self.told_drained = Some(Instant::now());
-        (self.pause, self.not_before, self.told) = (Duration::ZERO, None, false);
-        (self.moved, self.without_room, self.busy) = (0, 0, false);
+        (self.next, self.not_before) = (None, None);
+        self.drain = Some(Drain {
+            objects,
+            moved: 0,
+            told_moved: Instant::now(),
+            pause: Duration::ZERO,
+            not_before: None,
+            told_pauses: false,
+        });
     }
 
     /// Objects that there were to move when the drain began; 0 when it has ended.
     pub(super) fn objects(&self) -> u64 {
-        if self.draining { self.objects } else { 0 }
+        self.drain.as_ref().map_or(0, |drain| drain.objects)
     }
 
     /// Goes by other options.
@@ -177,19 +200,30 @@ impl Recompression {
 
     /// Whether pages of earlier pools wait for another try because there was no use in one soon.
     pub(super) fn waiting(&self) -> bool {
-        self.draining && self.next.is_none() && self.pause > Duration::ZERO
+        self.drain.as_ref().is_some_and(|drain| drain.pause > Duration::ZERO)
     }
 
-    /// Works for a while. `vms` are in the order of their numbers.
-    pub(super) fn some(&mut self, pools: &Pools, vms: &[Arc<VmStore>], scratch: &mut Scratch) -> Burst {
+    /// Works for a while; if the shrinker is `busy`, only for pages of earlier pools. `vms` are in the order of their
+    /// numbers.
+    pub(super) fn some(
+        &mut self,
+        pools: &Pools,
+        vms: &[Arc<VmStore>],
+        busy: bool,
+        scratch: &mut Scratch,
+    ) -> Burst {
+        let began = Instant::now();
+        if self.next.is_none() {
+            let due = |drain: &Drain| drain.not_before.is_none_or(|at| began >= at);
+            self.pass_drains = self.drain.as_ref().is_some_and(due);
+        }
         let rules = Rules {
             current: pools.current(),
             cold: pools.cold(),
             cold_after: self.options.after,
-            draining: self.draining,
+            draining: self.pass_drains,
         };
-        let wanted = rules.draining || rules.cold.is_some() || rules.learns().is_some();
-        let began = Instant::now();
+        let wanted = rules.draining || (!busy && (rules.cold.is_some() || rules.learns().is_some()));
         if !wanted || self.not_before.is_some_and(|at| began < at) {
             return Burst::default();
         }
@@ -200,7 +234,6 @@ impl Recompression {
         let moved_before = self.moved;
         let more = self.go_on(&rules, vms, began + EVERY * self.options.cpu_percent / 100, scratch);
         let moved = self.moved - moved_before;
-        self.count(moved);
         Burst { moved, more: if more { true } else { self.end_pass(&rules) } }
     }
 
@@ -213,109 +246,144 @@ impl Recompression {
                 (id, slot) = (vm.id(), Slot(0));
             }
             if slot == Slot(0) {
-                self.sample = None;
-                match rules.learns().map_or(Preparation::Ready, |_| self.trainer.prepare(vm)) {
-                    Preparation::Ready => {}
-                    Preparation::Wanted => self.sample = Some(Sample::default()),
-                    Preparation::Waiting => {
-                        self.busy = true;
-                        continue;
-                    }
-                }
+                self.prepare(rules, vm);
             }
             while let Some(start) = vm.table().next_backed(slot).filter(|slot| slot.0 < vm.slots()) {
-                slot = match &mut self.sample {
-                    Some(sample) => offer_some(sample, rules, vm, start, now),
-                    None => self.stride(rules, vm, start, now, scratch),
-                };
+                slot = self.stride(rules, vm, start, now, scratch);
                 if Instant::now() >= end {
                     self.next = Some((id, slot));
                     return true;
                 }
             }
-            if let (Some(sample), Some((level, _))) = (self.sample.take(), rules.learns()) {
-                // With what comes of it the next pass goes to work.
-                self.trainer.begin(vm, level, sample.into_slots(), scratch);
-                self.busy |= self.trainer.is_busy();
-            }
+            self.leave(rules, vm, scratch);
         }
-        self.trainer.retain(|id| vms.iter().any(|vm| vm.id() == id));
+        self.trainer.retain(|id| vms.binary_search_by_key(&id, |vm| vm.id()).is_ok());
         self.next = None;
         false
     }
 
-    /// Looks at some slots. Returns the one to go on with.
+    /// Finds out what there is to do for a VM's dictionary before its pages are looked at.
+    fn prepare(&mut self, rules: &Rules, vm: &VmStore) {
+        let preparation = rules.learns().map_or(Preparation::Ready, |_| self.trainer.prepare(vm));
+        self.sample = (preparation == Preparation::Wanted).then(Sample::default);
+        self.withheld = preparation != Preparation::Ready;
+        self.busy |= preparation == Preparation::Waiting;
+        self.encoded = false;
+    }
+
+    /// The pass is through with a VM.
+    fn leave(&mut self, rules: &Rules, vm: &VmStore, scratch: &mut Scratch) {
+        if let (Some(sample), Some((level, _))) = (self.sample.take(), rules.learns()) {
+            // With what comes of it the next pass goes to work.
+            self.trainer.begin(vm, level, sample, scratch);
+            self.busy |= self.trainer.is_busy();
+        } else if !self.encoded && rules.current.compressor.dictionary_level().is_none() {
+            // It takes more than the dictionary itself.
+            vm.dictionaries().forget_encoders();
+        }
+    }
+
+    /// Looks at some slots, until there was something to do for one. Returns the one to go on with.
     fn stride(&mut self, rules: &Rules, vm: &VmStore, start: Slot, now: Age, scratch: &mut Scratch) -> Slot {
         let end = start.0.saturating_add(STRIDE).min(vm.slots());
-        let mut pages = 0;
         for slot in (start.0..end).map(Slot) {
-            let goal = vm.glance(slot, now).map_or(Goal::Stay, |glance| rules.goal(glance));
-            let to = match goal {
-                Goal::Stay => continue,
-                Goal::Later => {
-                    self.busy = true;
-                    continue;
-                }
-                Goal::Hot(_) if !vm.has_room_for_one() => continue,
-                Goal::Cold(to) | Goal::Hot(to) | Goal::Drain(to) => to,
-            };
-            match vm.recompress(slot, to, scratch) {
-                Recompressed::Kept => {}
-                Recompressed::Moved(payload_bytes) => {
-                    self.moved += 1;
-                    if to.compressor.dictionary_level().is_some() {
-                        self.trainer.observe(vm.id(), payload_bytes);
-                    }
-                }
-                Recompressed::NoRoom => self.without_room += u64::from(matches!(goal, Goal::Drain(_))),
+            let Some(glance) = vm.glance(slot, now) else { continue };
+            if let (Some(sample), Some((_, idle))) = (&mut self.sample, rules.learns())
+                && glance.age >= idle
+            {
+                sample.offer(slot);
             }
-            pages += 1;
-            if pages == PAGES_PER_LOOK {
+            if self.page(rules, vm, slot, glance, scratch) {
                 return Slot(slot.0.saturating_add(1));
             }
         }
         Slot(end)
     }
 
-    /// Counts what a burst moved, and tells the log of a drain now and then.
-    fn count(&mut self, moved: u64) {
-        if !self.draining {
-            return;
+    /// Moves a page, if it should be elsewhere. Whether there was something to do.
+    fn page(
+        &mut self,
+        rules: &Rules,
+        vm: &VmStore,
+        slot: Slot,
+        glance: Glance,
+        scratch: &mut Scratch,
+    ) -> bool {
+        let waits = self.withheld && rules.learns_cold();
+        let goal = rules.goal(glance, !self.no_room && !waits);
+        let to = match goal {
+            Goal::Stay => return false,
+            Goal::Later => {
+                self.busy = true;
+                return false;
+            }
+            Goal::Hot(_) if !vm.has_room_for_one() => return false,
+            Goal::Cold(to) | Goal::Hot(to) | Goal::Drain(to) => to,
+        };
+        let of_drain = rules.draining && !rules.is_wanted(glance.pool);
+        match vm.recompress(slot, to, scratch) {
+            Recompressed::Kept => {}
+            Recompressed::Moved(payload_bytes) => {
+                self.moved += 1;
+                self.drained += u64::from(of_drain);
+                if to.compressor.dictionary_level().is_some() {
+                    self.encoded = true;
+                    self.trainer.observe(vm.id(), payload_bytes);
+                }
+            }
+            Recompressed::NoRoom => {
+                self.no_room |= matches!(goal, Goal::Cold(_));
+                self.without_room += u64::from(of_drain);
+            }
         }
-        self.drained += moved;
-        if self.told_drained.is_some_and(|told| told.elapsed() >= TOLD_EVERY) {
-            tracing::info!(pages = self.drained, of = self.objects, "idle pages are being compressed anew");
-            self.told_drained = Some(Instant::now());
-        }
+        true
     }
 
     /// Whether another pass is to follow soon.
     fn end_pass(&mut self, rules: &Rules) -> bool {
-        let (moved, left) = (std::mem::take(&mut self.moved), std::mem::take(&mut self.without_room));
-        let again = std::mem::take(&mut self.busy) || (self.draining && left > 0);
-        if self.draining && !again {
-            tracing::info!(pages = self.drained, of = self.objects, "idle pages were compressed anew");
-            self.draining = false;
+        let (drained, left) = (std::mem::take(&mut self.drained), std::mem::take(&mut self.without_room));
+        let busy = std::mem::take(&mut self.busy);
+        (self.moved, self.no_room) = (0, false);
+        if self.pass_drains
+            && let Some(drain) = &mut self.drain
+            && drain.end_pass(drained, left, busy)
+        {
+            self.drain = None;
+        }
+        let pause = self.drain.as_ref().map(|drain| drain.pause);
+        let soon = busy || pause == Some(Duration::ZERO);
+        let usual = (rules.cold_after / PASSES_PER_COLD).min(COLD_PASS_EVERY_MAX);
+        let wait = if soon { Duration::ZERO } else { usual.min(pause.unwrap_or(usual)) };
+        self.not_before = Instant::now().checked_add(wait);
+        soon
+    }
+}
+
+impl Drain {
+    /// Counts a pass. True when it was the last.
+    fn end_pass(&mut self, moved: u64, left: u64, busy: bool) -> bool {
+        self.moved += moved;
+        if left == 0 && !busy {
+            tracing::info!(pages = self.moved, of = self.objects, "idle pages were compressed anew");
+            return true;
+        }
+        if self.told_moved.elapsed() >= TOLD_EVERY {
+            tracing::info!(pages = self.moved, of = self.objects, "idle pages are being compressed anew");
+            self.told_moved = Instant::now();
         }
         let in_vain = moved.saturating_mul(LEFT_PER_MOVED) < left;
-        if in_vain && !std::mem::replace(&mut self.told, true) {
+        if in_vain && !std::mem::replace(&mut self.told_pauses, true) {
             tracing::info!(pages = left, "recompression finds no room: it tries again, less and less often");
         }
         self.pause = if in_vain { (self.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX) } else { Duration::ZERO };
-        let until_next = match again {
-            true => self.pause,
-            false => (rules.cold_after / PASSES_PER_COLD).min(COLD_PASS_EVERY_MAX),
-        };
-        self.not_before = Instant::now().checked_add(until_next);
-        again && !in_vain
+        self.not_before = Instant::now().checked_add(self.pause);
+        false
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::codec::Compressor;
-    use crate::store::pool::PoolId;
 
     fn rules(draining: bool) -> Rules {
         let pools = Pools::new(Compressor::Lz4);
@@ -345,9 +413,18 @@ mod tests {
         ];
         for (pool, seconds, loaded, goal, goal_draining) in table {
             let glance = Glance { pool, age: Duration::from_secs(seconds), loaded };
-            assert_eq!(usual.goal(glance), goal, "{glance:?}");
-            assert_eq!(draining.goal(glance), goal_draining, "{glance:?}");
+            assert_eq!(usual.goal(glance, true), goal, "{glance:?}");
+            assert_eq!(draining.goal(glance, true), goal_draining, "{glance:?}");
         }
+    }
+
+    #[test]
+    fn what_has_to_wait_to_get_cold_leaves_an_earlier_pool_all_the_same() {
+        let glance = |pool| Glance { pool, age: Duration::from_secs(5000), loaded: false };
+        let (usual, draining) = (rules(false), rules(true));
+        assert_eq!(usual.goal(glance(PoolId::EARLIER), false), Goal::Stay);
+        assert_eq!(draining.goal(glance(PoolId::EARLIER), false), Goal::Drain(draining.current));
+        assert_eq!(draining.goal(glance(draining.current.id), false), Goal::Stay);
     }
 
     #[test]
@@ -356,8 +433,8 @@ mod tests {
         let usual = rules(false);
         for cold in [None, Some(usual.current)] {
             let rules = Rules { cold, ..usual };
-            assert_eq!(rules.goal(glance(usual.current.id)), Goal::Stay);
-            assert_eq!(rules.goal(glance(PoolId::EARLIER)), Goal::Stay);
+            assert_eq!(rules.goal(glance(usual.current.id), true), Goal::Stay);
+            assert_eq!(rules.goal(glance(PoolId::EARLIER), true), Goal::Stay);
         }
     }
 }

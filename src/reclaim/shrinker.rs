@@ -90,6 +90,8 @@ pub struct Shrinker {
     limits_first: bool,
     steps: u32,
     recompression: Recompression,
+    /// What the arena took when there was nothing to do last.
+    used_at_rest_bytes: u64,
     reading_back: ReadingBack,
     scratch: Scratch,
     buffer: Vec<u8>,
@@ -138,6 +140,7 @@ impl Shrinker {
             limits_first: false,
             steps: 0,
             recompression: Recompression::default(),
+            used_at_rest_bytes: 0,
             reading_back,
             scratch: Scratch::default(),
             buffer: Vec::new(),
@@ -203,7 +206,7 @@ impl Shrinker {
         self.refused = None;
         self.steps = self.steps.wrapping_add(1);
         if self.steps.is_multiple_of(UPKEEP_EVERY) {
-            self.upkeep();
+            self.upkeep(true);
             self.with_cleaning(|cleaning| cleaning.tidy());
         }
         // Room between objects is room as well, and cheaper to have.
@@ -393,8 +396,15 @@ impl Shrinker {
         if self.with_cleaning(|cleaning| cleaning.tidy()) {
             return Step::Again;
         }
-        let more = self.upkeep();
-        if !more && self.is_sparse(SLACK_PERCENT_IDLE) && self.compact() > 0 {
+        let more = self.upkeep(false);
+        // Guests that store and discard would make it go on and on.
+        let used_before = std::mem::replace(&mut self.used_at_rest_bytes, self.store.arena().used_bytes());
+        if !more
+            && used_before == self.used_at_rest_bytes
+            && self.is_sparse(SLACK_PERCENT_IDLE)
+            && self.compact() > 0
+        {
+            self.used_at_rest_bytes = self.store.arena().used_bytes();
             return Step::Later;
         }
         if more || reads || self.requests.idle().is_some() { Step::Later } else { Step::Rest }
@@ -411,14 +421,14 @@ impl Shrinker {
     }
 
     /// What has to go on however busy the shrinker is, and is bounded by itself. Whether there is more to do.
-    fn upkeep(&mut self) -> bool {
+    fn upkeep(&mut self, busy: bool) -> bool {
         self.store.end_drained_pools();
         if self.requests.recompress.swap(false, Ordering::Relaxed) {
             self.recompression.begin(self.objects_of_other_pools());
         }
         let vms: Vec<_> = self.vms.values().map(|(vm, _)| Arc::clone(vm)).collect();
         self.recompression.set_options(self.requests.cold());
-        let burst = self.recompression.some(&self.store.shared().pools, &vms, &mut self.scratch);
+        let burst = self.recompression.some(&self.store.shared().pools, &vms, busy, &mut self.scratch);
         self.stats.recompressed(burst.moved, self.recompression.objects(), self.recompression.waiting());
         burst.more
     }

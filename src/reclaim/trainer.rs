@@ -18,13 +18,17 @@ use crate::store::vm::{Checked, VmStore};
 use crate::threads::{self, Role};
 
 /// Most pages that are learned from, and tried on.
-const SAMPLE_PAGES: usize = 2048;
+const SAMPLE_PAGES: usize = 1024;
 /// Fewer are not worth a dictionary, which takes as much memory as twenty of them.
 const SAMPLE_PAGES_MIN: usize = 256;
 /// One of so many sampled pages is tried on and not learned from.
 const TRIED_ON: usize = 4;
 /// A dictionary has to save so much, of a hundred bytes, to be taken.
 const WORTHWHILE_PERCENT: u64 = 3;
+/// And so much of all pages that it is for: more than it takes itself.
+const WORTHWHILE_BYTES: u64 = 128 << 10;
+/// Of the time that a training took, so many times pass before the next: it is a part of what all this may take of a core.
+const PAUSE_TIMES: u32 = 10;
 /// Pages are that much larger than at first, of a hundred bytes, when another dictionary is tried.
 const DRIFT_PERCENT: u64 = 10;
 /// Pages of whose sizes a mean is made.
@@ -38,6 +42,7 @@ const WAIT_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 pub(super) struct Trainer {
     known: BTreeMap<VmId, Known>,
     job: Option<Job>,
+    not_before: Option<Instant>,
 }
 
 /// What is known of a VM.
@@ -96,16 +101,12 @@ impl Sample {
             self.step *= 2;
         }
     }
-
-    /// Those that were taken: half of [`SAMPLE_PAGES`] to all of them, if so many were offered.
-    pub(super) fn into_slots(self) -> Vec<Slot> {
-        self.slots
-    }
 }
 
 #[derive(Debug)]
 struct Job {
     vm: VmId,
+    began: Instant,
     thread: JoinHandle<Option<Trained>>,
 }
 
@@ -155,8 +156,10 @@ impl Trainer {
         }
         let known = self.known.entry(vm.id()).or_default();
         let due = known.is_due(vm.dictionaries().current().is_some(), Instant::now());
+        let pauses = self.not_before.is_some_and(|at| Instant::now() < at);
         match &self.job {
             Some(job) if due || job.vm == vm.id() => Preparation::Waiting,
+            None if due && pauses => Preparation::Waiting,
             None if due => Preparation::Wanted,
             _ => Preparation::Ready,
         }
@@ -164,15 +167,10 @@ impl Trainer {
 
     /// Begins to train a dictionary for pages that are compressed at `level`, on those in `slots`. If they are too few, a VM
     /// without one waits for more: so few pages are worth little, and what was compressed before stays without.
-    pub(super) fn begin(
-        &mut self,
-        vm: &VmStore,
-        level: i32,
-        slots: impl IntoIterator<Item = Slot>,
-        scratch: &mut Scratch,
-    ) {
+    pub(super) fn begin(&mut self, vm: &VmStore, level: i32, sample: Sample, scratch: &mut Scratch) {
         let (mut pages, mut page) = (Vec::new(), ZERO_PAGE);
-        for slot in slots {
+        let seen = sample.seen as u64;
+        for slot in sample.slots {
             if matches!(vm.check(slot, &mut page, scratch), Ok(Checked::Arena(_))) {
                 pages.extend_from_slice(&page);
             }
@@ -184,8 +182,8 @@ impl Trainer {
             }
             return;
         }
-        match start(pages, vm.dictionaries().encoder(level), level) {
-            Ok(thread) => self.job = Some(Job { vm: vm.id(), thread }),
+        match start(pages, seen, vm.dictionaries().encoder(level), level) {
+            Ok(thread) => self.job = Some(Job { vm: vm.id(), began: Instant::now(), thread }),
             Err(err) => {
                 tracing::warn!(%err, "a dictionary can't be trained");
                 known.note_training(Instant::now());
@@ -206,6 +204,7 @@ impl Trainer {
 
     fn finish(&mut self, vm: &VmStore, job: Job) {
         self.known.entry(vm.id()).or_default().note_training(Instant::now());
+        self.not_before = Instant::now().checked_add(job.began.elapsed() * PAUSE_TIMES);
         let name = vm.table().name();
         let Ok(Some(trained)) = job.thread.join() else {
             tracing::info!(vm = name, "no dictionary makes the VM's pages smaller than they are");
@@ -224,14 +223,16 @@ impl Trainer {
 
 fn start(
     sample: Vec<u8>,
+    seen: u64,
     before: Option<Arc<Encoder>>,
     level: i32,
 ) -> io::Result<JoinHandle<Option<Trained>>> {
-    threads::spawn("trainer", Role::Shrinker, move || learn(&sample, before.as_deref(), level))
+    threads::spawn("trainer", Role::Shrinker, move || learn(&sample, seen, before.as_deref(), level))
 }
 
-/// A dictionary out of the `sample`, if it is worth its while; pages were compressed with `before` until now.
-fn learn(sample: &[u8], before: Option<&Encoder>, level: i32) -> Option<Trained> {
+/// A dictionary out of the `sample` of pages of which there are so many as were `seen`, if it is worth its while; pages were
+/// compressed with `before` until now.
+fn learn(sample: &[u8], seen: u64, before: Option<&Encoder>, level: i32) -> Option<Trained> {
     let (pages, _) = sample.as_chunks::<PAGE_SIZE>();
     let (mut learned, mut tried) = (Vec::new(), Vec::new());
     for (number, page) in pages.iter().enumerate() {
@@ -242,7 +243,9 @@ fn learn(sample: &[u8], before: Option<&Encoder>, level: i32) -> Option<Trained>
     let size = |encoder: Option<&Encoder>| payload_bytes(&tried, encoder, level);
     let (old, new) = (size(before), size(made.encoder(level).as_ref()));
     let saves_percent = old.saturating_sub(new) * 100 / old.max(1);
-    (saves_percent >= WORTHWHILE_PERCENT).then(|| Trained { bytes: made.bytes().to_vec(), saves_percent })
+    let saves_bytes = old.saturating_sub(new) * seen / (tried.len() as u64).max(1);
+    (saves_percent >= WORTHWHILE_PERCENT && saves_bytes >= WORTHWHILE_BYTES)
+        .then(|| Trained { bytes: made.bytes().to_vec(), saves_percent })
 }
 
 fn payload_bytes(pages: &[&Page], encoder: Option<&Encoder>, level: i32) -> u64 {
@@ -283,10 +286,10 @@ mod tests {
 
     #[test]
     fn a_sample_is_spread_over_all_that_was_offered() {
-        for offered in [1, 100, 2048, 2049, 5000, 100_000] {
+        for offered in [1, 100, 1024, 1025, 5000, 100_000] {
             let mut sample = Sample::default();
             (0..offered).for_each(|slot| sample.offer(Slot(slot)));
-            let slots = sample.into_slots();
+            let slots = sample.slots;
             let most = SAMPLE_PAGES.min(offered as usize);
             assert!((most.div_ceil(2)..=most).contains(&slots.len()), "{} of {offered}", slots.len());
             let gap = slots[slots.len() - 1].0 - slots[0].0;
@@ -303,6 +306,6 @@ mod tests {
         })
         .take(300 * PAGE_SIZE)
         .collect();
-        assert!(learn(&random, None, 3).is_none());
+        assert!(learn(&random, 1 << 30, None, 3).is_none());
     }
 }

@@ -366,7 +366,11 @@ impl Daemon {
 
     pub(super) fn set_cold_compressor(&self, compressor: Option<Compressor>) -> Result<(), SetError> {
         self.store.end_drained_pools();
+        let before = self.store.shared().pools.cold();
         self.store.shared().pools.set_cold(compressor).map_err(|error| failed(&error))?;
+        if let Some(pool) = before {
+            self.draining.begin(pool.id, &self.store);
+        }
         let named = compressor.map_or_else(|| "none".to_owned(), |compressor| compressor.to_string());
         tracing::info!(compressor = named, "the compressor of cold pages was changed");
         Ok(())

@@ -24,6 +24,8 @@ const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 24;
 const CHECKSUM_BYTES: usize = 4;
 const SUFFIX: &str = ".dictionary-";
+/// What a file is called until it is complete.
+const NEW: &str = ".new";
 
 /// The most dictionaries that a VM has before its pages are dropped: each costs some 80 KiB as long.
 pub const DICTIONARIES_MAX: usize = 15;
@@ -67,7 +69,7 @@ fn numbers() -> impl Iterator<Item = DictionaryNumber> {
 /// The VM whose dictionary a file of this name has.
 #[must_use]
 pub fn name_of(file: &str) -> Option<&str> {
-    let (name, number) = file.rsplit_once(SUFFIX)?;
+    let (name, number) = file.strip_suffix(NEW).unwrap_or(file).rsplit_once(SUFFIX)?;
     number.parse::<u16>().ok().map(|_| name)
 }
 
@@ -90,17 +92,21 @@ impl Dictionaries {
                 Some(found) if (found.vm, found.number) == (vm, u32::from(number.get())) => {
                     if bytes != encode(vm, number, found.dictionary) {
                         tracing::error!(vm = name, path = %path.display(), "one copy of a dictionary is damaged; it is mended from the other");
-                        save(&path, &encode(vm, number, found.dictionary))?;
+                        // What can't be mended now, for want of room say, is sound in one copy all the same.
+                        if let Err(err) = save(&path, &encode(vm, number, found.dictionary)) {
+                            tracing::error!(vm = name, %err, "the dictionary can't be mended, and is read as it is");
+                        }
                     }
                     match Dictionary::new(number, found.dictionary.to_vec()) {
                         Some(dictionary) => drop(all[number.index()].set(dictionary)),
-                        None => return Err(io::ErrorKind::OutOfMemory.into()),
+                        None => unusable(name, &path),
                     }
                 }
-                Some(_) => crash_point::after(fs::remove_file(&path))?,
-                None => {
-                    tracing::error!(vm = name, path = %path.display(), "a dictionary is damaged: pages that were made with it can't be read");
+                // A number that this VM has not given out.
+                Some(_) => {
+                    let _ = crash_point::after(fs::remove_file(&path));
                 }
+                None => unusable(name, &path),
             }
         }
         Ok(Self { dir: dir.to_owned(), vm, name: name.to_owned(), all, encoders: RwLock::default() })
@@ -148,7 +154,8 @@ impl Dictionaries {
     pub fn add(&self, bytes: Vec<u8>) -> Result<DictionaryNumber, AddDictionaryError> {
         // A number is used once its file is there, whatever is in it.
         let unused = |number: &DictionaryNumber| !path(&self.dir, &self.name, *number).exists();
-        let last = numbers().filter(|number| !unused(number)).last();
+        let is_known = |number: &DictionaryNumber| self.all[number.index()].get().is_some();
+        let last = numbers().filter(|number| is_known(number) || !unused(number)).last();
         let number = numbers().find(|number| Some(*number) > last).ok_or(AddDictionaryError::TooMany)?;
         let dictionary = Dictionary::new(number, bytes).ok_or(AddDictionaryError::Unusable)?;
         if dictionary.bytes().len() > DICTIONARY_BYTES_MAX {
@@ -157,6 +164,11 @@ impl Dictionaries {
         save(&path(&self.dir, &self.name, number), &encode(self.vm, number, dictionary.bytes()))?;
         let _ = self.all[number.index()].set(dictionary);
         Ok(number)
+    }
+
+    /// Gives up what writes with the current dictionary, until somebody asks for it again.
+    pub fn forget_encoders(&self) {
+        self.encoders.write().clear();
     }
 
     /// Removes the files. The VM's pages are gone.
@@ -177,9 +189,18 @@ impl Dictionaries {
     }
 }
 
+fn unusable(vm: &str, path: &Path) {
+    tracing::error!(
+        vm,
+        path = %path.display(),
+        "a dictionary is damaged: pages that were made with it can't be read; keep the file, or put a sound copy in its place and \
+         start again"
+    );
+}
+
 fn save(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
-    new.push(".new");
+    new.push(NEW);
     let saved =
         private::write(Path::new(&new), bytes).and_then(|()| crash_point::after(fs::rename(&new, path)));
     // Where there is no room it would take some for nothing.
@@ -211,8 +232,12 @@ struct Parsed<'bytes> {
 
 /// What the first sound copy says.
 fn parse(bytes: &[u8]) -> Option<Parsed<'_>> {
-    let copies = bytes.split_at(bytes.len() / 2);
-    [copies.0, copies.1].into_iter().find_map(|copy| {
+    // Each by its own length, or by where it should be: the file may have been cut.
+    let length = bytes.get(20..24).and_then(|word| Some(u32::from_le_bytes(word.try_into().ok()?) as usize));
+    let end = length
+        .map_or(bytes.len() / 2, |length| HEADER_BYTES.saturating_add(length).saturating_add(CHECKSUM_BYTES));
+    let (first, second) = (bytes.get(..end), bytes.get(bytes.len() / 2..));
+    [first, second].into_iter().flatten().find_map(|copy| {
         let (covered, checksum) = copy.split_last_chunk::<CHECKSUM_BYTES>()?;
         let (header, dictionary) = covered.split_at_checked(HEADER_BYTES)?;
         let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
@@ -278,6 +303,10 @@ mod tests {
             assert!(open().get(first).is_some(), "byte {at}");
             assert!(fs::read(&path).unwrap() == good, "byte {at}");
         }
+        for length in [good.len() / 2, good.len() - 1] {
+            fs::write(&path, &good[..length]).unwrap();
+            assert!(open().get(first).is_some() && fs::read(&path).unwrap() == good, "cut to {length}");
+        }
         let mut damaged = good.clone();
         damaged[50] ^= 1;
         damaged[good.len() / 2 + 51] ^= 1;
@@ -286,6 +315,9 @@ mod tests {
         assert!(all.get(first).is_none() && all.current().is_none());
         assert!(fs::read(&path).unwrap() == damaged, "whoever can mend it finds it");
         assert_eq!(all.add(trained()).unwrap().get(), 2);
+        // A file that somebody removes frees no number while its daemon runs.
+        fs::remove_file(super::path(dir.path(), "web1", DictionaryNumber::new(2).unwrap())).unwrap();
+        assert_eq!(all.add(trained()).unwrap().get(), 3);
     }
 
     #[test]

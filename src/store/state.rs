@@ -69,7 +69,7 @@ pub enum StateError {
     },
     /// It was written by another version.
     #[error(
-        "{} holds a state of version {found}, and this build reads version {STATE_VERSION}: run the build that wrote it, \
+        "{} holds a state of version {found}, and this build reads versions {STATE_VERSION_MIN} to {STATE_VERSION}: run the build that wrote it, \
          or power the VMs off and remove the directory", path.display()
     )]
     Version {

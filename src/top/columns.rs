@@ -35,11 +35,15 @@ pub enum Column {
     Pressure,
     /// What its guest has of memory.
     Memory,
+    /// What it should have.
+    Target,
+    /// Why.
+    Why,
 }
 
 impl Column {
     /// All of them.
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Vm,
         Self::Stores,
         Self::Loads,
@@ -52,6 +56,8 @@ impl Column {
         Self::Waiting,
         Self::Pressure,
         Self::Memory,
+        Self::Target,
+        Self::Why,
     ];
 
     /// The heading; the key that sorts by the column is the letter that stands first of those not taken before it.
@@ -69,6 +75,8 @@ impl Column {
             Self::Limit => "LIMIT",
             Self::Waiting => "WAITING",
             Self::Memory => "MEMORY",
+            Self::Target => "TARGET",
+            Self::Why => "WHY",
         }
     }
 
@@ -87,6 +95,8 @@ impl Column {
             Self::Limit => 'u',
             Self::Waiting => 'w',
             Self::Memory => 'm',
+            Self::Target => 'a',
+            Self::Why => 'y',
         }
     }
 
@@ -97,7 +107,8 @@ impl Column {
             Self::Ratio | Self::Limit => 6,
             Self::File | Self::Waiting => 7,
             Self::Stores | Self::Loads | Self::P99 | Self::Pressure => 8,
-            Self::Stored | Self::Saved | Self::Memory => 10,
+            Self::Stored | Self::Saved | Self::Memory | Self::Target => 10,
+            Self::Why => 30,
         }
     }
 
@@ -118,6 +129,9 @@ impl Column {
             Self::Pressure => row.pressure.map_or_else(none, |share| format!("{:.1}%", share * 100.0)),
             Self::Waiting => row.waiting_stores.to_string(),
             Self::Memory => row.memory_bytes.map_or_else(none, |bytes| Bytes(bytes).to_string()),
+            Self::Target => row.target_bytes.map_or_else(none, |bytes| Bytes(bytes).to_string()),
+            // As much as fits; `status` has all of it.
+            Self::Why => row.reason.as_ref().map_or_else(none, |why| why.chars().take(30).collect()),
         }
     }
 
@@ -134,6 +148,8 @@ impl Column {
             Self::Pressure => by(|row| row.pressure.unwrap_or(-1.0)),
             Self::P99 => b.load_p99_ns.cmp(&a.load_p99_ns),
             Self::Memory => b.memory_bytes.cmp(&a.memory_bytes),
+            Self::Target => b.target_bytes.cmp(&a.target_bytes),
+            Self::Why => a.reason.is_none().cmp(&b.reason.is_none()).then_with(|| a.reason.cmp(&b.reason)),
             Self::Stored => b.stored_bytes.cmp(&a.stored_bytes),
             Self::Saved => b.saved_bytes.cmp(&a.saved_bytes),
             Self::Waiting => b.waiting_stores.cmp(&a.waiting_stores),
@@ -187,6 +203,8 @@ mod tests {
             limit_used: Some(1.0),
             ratio: Some(12.345),
             stored_bytes: (1 << 40) - 1,
+            target_bytes: Some((1 << 40) - 1),
+            reason: Some("it gives up what nobody misses, and a little more of it each time".to_owned()),
             ..Row::default()
         };
         let mut keys: Vec<_> = Column::ALL.iter().map(|column| column.key()).collect();

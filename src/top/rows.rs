@@ -41,6 +41,10 @@ pub struct Row {
     pub waiting_stores: u64,
     /// What its guest has of memory, if its balloon is known.
     pub memory_bytes: Option<u64>,
+    /// What it should have, if it is squeezed.
+    pub target_bytes: Option<u64>,
+    /// Why.
+    pub reason: Option<String>,
     /// Pages written and read in a second, in each of the last intervals, the newest last.
     #[serde(skip)]
     pub trail: Vec<u64>,
@@ -115,6 +119,12 @@ fn row(vm: &VmStatus, earlier: Option<(&VmStatus, f64)>) -> Row {
         pressure: rate(loads_ns).map(|ns| ns / 1e9),
         waiting_stores: vm.waiting_stores,
         memory_bytes: vm.balloon.as_ref().and_then(|balloon| balloon.actual_bytes),
+        target_bytes: vm
+            .balloon
+            .as_ref()
+            .filter(|balloon| balloon.reachable)
+            .map(|balloon| balloon.target_bytes),
+        reason: vm.balloon.as_ref().map(|balloon| balloon.reason.clone()),
         trail: Vec::new(),
     }
 }

@@ -85,9 +85,9 @@ fn fitting(width: u16, name_width: u16) -> (Vec<(Column, u16)>, u16) {
     for column in Column::ALL {
         let wanted =
             if column == Column::Vm { name_width.min(width) } else { column.width().saturating_add(1) };
-        // These two only where a sparkline has room beside them.
-        let beside =
-            matches!(column, Column::Pressure | Column::Memory).then_some(SPARKLINE_MIN.saturating_add(1));
+        // These only where a sparkline has room beside them.
+        let beside = matches!(column, Column::Pressure | Column::Memory | Column::Target | Column::Why)
+            .then_some(SPARKLINE_MIN.saturating_add(1));
         let Some(rest) = left.checked_sub(wanted).filter(|rest| *rest >= beside.unwrap_or(0)) else { break };
         left = rest;
         columns.push((column, if column == Column::Vm { wanted } else { column.width() }));

@@ -46,6 +46,11 @@ pub(super) fn qemu(vm: &VmConfig, socket: &Path, wanted: Wanted) -> VmArgs {
     let mut notes = vec![
         "QEMU (tried with 7.2 and 10.0): connects again for as long as it lives, and nothing is lost meanwhile.".to_owned(),
     ];
+    if !old && !wanted.whole {
+        notes.push(
+            "QEMU before 9.2, as in Debian 12, knows no reconnect-ms: see --qemu-before-9.2.".to_owned(),
+        );
+    }
     if old {
         notes.push(
             "Before 9.2 it waits a whole second for that, and so does a guest that needs a page.".to_owned(),

@@ -1,8 +1,8 @@
 //! Dictionaries: what the pages of one VM have in common, so that zstd need not find it anew in each 4 KiB. A dictionary
 //! is trained on a sample of the VM's own pages and used for nobody else's: what it holds was in those pages.
 //!
-//! Its number stands in every object that was made with it, and in zstd's own frame: a page is never read with another
-//! dictionary than it was written with, which would be noticed by neither length nor shape.
+//! Its number stands in every object that was made with it, and in zstd's own frame a checksum of what it consists of: a
+//! page is never read with another dictionary than it was written with, which neither length nor shape would show.
 
 use std::fmt;
 use std::num::NonZeroU16;
@@ -15,8 +15,8 @@ use crate::page::PAGE_SIZE;
 pub const DICTIONARY_BYTES_MAX: usize = 16 << 10;
 /// The least that zstd's training makes anything useful of.
 const TRAINING_PAGES_MIN: usize = 64;
-/// Where zstd's format has the dictionary's number; before it is a magic one.
-const NUMBER_AT: std::ops::Range<usize> = 4..8;
+/// Where zstd's format has a number of the dictionary that stands in every frame; before it is a magic one.
+const ID_AT: std::ops::Range<usize> = 4..8;
 
 /// Tells the dictionaries of one VM apart. Never given out twice while the VM has pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,11 +66,12 @@ impl Dictionary {
     /// The dictionary of these bytes, which [`train`] made. `None` when they are none, or memory is short.
     #[must_use]
     pub fn new(number: DictionaryNumber, mut bytes: Vec<u8>) -> Option<Self> {
-        bytes.get_mut(NUMBER_AT)?.copy_from_slice(&u32::from(number.get()).to_le_bytes());
+        // Zero would stand for none.
+        let id = crc32c::crc32c(bytes.get(ID_AT.end..)?).max(1);
+        bytes.get_mut(ID_AT)?.copy_from_slice(&id.to_le_bytes());
         let decoder = DDict::try_create(&bytes)?;
         // Bytes that are no dictionary would be taken for plain text to refer to, and it for one without a number.
-        let known = decoder.get_dict_id()?.get();
-        (known == u32::from(number.get())).then_some(Self { number, bytes, decoder })
+        (decoder.get_dict_id()?.get() == id).then_some(Self { number, bytes, decoder })
     }
 
     /// Its number.

@@ -261,7 +261,9 @@ mod tests {
             )
             .unwrap()
         };
-        let (own, other) = (dictionary(1), dictionary(2));
+        let own = dictionary(1);
+        let bytes = train(&sample[100 * PAGE_SIZE..]).unwrap();
+        let other = Dictionary::new(own.number(), bytes).unwrap();
         let mut scratch = Scratch::default();
         let page: &Page = sample[250 * PAGE_SIZE..251 * PAGE_SIZE].try_into().unwrap();
         let plain = scratch.compress(Compressor::ZstdWithDictionary(9), None, page).1.len();

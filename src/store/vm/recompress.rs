@@ -118,7 +118,13 @@ impl VmStore {
             return Ok(None);
         }
         object::seal(object, self.owner(slot), coding);
-        self.keep(object).map(Some)
+        let length = object.len();
+        // A dictionary stays in memory for months, and a bit of it that flips would spoil all that is made with it.
+        let mut back = ZERO_PAGE;
+        if self.decode(slot, length, &mut back, scratch).is_err() || back != page {
+            return Ok(None);
+        }
+        self.keep(scratch.object(length)).map(Some)
     }
 
     /// Whether what was `made` by `pool` is what this compressor would make.
