@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_wide_screen_has_every_column_and_a_sparkline() {
-        let terminal = drawn(130, 14, &history(), &view());
+        let terminal = drawn(172, 14, &history(), &view());
         let lines = lines(&terminal);
         assert!(lines[0].starts_with("pool: 512MiB of 1GiB used"), "{lines:#?}");
         assert!(lines.iter().any(|line| line.starts_with("writeback: failed")), "{lines:#?}");
@@ -218,8 +218,23 @@ mod tests {
             assert!(lines[heading].contains(column.heading()), "{}", lines[heading]);
         }
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        let db =
-            ["db", "3000", "300", "0", "-", "3.50", "15MiB", "14.50MiB", "50%", "0", "0.0%", "-", "████"];
+        let db = [
+            "db",
+            "3000",
+            "300",
+            "0",
+            "-",
+            "3.50",
+            "15MiB",
+            "14.50MiB",
+            "50%",
+            "0",
+            "0.0%",
+            "-",
+            "-",
+            "-",
+            "████",
+        ];
         assert_eq!(words(&lines[heading + 1]), db);
         assert_eq!(words(&lines[heading + 2])[..3], ["web1", "1000", "100"]);
         assert!(lines.last().unwrap().starts_with("q quit  sort: n vm  s stores/s"), "{lines:#?}");
