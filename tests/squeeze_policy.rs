@@ -58,7 +58,7 @@ fn check_step(tick: &Tick, vm: usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 640, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_guest_is_ever_below_its_least_stepped_too_far_or_killed(
@@ -88,12 +88,16 @@ proptest! {
     #[test]
     fn cold_memory_is_out_within_twenty_minutes_and_hot_memory_stays(hot_mib in 16u64..128, cold_mib in 128u64..320) {
         let mut simulation = one(&[hot(hot_mib), cold(cold_mib)], 64);
+        let mut hot = Vec::new();
         for _ in 0..240 {
             check_step(&simulation.tick(), 0);
+            hot.push(simulation.guests()[0].resident_share(0));
         }
-        let guest = &simulation.guests()[0];
-        prop_assert!(guest.resident_share(1) < 0.4, "{} of the cold memory is still in", guest.resident_share(1));
-        prop_assert!(guest.resident_share(0) > 0.99, "{} of the hot memory is in", guest.resident_share(0));
+        let cold = simulation.guests()[0].resident_share(1);
+        prop_assert!(cold < 0.4, "{cold} of the cold memory is still in");
+        // A step too far is how it learns that it was one: some of the hot memory is out for a tick, and comes back.
+        let (mean, least) = (hot.iter().sum::<f64>() / 240.0, hot.iter().copied().fold(1.0, f64::min));
+        prop_assert!(mean > 0.995 && least > 0.9, "{mean} of the hot memory is in, {least} at the least");
     }
 
     #[test]

@@ -80,7 +80,7 @@ pub enum TraceError {
         source: io::Error,
     },
     /// It is no trace.
-    #[error("line {line} is no tick of a trace")]
+    #[error("line {line} is no tick of a trace: give a balloon.trace as the daemon wrote it")]
     Malformed {
         /// The line, from 1.
         line: usize,

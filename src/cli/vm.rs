@@ -266,10 +266,16 @@ fn vm_and_socket(global: &Global, name: &str) -> anyhow::Result<(VmConfig, PathB
     let client = global.client()?;
     if client.vms().is_ok() {
         let details = client.vm(name)?;
-        let socket = details.socket.clone().context("the VM is not served, and so has no socket")?;
+        let socket = details
+            .socket
+            .clone()
+            .context("the VM is not served, and so has no socket: see `ballast vm show`")?;
         return Ok((details.config()?, socket.into()));
     }
-    anyhow::ensure!(!global.names_only_a_socket(), "no daemon answers on the socket that --socket names");
+    anyhow::ensure!(
+        !global.names_only_a_socket(),
+        "no daemon answers on the socket that --socket names: start it, or name its configuration with --config"
+    );
     let config = global.load_config()?.with_remembered()?;
     let vm = config.vm(name)?.clone();
     let socket = config.socket_path(name);

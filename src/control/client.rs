@@ -38,7 +38,10 @@ pub enum ClientError {
         socket: PathBuf,
     },
     /// Somebody listens, and the system doesn't let us connect.
-    #[error("the daemon's socket {} can't be opened", socket.display())]
+    #[error(
+        "the daemon's socket {} can't be opened: be root, the daemon's user or in its control_group",
+        socket.display()
+    )]
     Connect {
         /// The socket that was tried.
         socket: PathBuf,
@@ -54,7 +57,10 @@ pub enum ClientError {
         message: String,
     },
     /// Something else than a Ballast daemon answered, or it ended amid its answer.
-    #[error("the answer on {} is not a Ballast daemon's: {message}", socket.display())]
+    #[error(
+        "the answer on {} is not a Ballast daemon's: {message}; name its control socket with --socket",
+        socket.display()
+    )]
     Protocol {
         /// The socket that was tried.
         socket: PathBuf,
@@ -62,7 +68,11 @@ pub enum ClientError {
         message: String,
     },
     /// No answer in time.
-    #[error("the daemon on {} gave no answer in {} s", socket.display(), ANSWER_WAIT.as_secs())]
+    #[error(
+        "the daemon on {} gave no answer in {} s: ask again, and look at its log if that goes on",
+        socket.display(),
+        ANSWER_WAIT.as_secs()
+    )]
     Silent {
         /// The socket that was tried.
         socket: PathBuf,

@@ -44,7 +44,7 @@ pub enum BindError {
         path: PathBuf,
     },
     /// The system refused.
-    #[error("the socket {} can't be made", path.display())]
+    #[error("the socket {} can't be made: its directory must be one that the daemon's user may write", path.display())]
     Io {
         /// The socket.
         path: PathBuf,

@@ -66,7 +66,10 @@ pub enum ServeError {
     #[error(transparent)]
     Group(#[from] GroupError),
     /// The runtime directory can't be made.
-    #[error("can't create the runtime directory {}", path.display())]
+    #[error(
+        "can't create the runtime directory {}: make it for the daemon's user, or choose another runtime_dir",
+        path.display()
+    )]
     RuntimeDir {
         /// The directory.
         path: PathBuf,

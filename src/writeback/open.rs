@@ -102,10 +102,13 @@ pub enum OpenError {
     #[error(transparent)]
     State(#[from] StateError),
     /// The threads that read and write can't be started.
-    #[error("the writeback file's threads can't be started")]
+    #[error("the writeback file's threads can't be started: allow the daemon more (TasksMax in a unit)")]
     Threads(#[source] io::Error),
     /// The file can't be used, and the state knows no other.
-    #[error("the writeback file {} can't be {done}", path.display())]
+    #[error(
+        "the writeback file {} can't be {done}: it must be a file or a block device that the daemon's user may read and write",
+        path.display()
+    )]
     Io {
         /// What was tried.
         done: &'static str,
