@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
@@ -76,6 +77,8 @@ struct Burst {
     loaded_from_file: u64,
     /// What the last scan found, the hottest last.
     found: Vec<Slot>,
+    /// How many had come when it was made. What can't be read is found again by each scan.
+    back_at_scan: Option<u64>,
     back_pages: u64,
     failed_pages: u64,
 }
@@ -146,6 +149,7 @@ impl ReadingBack {
             left_pages: 0,
             loaded_from_file: accounting.events.loaded_from_file,
             found: Vec::new(),
+            back_at_scan: None,
             back_pages: 0,
             failed_pages: 0,
         });
@@ -167,6 +171,13 @@ impl ReadingBack {
         }
     }
 
+    /// Ends all of them: nothing comes from the file any more.
+    pub(super) fn give_up(&mut self) {
+        for id in self.bursts.keys().copied().collect::<Vec<_>>() {
+            self.end(id, End::FileFails);
+        }
+    }
+
     /// Publishes what has come, and asks for the next batch when its time has come. Whether there is more to do.
     pub(super) fn some(&mut self, vms: &Vms, bounds: Bounds) -> bool {
         self.arrive(vms);
@@ -175,7 +186,8 @@ impl ReadingBack {
         }
         while let Some(id) = self.next() {
             match self.ask(id, vms, bounds) {
-                Ok(0) => {}
+                // All of them have changed; there is a bound to what one turn looks at.
+                Ok(0) => return true,
                 Ok(pages) => {
                     let earliest = Instant::now().checked_sub(BEHIND_MAX).unwrap_or(self.due);
                     self.due = self.due.max(earliest) + Duration::from_secs(1) / PAGES_PER_SECOND * pages;
@@ -246,29 +258,40 @@ impl Burst {
         if bounds.room_bytes.min(cold.room_bytes()) < batch_bytes {
             return Err(End::NoRoom);
         }
+        let now = Age::now();
         if self.found.is_empty() {
-            self.find(vm, bounds.idle);
+            if self.back_at_scan.replace(self.back_pages) == Some(self.back_pages) {
+                return Err(End::NothingLeft);
+            }
+            self.find(vm, now, bounds.idle);
         }
         let most = BATCH_PAGES.min(usize::try_from(self.left_pages).unwrap_or(usize::MAX));
-        let slots = self.found.split_off(self.found.len().saturating_sub(most));
+        let mut slots = self.found.split_off(self.found.len().saturating_sub(most));
         if slots.is_empty() {
             return Err(End::NothingLeft);
         }
-        // Whatever becomes of them: what can't be read is found again by each scan.
+        // Some seconds may have passed since they were found.
+        slots.retain(|slot| {
+            let record = vm.table().record(*slot);
+            record.is_some_and(|record| {
+                self.is_wanted(Age::from_bits(record.age.load(Ordering::Relaxed)), now, bounds.idle)
+            })
+        });
         self.left_pages -= slots.len() as u64;
         Ok(slots)
     }
 
-    /// Looks for the hottest pages, but for those that would leave again at once, and those that the guest has loaded since it
-    /// was given memory: it has no reason to drop its copies.
-    fn find(&mut self, vm: &VmStore, idle: Option<Duration>) {
-        let (now, since) = (Age::now(), self.began.elapsed());
-        let wanted = |age: Age| {
-            let unused = age.until(now);
-            idle.is_none_or(|idle| unused < idle) && !(age.is_loaded() && unused <= since)
-        };
+    /// Not those that would leave again at once, nor those that the guest has loaded since it was given memory: it has no
+    /// reason to drop its copies.
+    fn is_wanted(&self, age: Age, now: Age, idle: Option<Duration>) -> bool {
+        let unused = age.until(now);
+        idle.is_none_or(|idle| unused < idle) && !(age.is_loaded() && unused <= self.began.elapsed())
+    }
+
+    /// Looks for the hottest pages of those that are wanted.
+    fn find(&mut self, vm: &VmStore, now: Age, idle: Option<Duration>) {
         let count = usize::try_from(self.left_pages.min(SCAN_PAGES)).unwrap_or(usize::MAX);
-        let found = hottest_in_file(vm.table(), count, now, wanted);
+        let found = hottest_in_file(vm.table(), count, now, |age| self.is_wanted(age, now, idle));
         self.found = found.into_iter().rev().map(|(_, slot)| slot).collect();
     }
 

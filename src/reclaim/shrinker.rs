@@ -414,6 +414,7 @@ impl Shrinker {
     fn read_back(&mut self) -> bool {
         let shared = self.store.shared();
         if !shared.file.as_ref().is_some_and(|file| file.is_on()) {
+            self.reading_back.give_up();
             return false;
         }
         let bounds = Bounds { room_bytes: self.room_bytes, idle: self.requests.idle() };

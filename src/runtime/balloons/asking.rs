@@ -19,8 +19,8 @@ const SLOW: Duration = TIME_OUT.checked_div(2).expect("two is not zero");
 /// How a VMM has answered, and whether it is to be asked.
 #[derive(Debug, Default)]
 pub(super) struct Turn {
-    /// What the last look came to, if it was slow, and when that was.
-    slow: Option<(Unreachable, Instant)>,
+    /// What the last look came to, if it was slow whatever it said, and when that was.
+    slow: Option<(Result<GuestMemory, Unreachable>, Instant)>,
     is_put_off: bool,
 }
 
@@ -30,18 +30,16 @@ impl Turn {
         &mut self,
         look: impl FnOnce() -> Result<GuestMemory, Unreachable>,
     ) -> Result<GuestMemory, Unreachable> {
-        if let Some((why, _)) = self.slow.as_ref().filter(|_| self.is_put_off) {
-            return Err(why.clone());
+        if let Some((seen, _)) = self.slow.as_ref().filter(|_| self.is_put_off) {
+            return seen.clone();
         }
         let began = Instant::now();
         let seen = look();
         let was_slow = began.elapsed() >= SLOW;
-        // One that is not tried again yet is as slow as it was.
-        self.slow = match &seen {
-            Err(why) if was_slow => Some((why.clone(), Instant::now())),
-            Err(why) => self.slow.take().filter(|(before, _)| before == why),
-            Ok(_) => None,
-        };
+        // One that is not tried again yet is as slow as it was, and has had its turn.
+        let is_put_off = |(before, _): &(Result<_, _>, Instant)| seen.is_err() && *before == seen;
+        let is_slow = was_slow || self.slow.as_ref().is_some_and(is_put_off);
+        self.slow = is_slow.then(|| (seen.clone(), Instant::now()));
         seen
     }
 
@@ -77,9 +75,13 @@ pub(super) fn side_by_side<G: Send, T: Send>(guests: &mut [G], act: impl Fn(&mut
         }
     };
     let mut done: Vec<(usize, T)> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let spawn = |_| std::thread::Builder::new().name("asking".to_owned()).spawn_scoped(scope, work).ok();
+        let threads: Vec<_> = (0..threads).filter_map(spawn).collect();
+        // Where there can be no more threads, this one does what is left.
+        let own = if threads.is_empty() { work() } else { Vec::new() };
         let joined = threads.into_iter().map(|thread| thread.join());
-        joined.flat_map(|done| done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        let joined = joined.flat_map(|done| done.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        own.into_iter().chain(joined).collect()
     });
     done.sort_by_key(|(index, _)| *index);
     done.into_iter().map(|(_, result)| result).collect()
@@ -120,7 +122,8 @@ mod tests {
     #[test]
     fn of_those_that_were_slow_a_few_are_asked_in_turn() {
         let start = Instant::now();
-        let slow = |n: u64| Turn { slow: Some((late(), start + Duration::from_secs(n))), is_put_off: false };
+        let slow =
+            |n: u64| Turn { slow: Some((Err(late()), start + Duration::from_secs(n))), is_put_off: false };
         let mut turns: Vec<Turn> = (0..40).map(slow).chain([Turn::default(), Turn::default()]).collect();
         let mut asked = vec![0; turns.len()];
         for tick in 0..5 {
@@ -139,14 +142,24 @@ mod tests {
 
     #[test]
     fn a_turn_that_is_put_off_says_what_the_last_came_to() {
-        let mut turn = Turn { slow: Some((late(), Instant::now())), is_put_off: true };
+        let before = Instant::now();
+        let mut turn = Turn { slow: Some((Err(late()), before)), is_put_off: true };
         let never = || -> Result<GuestMemory, Unreachable> { unreachable!("it is not its turn") };
         assert_eq!(turn.take(never), Err(late()));
         turn.is_put_off = false;
         assert_eq!(turn.take(|| Err(late())), Err(late()));
-        assert!(turn.slow.is_some(), "an attempt that was put off tells nothing");
+        assert!(
+            turn.slow_since() > Some(before),
+            "an attempt that was put off tells nothing, and was its turn"
+        );
         let memory = GuestMemory { configured_bytes: 2, actual_bytes: 1, guest: None };
         assert_eq!(turn.take(|| Ok(memory)), Ok(memory));
         assert!(turn.slow.is_none());
+        let late_but_well = || {
+            std::thread::sleep(SLOW);
+            Ok(memory)
+        };
+        assert_eq!(turn.take(late_but_well), Ok(memory));
+        assert!(turn.slow.is_some(), "whatever it says");
     }
 }
