@@ -22,10 +22,12 @@ use ballast::store::lru::Age;
 use support::steps::STEPS;
 use support::{open_store, page_of, records};
 
-/// Of a hundred, what a number may be larger: other compilers make somewhat other instructions.
-const LARGER_PERCENT: u64 = 10;
-/// And smaller, before it is to be written down.
-const SMALLER_PERCENT: u64 = 15;
+/// Of a hundred, what a number may be larger, or smaller before that is to be written down: other compilers make somewhat other
+/// instructions.
+const OTHER_PERCENT: u64 = 10;
+/// The same for short steps: what is inlined where changes with how the compiler happens to cut the crate in pieces.
+const OTHER_PERCENT_SHORT: u64 = 60;
+const SHORT: u64 = 10_000;
 
 /// How often a step is done in the longer of two runs, and in the shorter: what they have in common counts for neither.
 const TIMES: [u64; 2] = [1024, 512];
@@ -124,11 +126,12 @@ fn a_page_costs_what_it_did() {
     assert_eq!(known.len(), found.len(), "cost.txt has other numbers: BALLAST_COST=write");
     for (name, number) in found {
         let was = *known.get(&name).unwrap_or_else(|| panic!("cost.txt has no {name:?}: BALLAST_COST=write"));
-        let (most, least) = (was * (100 + LARGER_PERCENT) / 100 + 2, was * (100 - SMALLER_PERCENT) / 100);
-        assert!(number <= most, "{name}: {number}, and it was {was}");
+        let is_short = name.starts_with("instructions") && (was < SHORT || name.contains("coldest"));
+        let other = was * if is_short { OTHER_PERCENT_SHORT } else { OTHER_PERCENT } / 100;
+        assert!(number <= was + other, "{name}: {number}, and it was {was}");
         assert!(
-            number + 2 >= least,
-            "{name}: {number}, and it was {was}: write that down with BALLAST_COST=write"
+            number + other >= was,
+            "{name}: {number}, and it was {was}: write it down with BALLAST_COST=write"
         );
     }
 }

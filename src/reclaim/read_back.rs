@@ -70,7 +70,8 @@ impl End {
 #[derive(Debug)]
 struct Burst {
     name: String,
-    began: Instant,
+    /// When it began, as ages have it.
+    since: Age,
     /// Pages that may still come.
     left_pages: u64,
     /// Loads from the file that were counted when that was last reduced by them.
@@ -145,7 +146,7 @@ impl ReadingBack {
         }
         let burst = self.bursts.entry(id).or_insert_with(|| Burst {
             name: vm.table().name().to_owned(),
-            began: Instant::now(),
+            since: Age::now(),
             left_pages: 0,
             loaded_from_file: accounting.events.loaded_from_file,
             found: Vec::new(),
@@ -285,7 +286,7 @@ impl Burst {
     /// reason to drop its copies.
     fn is_wanted(&self, age: Age, now: Age, idle: Option<Duration>) -> bool {
         let unused = age.until(now);
-        idle.is_none_or(|idle| unused < idle) && !(age.is_loaded() && unused <= self.began.elapsed())
+        idle.is_none_or(|idle| unused < idle) && !(age.is_loaded() && unused <= self.since.until(now))
     }
 
     /// Looks for the hottest pages of those that are wanted.
