@@ -149,7 +149,7 @@ fn a_guest_is_told_how_large_its_balloon_is_to_be() {
 #[test]
 fn the_controller_needs_no_vmm() {
     let (host, memory) = (Ballooned::start(), memory());
-    let mut own = Own::new(std::sync::Arc::clone(&host.device));
+    let mut own = Own::new(std::sync::Arc::clone(&host.device), "/run/b/balloon/web1.sock".as_ref());
     let now = std::time::Instant::now();
     assert_eq!(own.look(now).unwrap_err().name(), "no-balloon");
     let mut guest = host.attach_linux(&memory);

@@ -121,7 +121,7 @@ fn a_real_qemu_without_a_balloon_says_so_and_one_that_has_not_started_too() {
         (*seen == Err(Unreachable::Paused { state: "prelaunch".to_owned() })).then_some(())
     });
     order(dir.path(), "cont");
-    let no_balloon = Unreachable::NoBalloon { add: BALLOON_ARGUMENT };
+    let no_balloon = Unreachable::NoBalloon { add: BALLOON_ARGUMENT.into() };
     wait(&mut client, |seen| (*seen == Err(no_balloon.clone())).then_some(()));
     assert_eq!(client.set_target(MIB, Instant::now() + PATIENCE), Err(no_balloon));
     drop(vm);

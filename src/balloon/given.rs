@@ -64,23 +64,13 @@ impl Given {
 #[cfg(test)]
 mod tests {
     use super::super::vmm::GuestMemory;
-    use super::super::{Counters, Decision, Held, Mode, Reason, Snapshot, State};
+    use super::super::{Decision, Reason, Snapshot, State};
     use super::*;
 
     const MIB: u64 = 1 << 20;
 
     fn step(vmm: Vmm, target_mib: u64, apply: bool) -> Step {
-        let snapshot = Snapshot {
-            vm: "web1".to_owned(),
-            mode: Mode::Auto,
-            min_bytes: 0,
-            max_bytes: u64::MAX,
-            weight: 100,
-            promotion_ppm: 2000,
-            vmm,
-            counters: Counters::default(),
-            held: Held::default(),
-        };
+        let snapshot = Snapshot::of_nothing(vmm);
         let decision = Decision { target_bytes: target_mib * MIB, apply, reason: Reason::Fixed };
         Step { snapshot, state: State::default(), decision }
     }

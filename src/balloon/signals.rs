@@ -206,7 +206,7 @@ fn smoothed(before: u64, now: u64, elapsed_ms: u64, window_ms: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Held, Mode, Vmm};
+    use super::super::Vmm;
     use super::*;
     use std::time::Duration;
 
@@ -224,18 +224,8 @@ mod tests {
         };
         let (configured_bytes, actual_bytes) = (1024 * MIB, actual_mib * MIB);
         let memory = GuestMemory { configured_bytes, actual_bytes, guest: Some(guest) };
-        let snapshot = Snapshot {
-            vm: "web1".to_owned(),
-            mode: Mode::Auto,
-            min_bytes: 0,
-            max_bytes: u64::MAX,
-            weight: 100,
-            promotion_ppm: 2000,
-            vmm: Vmm::Answers(memory),
-            counters: Counters { stores, ..Counters::default() },
-            held: Held::default(),
-        };
-        (memory, snapshot)
+        let snapshot = Snapshot::of_nothing(Vmm::Answers(memory));
+        (memory, Snapshot { counters: Counters { stores, ..Counters::default() }, ..snapshot })
     }
 
     #[test]

@@ -61,6 +61,24 @@ pub struct Snapshot {
     pub held: Held,
 }
 
+#[cfg(test)]
+impl Snapshot {
+    /// A VM of which its VMM alone says anything, for tests that go by that.
+    pub(super) fn of_nothing(vmm: Vmm) -> Self {
+        Self {
+            vm: "web1".to_owned(),
+            mode: Mode::Auto,
+            min_bytes: 0,
+            max_bytes: u64::MAX,
+            weight: 100,
+            promotion_ppm: 2000,
+            vmm,
+            counters: Counters::default(),
+            held: Held::default(),
+        }
+    }
+}
+
 /// What a VMM says, or why it says nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -6,7 +6,7 @@ use super::daemon::Daemon;
 use super::psi;
 use super::served::Served;
 use crate::balloon::trace::Step;
-use crate::balloon::{Mode, Reason, Vmm};
+use crate::balloon::{Mode, Vmm};
 use crate::control::api::{
     BadPage, BalloonStatus, CheckState, CheckStatus, CompressorPool, CompressorPoolState, Counters,
     Histogram, LoadLatency, MemoryPressure, PoolStatus, RunsByReason, ShrinkerStatus, Status,
@@ -26,9 +26,6 @@ use crate::store::room::{Outlook, Shared};
 use crate::store::vm::{Source, VmStore};
 use crate::writeback::{OpenError, Writeback, WritebackState};
 
-/// What the socket of a balloon of ours is called where its path is not known: in [`crate::balloon::vmm::own::BALLOON_ARGUMENT`].
-const OWN_SOCKET: &str = "RUNTIME_DIR/balloon/VM.sock";
-
 /// What the daemon shows of itself.
 pub(super) fn of(daemon: &Daemon) -> Status {
     let served = daemon.served();
@@ -39,7 +36,7 @@ pub(super) fn of(daemon: &Daemon) -> Status {
     daemon.store.for_each(|name, vm| found.push((name.to_owned(), vm.clone())));
     for (name, vm) in &found {
         let mut status = vm_status(&served, name, vm);
-        status.balloon = daemon.balloons.shown(name).map(|step| balloon(daemon, name, &step));
+        status.balloon = daemon.balloons.shown(name).map(|step| balloon(daemon, &step));
         vms.push(status);
         if let VmState::Ready(pages) | VmState::Unconfigured(pages) = vm {
             metadata_bytes += pages.metadata_bytes();
@@ -298,13 +295,7 @@ fn vm_status(served: &[Served], name: &str, vm: &VmState) -> VmStatus {
     status
 }
 
-/// Why a balloon is as it is; `socket` is where our own would be attached, whose path the policy's room doesn't know.
-fn told(reason: &Reason, socket: &std::path::Path) -> String {
-    reason.to_string().replace(OWN_SOCKET, &socket.display().to_string())
-}
-
-fn balloon(daemon: &Daemon, name: &str, step: &Step) -> BalloonStatus {
-    let socket = daemon.config.balloon_socket_path(name);
+fn balloon(daemon: &Daemon, step: &Step) -> BalloonStatus {
     let Step { snapshot, state, decision } = step;
     let memory = match &snapshot.vmm {
         Vmm::Answers(memory) => Some(memory),
@@ -326,7 +317,7 @@ fn balloon(daemon: &Daemon, name: &str, step: &Step) -> BalloonStatus {
         actual_bytes: memory.map(|memory| memory.actual_bytes),
         available_bytes: memory.and_then(|memory| memory.guest?.available_bytes),
         target_bytes: decision.target_bytes,
-        reason: told(&decision.reason, &socket),
+        reason: decision.reason.to_string(),
         reading_back_pages: pages.map_or(0, reading_back),
         promotion_ppm: look.promotion_ppm,
         stall_ppm: look.stall_ppm,
@@ -404,17 +395,9 @@ fn counters(held: &Held, events: &Events) -> Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::balloon::vmm::{Unreachable, own};
     use crate::config::{Config, Layers};
     use crate::control::socket::Sockets;
     use crate::device::vm::WaitingShare;
-
-    #[test]
-    fn what_a_vmm_is_to_be_started_with_has_the_path_of_the_socket() {
-        let missing = Unreachable::NoBalloon { add: own::BALLOON_ARGUMENT };
-        let said = told(&Reason::Silent(missing.to_string()), "/run/b/balloon/web1.sock".as_ref());
-        assert!(said.contains("socket=/run/b/balloon/web1.sock,device_type=5"), "{said}");
-    }
 
     #[test]
     fn waiting_stores_are_those_of_the_rings() {

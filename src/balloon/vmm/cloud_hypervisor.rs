@@ -110,7 +110,7 @@ impl CloudHypervisor {
             return Err(Unreachable::Paused { state: quoted(&info.state) });
         }
         if info.config.balloon.is_none() {
-            return Err(Unreachable::NoBalloon { add: BALLOON_ARGUMENT });
+            return Err(Unreachable::NoBalloon { add: BALLOON_ARGUMENT.into() });
         }
         let (configured_bytes, actual_bytes) = (info.config.memory.bytes(), info.memory_actual_size);
         Unreachable::check_size(configured_bytes, actual_bytes)?;

@@ -1,15 +1,12 @@
 //! A VM whose balloon is the daemon's own device: no VMM is asked anything. What the device sees is what there is to see,
 //! and a new size is said to the guest's driver through the channel that its VMM has handed over.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{GuestMemory, GuestStats, Unreachable, VmmClient};
 use crate::device::balloon::{Balloon, Stats, Told};
-
-/// What gives a VM of cloud-hypervisor our balloon.
-pub const BALLOON_ARGUMENT: &str =
-    "--generic-vhost-user socket=RUNTIME_DIR/balloon/VM.sock,device_type=5,queue_sizes=[128,128]";
 
 /// What a change is called where it is refused.
 const RESIZING: &str = "another size of the balloon";
@@ -17,15 +14,23 @@ const RESIZING: &str = "another size of the balloon";
 /// A client of one balloon of ours.
 pub struct Own {
     balloon: Arc<Balloon>,
+    /// What gives a VM of cloud-hypervisor this balloon.
+    argument: String,
     /// Whether the guest that has it was told a size.
     told: bool,
 }
 
 impl Own {
-    /// Looks at this balloon, and changes it.
+    /// Looks at this balloon, which is to be attached at `socket`, and changes it.
     #[must_use]
-    pub fn new(balloon: Arc<Balloon>) -> Self {
-        Self { balloon, told: false }
+    pub fn new(balloon: Arc<Balloon>, socket: &Path) -> Self {
+        let argument =
+            format!("--generic-vhost-user socket={},device_type=5,queue_sizes=[128,128]", socket.display());
+        Self { balloon, argument, told: false }
+    }
+
+    fn missing(&self) -> Unreachable {
+        Unreachable::NoBalloon { add: self.argument.clone().into() }
     }
 }
 
@@ -34,7 +39,7 @@ impl VmmClient for Own {
     fn look(&mut self, _now: Instant) -> Result<GuestMemory, Unreachable> {
         let seen = self.balloon.look();
         if !seen.attached {
-            return Err(Unreachable::NoBalloon { add: BALLOON_ARGUMENT });
+            return Err(self.missing());
         }
         if self.told && seen.target_bytes.is_none() {
             // What was said holds no more, and whoever said it is to know.
@@ -61,7 +66,7 @@ impl VmmClient for Own {
     fn set_target(&mut self, bytes: u64, _now: Instant) -> Result<(), Unreachable> {
         let seen = self.balloon.look();
         if !seen.attached {
-            return Err(Unreachable::NoBalloon { add: BALLOON_ARGUMENT });
+            return Err(self.missing());
         }
         let refused = |why: String| Unreachable::Refused { request: RESIZING, why };
         match self.balloon.set_target(seen.configured_bytes.saturating_sub(bytes)) {
@@ -70,7 +75,7 @@ impl VmmClient for Own {
                 Ok(())
             }
             // It went away between the two.
-            Ok(Told::Later) => Err(Unreachable::NoBalloon { add: BALLOON_ARGUMENT }),
+            Ok(Told::Later) => Err(self.missing()),
             Ok(Told::Unasked) => Err(refused(
                 "its VMM has handed over no channel by which its guest could be told (VHOST_USER_SET_BACKEND_REQ_FD)"
                     .to_owned(),
@@ -102,11 +107,11 @@ mod tests {
     #[test]
     fn a_vm_whose_balloon_nobody_has_attached_says_how_it_is_given_one() {
         let vm = Arc::new(DeviceVm::new("web1", 1, false, None));
-        let mut own = Own::new(Arc::new(Balloon::new(vm)));
+        let mut own = Own::new(Arc::new(Balloon::new(vm)), Path::new("/run/b/balloon/web1.sock"));
         let now = Instant::now();
         let looked = own.look(now).unwrap_err();
         assert_eq!(own.set_target(1 << 30, now), Err(looked.clone()));
         assert_eq!(looked.name(), "no-balloon");
-        assert!(looked.to_string().contains("device_type=5"), "{looked}");
+        assert!(looked.to_string().contains("socket=/run/b/balloon/web1.sock,device_type=5"), "{looked}");
     }
 }

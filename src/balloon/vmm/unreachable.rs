@@ -1,6 +1,7 @@
 //! The states in which a VMM tells or does nothing. What the controller makes of each is its own business; here stands
 //! what an operator reads, so each says what to do where there is something to be done.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 /// Characters of a VMM's own words that are passed on.
@@ -47,7 +48,7 @@ pub enum Unreachable {
     #[error("the VM has no balloon: start its VMM with `{add}`")]
     NoBalloon {
         /// The argument that gives it one.
-        add: &'static str,
+        add: Cow<'static, str>,
     },
     /// It answered that it can't or won't.
     #[error("the VMM refused {request}: {why}")]
@@ -137,7 +138,7 @@ mod tests {
     #[test]
     fn a_state_says_what_to_do() {
         let add = "-device virtio-balloon-pci";
-        let text = Unreachable::NoBalloon { add }.to_string();
+        let text = Unreachable::NoBalloon { add: add.into() }.to_string();
         assert_eq!(text, "the VM has no balloon: start its VMM with `-device virtio-balloon-pci`");
         let gone = Unreachable::hung_up(Path::new("/run/qmp.sock"));
         assert_eq!(gone.to_string(), "the VMM is gone: /run/qmp.sock: it hung up");

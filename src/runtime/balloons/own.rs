@@ -78,7 +78,7 @@ impl Open {
         let listener = daemon.sockets.lock().listen(&path).map_err(io::Error::other)?;
         let balloon = Arc::new(Balloon::new(served.device));
         balloon.listen(Arc::clone(&listener))?;
-        let client = Own::new(Arc::clone(&balloon));
+        let client = Own::new(Arc::clone(&balloon), &path);
         Ok(Self { daemon: Arc::clone(daemon), balloon, client, path, listener })
     }
 }

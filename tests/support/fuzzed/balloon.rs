@@ -181,11 +181,7 @@ impl Guest {
 
     /// Writes a descriptor of any table, or of none.
     fn describe(&self, script: &mut Script<'_>) {
-        let at = u64::from(script.half_word()) * 16;
-        let mut bytes = u64::from(script.half_word()).to_le_bytes().to_vec();
-        bytes.extend(u32::from(script.half_word()).to_le_bytes());
-        bytes.extend(u16::from(script.byte() % 8).to_le_bytes());
-        bytes.extend(u16::from(script.byte()).to_le_bytes());
+        let (at, bytes) = script.descriptor();
         self.write(at, &bytes);
     }
 

@@ -33,6 +33,16 @@ impl<'bytes> Script<'bytes> {
         u16::from_le_bytes(self.array())
     }
 
+    /// A descriptor, and where it is to be written: in a table or anywhere.
+    pub fn descriptor(&mut self) -> (u64, Vec<u8>) {
+        let at = u64::from(self.half_word()) * 16;
+        let mut bytes = u64::from(self.half_word()).to_le_bytes().to_vec();
+        bytes.extend(u32::from(self.half_word()).to_le_bytes());
+        bytes.extend(u16::from(self.byte() % 8).to_le_bytes());
+        bytes.extend(u16::from(self.byte()).to_le_bytes());
+        (at, bytes)
+    }
+
     /// The next four bytes.
     pub fn word(&mut self) -> u32 {
         u32::from_le_bytes(self.array())

@@ -138,7 +138,7 @@ impl Connection {
         let answer = self.monitor.execute(command, arguments, deadline)?;
         answer.map_err(|refusal| match refusal.class.as_str() {
             // What QEMU calls a VM without a balloon.
-            "DeviceNotActive" => Unreachable::NoBalloon { add: BALLOON_ARGUMENT },
+            "DeviceNotActive" => Unreachable::NoBalloon { add: BALLOON_ARGUMENT.into() },
             _ => refusal.of(command),
         })
     }
