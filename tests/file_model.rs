@@ -26,6 +26,7 @@ enum Step {
     Shrink,
     Clear(usize),
     Restart,
+    Crash,
     FailWrite(u64, Fault),
     FailRead(u64, Fault),
 }
@@ -51,7 +52,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         6 => (1..400u32).prop_map(Step::Use),
         4 => Just(Step::Shrink),
         1 => (0..NAMES.len()).prop_map(Step::Clear),
-        2 => Just(Step::Restart),
+        1 => Just(Step::Restart),
+        1 => Just(Step::Crash),
         2 => (0u64..3, fault()).prop_map(|(later, fault)| Step::FailWrite(later, fault)),
         2 => (0u64..9, fault()).prop_map(|(later, fault)| Step::FailRead(later, fault)),
     ];
@@ -72,6 +74,7 @@ fn apply(world: &mut World, step: Step) {
         Step::Shrink => settle(world.shrinker()),
         Step::Clear(vm) => world.clear(vm),
         Step::Restart => world.restart(),
+        Step::Crash => *world = world.crashed(),
         Step::FailWrite(later, fault) => world.faulty().fail_write(later, fault),
         Step::FailRead(later, fault) => {
             world.failing_reads += 1;

@@ -1,6 +1,6 @@
 //! Pages of one VM never reach another. Every 64-byte line of every page says whose it is; three VMs reuse slots, places,
 //! spans, pools and segments of each other while pages leave, come back, are compressed anew and moved, while VMs are
-//! cleared and others come, and the state is opened again and again. What a VM reads is its own last version or zeros.
+//! cleared and others come, and the state is opened again and again; each has dictionaries made of its own pages. What a VM reads is its own last version or zeros.
 //! Nothing in the writeback file says whose it is, and the key of a VM that was cleared is nowhere.
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use ballast::ids::Slot;
 use ballast::page::{PAGE_SIZE, Page, ZERO_PAGE};
 use ballast::reclaim::shrinker::{Shrinker, Step};
-use ballast::store::codec::{Compressor, Scratch};
+use ballast::store::codec::{Compressor, Scratch, train};
 use ballast::store::lru::Age;
 use ballast::store::vm::{Limits, VmStore};
 use ballast::store::{Store, VmState};
@@ -202,6 +202,16 @@ impl World {
         self.shrinker().request_recompression();
     }
 
+    /// Gives each VM a dictionary, made of pages of its own: from then on every line of a page that it helps to keep may
+    /// come out of it.
+    fn learn(&self) {
+        for (guest, Guest { number, .. }) in self.guests.iter().enumerate() {
+            let page = |slot| page_of(Marked { guest: *number, slot, version: slot });
+            let sample: Vec<u8> = (0..300).flat_map(page).collect();
+            self.vm(guest).dictionaries().add(train(&sample).unwrap()).unwrap();
+        }
+    }
+
     /// Lets pages of earlier pools be compressed anew, which they are when they are idle.
     fn recompress(&mut self) {
         let before = self.shrinker().stats().get().recompressed_pages;
@@ -217,6 +227,9 @@ impl World {
     fn replace(&mut self, guest: usize, name: &str) {
         let key = *self.vm(guest).table().key();
         assert!(self.holds(&key), "the search finds the key of a VM that is there");
+        let line = [&MARK[..], &self.guests[guest].number.to_le_bytes()].concat();
+        let learned = self.vm(guest).dictionaries().count() > 0;
+        assert_eq!(self.tells(&line), learned, "the search finds what a dictionary is made of");
         let old = self.guests[guest].name.clone();
         if old == name {
             self.store().clear(&old).unwrap();
@@ -228,6 +241,13 @@ impl World {
             self.store().clear(&old).unwrap();
         }
         assert!(!self.holds(&key), "the key of a VM that is gone is in the state directory");
+        assert!(!self.tells(&line), "what a dictionary of a VM that is gone was made of is there");
+    }
+
+    /// Whether a file beside the page tables has these bytes in it.
+    fn tells(&self, bytes: &[u8]) -> bool {
+        let files = std::fs::read_dir(self.dir.path().join("state/vms")).unwrap();
+        files.map(|file| file.unwrap().path()).any(|path| has(&path, bytes))
     }
 
     /// Whether a file of the state has these bytes in it.
@@ -272,10 +292,14 @@ fn has(path: &Path, bytes: &[u8]) -> bool {
 #[test]
 fn what_a_vm_reads_is_its_own() {
     let mut world = World::new();
-    let compressors = [Compressor::Zstd(1), Compressor::Lz4, Compressor::Zstd(3), Compressor::Lz4];
+    let compressors =
+        [Compressor::Zstd(1), Compressor::Lz4, Compressor::ZstdWithDictionary(3), Compressor::Lz4];
     let file = file_options(world.dir.path(), FILE_BYTES).path;
     for round in 0..8usize {
         world.work(1500);
+        if round % 4 == 2 {
+            world.learn();
+        }
         world.change_compressor(compressors[round % 4]);
         if round % 4 == 2 {
             world.recompress();

@@ -268,6 +268,41 @@ fn pages_older_than_idle_leave_and_younger_ones_stay() {
 }
 
 #[test]
+fn no_page_leaves_for_its_age_while_a_guest_waits_for_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir, &[("a", Limits::NONE), ("b", Limits::NONE)], 1 << 30);
+    let (a, b) = (store.ready("a").unwrap(), store.ready("b").unwrap());
+    let mut scratch = Scratch::default();
+    for slot in 0..1500 {
+        a.store(Slot(slot), &page_of(2, u64::from(slot)), old(60), &mut scratch).unwrap();
+    }
+    let idle = |after| Options { policy: Policy::NEUTRAL, idle: Some(after), ..Options::default() };
+    let mut shrinker = Shrinker::new(Arc::clone(&store), idle(Duration::from_secs(40)), || {});
+    while a.accounting().held.file_pages < 1500 {
+        let _ = shrinker.turn();
+    }
+    let runs = shrinker.stats().get().runs_idle;
+    for slot in 0..1000 {
+        b.store(Slot(slot), &page_of(2, u64::from(slot)), old(60), &mut scratch).unwrap();
+    }
+    // A guest that reads what has left is not to wait behind what leaves without need.
+    let mut page = ZERO_PAGE;
+    for slot in 0..1000 {
+        load_waiting(&a, slot, &mut page, &mut scratch).unwrap();
+    }
+    for _ in 0..5 {
+        let _ = shrinker.turn();
+    }
+    assert_eq!((shrinker.stats().get().runs_idle, b.accounting().held.file_pages), (runs, 0));
+    let deadline = Instant::now() + PATIENCE;
+    while b.accounting().held.file_pages < 1000 {
+        assert!(Instant::now() < deadline, "the disk is idle again");
+        std::thread::sleep(Duration::from_millis(20));
+        let _ = shrinker.turn();
+    }
+}
+
+#[test]
 fn when_the_days_bytes_are_used_up_loads_go_on_and_stores_are_refused_at_once() {
     let mut world = World::new(MIB, 24 * MIB);
     while world.file_pages() < 300 {

@@ -26,6 +26,8 @@ use support::{Random, page_of};
 
 const VMS: usize = 24;
 const SLOTS: u32 = 400;
+/// Slots of the first VM, which has more pages than one scan of its ages finds.
+const LARGE_SLOTS: u32 = 16_000;
 const COMPRESSORS: [Compressor; 3] = [Compressor::Lz4, Compressor::Zstd(1), Compressor::Zstd(3)];
 /// Uses of pages while the pool fills.
 const USES_FILLING: usize = 15_000;
@@ -161,7 +163,7 @@ impl Host {
         // Every use lies in the past of the shrinker's clock, which begins when the machine does, and the last ones not
         // far from its present: a step takes half of its maximum on average.
         let uptime_ms = u64::try_from(Age::from_bits(0).until(Age::now()).as_millis()).unwrap();
-        let uses = USES_FILLING as u64 + TURNS * USES_PER_TURN;
+        let uses = 2 * USES_FILLING as u64 + TURNS * USES_PER_TURN;
         let step_ms_max = (uptime_ms / uses).clamp(1, STEP_MS_MAX);
         let began_ms = uptime_ms.saturating_sub(uses * step_ms_max / 2);
         Self {
@@ -182,13 +184,21 @@ impl Host {
         [&mut self.real, &mut self.ideal, &mut self.per_pool]
     }
 
-    /// One use of one page. Some VMs use more than others.
-    fn use_a_page(&mut self) {
+    fn slots(vm: usize) -> u32 {
+        if vm == 0 { LARGE_SLOTS } else { SLOTS }
+    }
+
+    fn pass_time(&mut self) {
         let passed = self.random.below(u32::try_from(self.step_ms_max).unwrap() + 1);
         self.clock += Duration::from_millis(u64::from(passed));
+    }
+
+    /// One use of one page. Some VMs use more than others.
+    fn use_a_page(&mut self) {
+        self.pass_time();
         let many = u32::try_from(VMS).unwrap();
         let vm = self.random.below(many).min(self.random.below(many)) as usize;
-        let slot = self.random.below(SLOTS);
+        let slot = self.random.below(Self::slots(vm));
         match self.random.below(10) {
             0..=6 => self.store(vm, slot),
             7 | 8 => self.load(vm, slot),
@@ -256,13 +266,19 @@ impl Host {
 fn history(uses_per_compressor: usize) -> (Pages, Agreement, Agreement) {
     let dir = tempfile::tempdir().unwrap();
     let names: Vec<String> = (0..VMS).map(|vm| format!("vm{vm:02}")).collect();
-    let vms: Vec<_> = names.iter().map(|name| (name.as_str(), SLOTS, Limits::NONE)).collect();
+    let vms: Vec<_> =
+        names.iter().enumerate().map(|(vm, name)| (name.as_str(), Host::slots(vm), Limits::NONE)).collect();
     let mut host = Host::new(open_with_file(dir.path(), &vms, 1 << 30, 256 << 20));
     for uses in 0..USES_FILLING {
         let compressor = COMPRESSORS[uses / uses_per_compressor % COMPRESSORS.len()];
         host.store.shared().pools.set_current(compressor).unwrap();
         host.use_a_page();
+        host.pass_time();
+        let slot = host.random.below(LARGE_SLOTS);
+        host.store(0, slot);
     }
+    let of_large = host.real.kept.keys().filter(|(vm, _)| *vm == 0).count();
+    assert!(of_large > 9000, "one scan finds all {of_large} pages");
     let filled = host.real.kept.len();
     let mut shrinker = neutral_shrinker(&host.store);
     while host.real.kept.len() > filled / 10 {

@@ -3,6 +3,7 @@
 //! all VMs.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -12,6 +13,31 @@ pub const MEMORY_SLOTS_MAX: u64 = 509;
 pub const VM_REGIONS_MAX: u64 = 2 * MEMORY_SLOTS_MAX;
 /// Bytes that these may be together: a tenth of the address space.
 pub const VM_BYTES_MAX: u64 = 12 << 40;
+
+/// Regions that all VMs may have together: half of the mappings that Linux lets a process have by default
+/// (`vm.max_map_count`), as threads and tables need some, too.
+pub const ALL_REGIONS_MAX: u64 = 32_765;
+
+/// Counts regions of all VMs.
+#[derive(Debug)]
+struct Regions {
+    count: AtomicU64,
+    max: u64,
+}
+
+static ALL: Regions = Regions { count: AtomicU64::new(0), max: ALL_REGIONS_MAX };
+
+impl Regions {
+    /// Makes `before` of them `after`, unless they would be too many.
+    fn change(&self, before: u64, after: u64) -> Result<(), TooMuch> {
+        let changed = |count: u64| {
+            let count = count.saturating_sub(before).saturating_add(after);
+            (after <= before || count <= self.max).then_some(count)
+        };
+        let result = self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, changed);
+        result.map(drop).map_err(|all| TooMuch::All { regions: after, all, max: self.max })
+    }
+}
 
 /// Regions, and bytes in them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,21 +68,37 @@ impl Extent {
 /// What all sessions of a VM have mapped.
 pub type VmExtent = Arc<Mutex<Extent>>;
 
-/// More than a VM may have.
+/// More than a VM may have, or all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{regions} regions of guest memory with {bytes} bytes in this and the VM's other connections: {MEMORY_SLOTS_MAX} a \
-     connection, {VM_REGIONS_MAX} and {VM_BYTES_MAX} bytes in all"
-)]
-pub struct TooMuch {
-    regions: u64,
-    bytes: u64,
+pub enum TooMuch {
+    /// Of this VM.
+    #[error(
+        "{regions} regions of guest memory with {bytes} bytes in this and the VM's other connections: {MEMORY_SLOTS_MAX} a \
+         connection, {VM_REGIONS_MAX} and {VM_BYTES_MAX} bytes in all"
+    )]
+    Vm {
+        /// Regions that it would have.
+        regions: u64,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// Of all VMs.
+    #[error("{regions} regions of guest memory beside {all} of all VMs: there may be {max}; give guests their memory in fewer pieces")]
+    All {
+        /// Regions that the connection would have.
+        regions: u64,
+        /// Those that there are.
+        all: u64,
+        /// The most.
+        max: u64,
+    },
 }
 
 /// One session's part of it. Dropping it takes that back.
 #[derive(Debug)]
 pub struct MemoryShare {
     vm: VmExtent,
+    all: &'static Regions,
     own: Extent,
 }
 
@@ -64,7 +106,7 @@ impl MemoryShare {
     /// Nothing yet.
     #[must_use]
     pub fn new(vm: VmExtent) -> Self {
-        Self { vm, own: Extent::default() }
+        Self { vm, all: &ALL, own: Extent::default() }
     }
 
     /// What the session has.
@@ -85,8 +127,9 @@ impl MemoryShare {
         let grows = own.regions > self.own.regions || own.bytes > self.own.bytes;
         let too_much = own.regions > MEMORY_SLOTS_MAX || regions > VM_REGIONS_MAX || bytes > VM_BYTES_MAX;
         if grows && too_much {
-            return Err(TooMuch { regions, bytes });
+            return Err(TooMuch::Vm { regions, bytes });
         }
+        self.all.change(self.own.regions, own.regions)?;
         *all = Extent { regions, bytes };
         drop(all);
         self.own = own;
@@ -122,5 +165,22 @@ mod tests {
         assert_eq!(*vm.lock(), some(VM_REGIONS_MAX, VM_BYTES_MAX));
         drop((one, other, third));
         assert_eq!(*vm.lock(), Extent::default());
+    }
+
+    #[test]
+    fn all_vms_share_what_a_process_may_have() {
+        static FEW: Regions = Regions { count: AtomicU64::new(0), max: 10 };
+        let of_another = || MemoryShare { vm: VmExtent::default(), all: &FEW, own: Extent::default() };
+        let some = |regions| Extent { regions, bytes: 1 };
+        let (mut one, mut other) = (of_another(), of_another());
+        one.set(some(7)).unwrap();
+        let refused = other.set(some(4)).unwrap_err();
+        assert_eq!(refused, TooMuch::All { regions: 4, all: 7, max: 10 });
+        assert_eq!(other.own(), Extent::default());
+        other.set(some(3)).unwrap();
+        one.set(some(5)).unwrap();
+        other.set(some(5)).unwrap();
+        drop((one, other));
+        assert_eq!(FEW.count.load(Ordering::Relaxed), 0);
     }
 }

@@ -95,8 +95,9 @@ const WRITEBACK: &[Number<WritebackStatus>] = &[
     ),
 ];
 
-const STATES: [WritebackState; 6] = [
+const STATES: [WritebackState; 7] = [
     WritebackState::Ready,
+    WritebackState::Slow,
     WritebackState::Full,
     WritebackState::NoSpace,
     WritebackState::Waiting,

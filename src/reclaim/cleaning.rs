@@ -2,7 +2,8 @@
 //! lowered, and what is free is given back. A record that was read and is damaged, twice, has no other copy: its slot
 //! is lost, so that neither its segment nor its guest waits for it any longer.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::cold::ColdEnd;
@@ -17,15 +18,22 @@ const FREE_SEGMENTS_PERCENT_MIN: u64 = 25;
 const CLEAN_TRIES: usize = 4;
 /// Damaged records that are read once more at a time.
 const READ_AGAIN_MAX: usize = 256;
+/// Segments that wait to be looked at because something in them could not be moved.
+const SUSPECTS_MAX: usize = 64;
 
 /// The VMs in use, in the order of their numbers.
 pub(super) type Vms = BTreeMap<VmId, (Arc<VmStore>, ColdEnd)>;
+
+/// See [`Cleaning::look_at_suspect`].
+pub(super) type Suspects = RefCell<VecDeque<SegmentIndex>>;
 
 /// What cleaning works with.
 pub(super) struct Cleaning<'a> {
     pub(super) file: &'a Writeback,
     pub(super) vms: &'a Vms,
     pub(super) stats: &'a ShrinkerStats,
+    /// Segments of which something was left when they were to be emptied.
+    pub(super) suspects: &'a Suspects,
 }
 
 impl Cleaning<'_> {
@@ -52,12 +60,27 @@ impl Cleaning<'_> {
         false
     }
 
-    /// Moves those of the records that entries name, and gives up what entries name and is none of them. Whether there
-    /// were any.
+    /// Moves those of the records that entries name. Whether there were any. What entries name and is none of them is a
+    /// matter for [`Self::look_at_suspect`].
     fn empty(&self, segment: SegmentIndex, records: Vec<RecordRef>) -> bool {
         let Some(moved) = self.move_live(records) else { return false };
-        let lost = if self.file.live_bytes(segment) > 0 { self.give_up_damaged(segment) } else { 0 };
-        moved + lost > 0
+        if self.file.live_bytes(segment) > 0 {
+            let mut suspects = self.suspects.borrow_mut();
+            if suspects.len() < SUSPECTS_MAX && !suspects.contains(&segment) {
+                suspects.push_back(segment);
+            }
+        }
+        moved > 0
+    }
+
+    /// Gives up what is damaged in one of the segments that could not be emptied. That takes a walk through all page
+    /// tables, so nobody may wait meanwhile. Whether there was one.
+    pub(super) fn look_at_suspect(&self) -> bool {
+        let Some(segment) = self.suspects.borrow_mut().pop_front() else { return false };
+        if self.file.live_bytes(segment) > 0 {
+            self.give_up_damaged(segment);
+        }
+        true
     }
 
     /// How many were moved; `None` when they could not be written.
@@ -83,10 +106,8 @@ impl Cleaning<'_> {
     }
 
     /// Reads what is left in a segment once more, record by record, and gives up those that came and are damaged: the
-    /// first time they were found to be so when the segment was read. A read that fails proves nothing. How many were
-    /// given up.
-    fn give_up_damaged(&self, segment: SegmentIndex) -> usize {
-        let mut lost = 0;
+    /// first time they were found to be so when the segment was read. A read that fails proves nothing.
+    fn give_up_damaged(&self, segment: SegmentIndex) {
         for (vm, _) in self.vms.values() {
             let mut left = vm.in_segment(segment);
             while !left.is_empty() {
@@ -97,9 +118,10 @@ impl Cleaning<'_> {
                     let _ = sender.send(fetched);
                 });
                 let Ok(fetched) = receiver.recv() else { continue };
-                lost += fetched.into_iter().filter_map(|record| vm.give_up_if_damaged(record)).count();
+                for record in fetched {
+                    vm.give_up_if_damaged(record);
+                }
             }
         }
-        lost
     }
 }

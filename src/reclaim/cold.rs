@@ -18,6 +18,8 @@ const SCAN_PAGES_MIN: usize = 8192;
 const SCAN_SHARE: u64 = 256;
 /// Then what was found is stale: what was used meanwhile stays, and others have become colder than what is left of it.
 const SCAN_AGE_MAX: Duration = Duration::from_secs(1);
+/// Unless scans take so long that this would be most of what is done: then after so many times as long as the last took.
+const SCAN_REST: u32 = 10;
 /// How often old pages are looked for when nobody needs their room.
 const IDLE_SCAN_EVERY: Duration = Duration::from_secs(10);
 /// How quickly a VM's loads from the file are forgotten: by half in this time.
@@ -32,6 +34,7 @@ pub(super) struct ColdEnd {
     /// How many of these were taken.
     next: usize,
     scanned: Option<Instant>,
+    scan_took: Duration,
     /// Whether the scan left out what is not old.
     only_idle: bool,
     over_limit: bool,
@@ -56,6 +59,7 @@ impl ColdEnd {
             ages: Vec::new(),
             next: 0,
             scanned: None,
+            scan_took: Duration::ZERO,
             only_idle: false,
             over_limit: false,
             stop_bytes: u64::MAX,
@@ -92,18 +96,21 @@ impl ColdEnd {
     pub(super) fn refill(&mut self, vm: &VmStore, now: Age, idle: Option<Duration>) {
         let passed = self.scanned.map(|at| at.elapsed());
         let exhausted = self.next >= self.slots.len();
+        let stale_after = SCAN_AGE_MAX.max(self.scan_took * SCAN_REST);
         let fresh = match idle {
             Some(_) => passed.is_some_and(|passed| passed < IDLE_SCAN_EVERY),
-            None => passed.is_some_and(|passed| passed < SCAN_AGE_MAX) && !exhausted && !self.only_idle,
+            None => passed.is_some_and(|passed| passed < stale_after) && !exhausted && !self.only_idle,
         };
         if self.accounting.held.objects() == 0 || !self.limits.writeback || fresh {
             return;
         }
+        let began = Instant::now();
         // Copies of guest memory may be colder and not as old: however many they are, old pages behind them are found.
         let old = |age: Age| idle.is_none_or(|idle| age.until(now) >= idle);
         let found = coldest(vm.table(), scan_pages(self.accounting.held.objects()), now, old);
         (self.ages, self.slots) = found.into_iter().unzip();
         (self.next, self.scanned, self.only_idle) = (0, Some(Instant::now()), idle.is_some());
+        self.scan_took = began.elapsed();
     }
 
     /// Forgets what was found: it was taken and did not leave.
@@ -114,6 +121,11 @@ impl ColdEnd {
     /// Loads from the file a second, lately.
     pub(super) fn loads_rate(&self) -> f64 {
         self.loads_rate
+    }
+
+    /// Whether a shortage that is not its own takes pages of the VM.
+    pub(super) fn is_above_reserve(&self) -> bool {
+        self.accounting.held.pool_bytes > self.limits.reserve_bytes
     }
 
     /// Bytes that the VM may still take before it has to shrink to its limit again.

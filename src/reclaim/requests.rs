@@ -11,6 +11,9 @@ use super::read_back::Order;
 use super::recompress::ColdOptions;
 use crate::ids::VmId;
 
+/// Orders of which it has taken no note yet: one for each VM there may be.
+const ORDERS_MAX: usize = 4096;
+
 /// What may be asked of the shrinker from other threads.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
@@ -51,7 +54,12 @@ impl Requests {
 
     /// Takes effect at the next step.
     pub(super) fn read_back(&self, vm: VmId, order: Order) {
-        self.read_back.lock().push((vm, order));
+        let mut orders = self.read_back.lock();
+        // Somebody who waits for the disk takes no note, for as long as that takes.
+        if orders.len() >= ORDERS_MAX {
+            orders.remove(0);
+        }
+        orders.push((vm, order));
     }
 
     /// What was said of that since the last call.

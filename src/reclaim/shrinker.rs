@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::cleaning::{Cleaning, Vms};
+use super::cleaning::{Cleaning, Suspects, Vms};
 use super::cold::ColdEnd;
 pub use super::handle::Handle;
 use super::policy::{BATCH_PAGES_MAX, Decision, Policy, PoolView, Reason, is_full};
@@ -93,6 +93,7 @@ pub struct Shrinker {
     /// What the arena took when there was nothing to do last.
     used_at_rest_bytes: u64,
     reading_back: ReadingBack,
+    suspects: Suspects,
     scratch: Scratch,
     buffer: Vec<u8>,
 }
@@ -142,6 +143,7 @@ impl Shrinker {
             recompression: Recompression::default(),
             used_at_rest_bytes: 0,
             reading_back,
+            suspects: Suspects::default(),
             scratch: Scratch::default(),
             buffer: Vec::new(),
         }
@@ -312,7 +314,7 @@ impl Shrinker {
         };
         let pressed = pool.full || pool.pressure;
         for (vm, cold) in self.vms.values_mut() {
-            if pressed || cold.view().over_limit_bytes > 0 {
+            if (pressed && cold.is_above_reserve()) || cold.view().over_limit_bytes > 0 {
                 cold.refill(vm, pool.now, None);
             } else if pool.idle.is_some() {
                 cold.refill(vm, pool.now, pool.idle);
@@ -384,7 +386,7 @@ impl Shrinker {
     fn with_cleaning(&self, does: impl FnOnce(&Cleaning<'_>) -> bool) -> bool {
         let shared = self.store.shared();
         let Some(file) = shared.file.as_ref().filter(|file| file.is_on()) else { return false };
-        does(&Cleaning { file, vms: &self.vms, stats: &self.stats })
+        does(&Cleaning { file, vms: &self.vms, stats: &self.stats, suspects: &self.suspects })
     }
 
     /// What is done while nobody waits for room.
@@ -393,7 +395,7 @@ impl Shrinker {
             return Step::Again;
         }
         let reads = self.read_back();
-        if self.with_cleaning(|cleaning| cleaning.tidy()) {
+        if self.with_cleaning(|cleaning| cleaning.tidy() || cleaning.look_at_suspect()) {
             return Step::Again;
         }
         let more = self.upkeep(false);
@@ -407,7 +409,7 @@ impl Shrinker {
             self.used_at_rest_bytes = self.store.arena().used_bytes();
             return Step::Later;
         }
-        if more || reads || self.requests.idle().is_some() { Step::Later } else { Step::Rest }
+        if more || reads { Step::Later } else { Step::Rest }
     }
 
     /// Pages come back to guests that were given memory. Whether there are more to come.

@@ -102,10 +102,13 @@ impl From<StateError> for ServeError {
 /// # Errors
 /// When it can't start. A VM whose pages are damaged, or that is new and can't be made, doesn't keep it from starting.
 pub fn serve(config: Config) -> Result<(), ServeError> {
-    // Before there are threads: they all keep it blocked, and this one waits for it.
+    // Before there are threads: they all keep both blocked, and this one waits for the first. The second comes with the
+    // error of a write for which LimitFSIZE= leaves no room, and would end the daemon.
     let mut hangup = SigSet::empty();
     hangup.add(Signal::SIGHUP);
-    hangup.thread_block().map_err(|errno| ServeError::Thread(errno.into()))?;
+    let mut blocked = hangup;
+    blocked.add(Signal::SIGXFSZ);
+    blocked.thread_block().map_err(|errno| ServeError::Thread(errno.into()))?;
     heap::give_back_large_blocks();
     raise_open_files();
     // Sockets are for owner and group from their first moment: a VMM that is refused by one that is not yet may give up.

@@ -95,7 +95,11 @@ fn pool_status(daemon: &Daemon, vms: &[VmStatus], metadata_bytes: u64) -> PoolSt
 
 /// Why no page can leave, as far as that is known.
 fn stuck(shared: &Shared) -> Option<&'static str> {
+    let slow = |file: &Writeback| matches!(file.status().state, WritebackState::Slow { .. });
     match (shared.file.as_ref().map(|file| file.is_on()), shared.outlook()) {
+        (Some(true), _) if shared.file.as_deref().is_some_and(slow) => {
+            Some("a write to the writeback file does not end")
+        }
         (None, _) if shared.missing.is_some() => Some("the writeback file is missing"),
         (None, _) => Some("there is no writeback file"),
         (Some(false), _) => Some("the writeback file failed"),
@@ -202,6 +206,10 @@ fn file_status(file: &Writeback, path: String) -> WritebackStatus {
     let now = file.status();
     let (state, message) = match now.state {
         WritebackState::On => (ApiWritebackState::Ready, None),
+        WritebackState::Slow { for_seconds } => {
+            let message = format!("a write has taken {for_seconds} s so far: see to the disk");
+            (ApiWritebackState::Slow, Some(message))
+        }
         WritebackState::Full => {
             (ApiWritebackState::Full, Some("make it larger, or discard pages".to_owned()))
         }

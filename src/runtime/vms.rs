@@ -264,7 +264,11 @@ impl Daemon {
                 pages.set_limits(limits_of(&vm.config));
                 match vm.initialise(&pages) {
                     Ok(()) => (Some(pages), cleared),
-                    Err(err) => (None, Err(ClearError::Failed { message: err.to_string() })),
+                    Err(err) => {
+                        drop(pages);
+                        self.store.put_out_of_service(name, &err);
+                        (None, Err(ClearError::Failed { message: err.to_string() }))
+                    }
                 }
             }
         };

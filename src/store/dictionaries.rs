@@ -12,7 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::codec::{DICTIONARY_BYTES_MAX, Dictionary, DictionaryNumber, Encoder};
 use crate::crash_point;
@@ -40,6 +40,8 @@ pub struct Dictionaries {
     all: [OnceLock<Dictionary>; DICTIONARIES_MAX],
     /// What writes with the last one, for each level that was asked for.
     encoders: RwLock<Vec<Arc<Encoder>>>,
+    /// Whether the VM's pages were dropped.
+    removed: Mutex<bool>,
 }
 
 /// Why a VM has no other dictionary.
@@ -50,6 +52,9 @@ pub enum AddDictionaryError {
         "the VM has had {DICTIONARIES_MAX} dictionaries: it keeps the last one until its pages are dropped"
     )]
     TooMany,
+    /// It was trained on pages that are gone.
+    #[error("the VM's pages were dropped meanwhile")]
+    Removed,
     /// It isn't one.
     #[error("the bytes are no dictionary, or memory is short")]
     Unusable,
@@ -109,7 +114,14 @@ impl Dictionaries {
                 None => unusable(name, &path),
             }
         }
-        Ok(Self { dir: dir.to_owned(), vm, name: name.to_owned(), all, encoders: RwLock::default() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            vm,
+            name: name.to_owned(),
+            all,
+            encoders: RwLock::default(),
+            removed: Mutex::default(),
+        })
     }
 
     /// The dictionary of this number, if there is one and it is sound.
@@ -161,7 +173,12 @@ impl Dictionaries {
         if dictionary.bytes().len() > DICTIONARY_BYTES_MAX {
             return Err(AddDictionaryError::Unusable);
         }
+        let removed = self.removed.lock();
+        if *removed {
+            return Err(AddDictionaryError::Removed);
+        }
         save(&path(&self.dir, &self.name, number), &encode(self.vm, number, dictionary.bytes()))?;
+        drop(removed);
         let _ = self.all[number.index()].set(dictionary);
         Ok(number)
     }
@@ -171,8 +188,10 @@ impl Dictionaries {
         self.encoders.write().clear();
     }
 
-    /// Removes the files. The VM's pages are gone.
+    /// Removes the files, and lets there be no more. The VM's pages are gone.
     pub fn remove(&self) {
+        // Whoever trained one meanwhile has it still.
+        *self.removed.lock() = true;
         for number in numbers() {
             // What is left is removed when a VM of this name is made, or at the next start.
             let _ = fs::remove_file(path(&self.dir, &self.name, number));
@@ -286,6 +305,9 @@ mod tests {
         assert_eq!(all.get(first).unwrap().bytes()[8..], bytes[8..]);
         assert_eq!(name_of(&files(dir.path())[0]), Some("web1"));
         all.remove();
+        assert!(files(dir.path()).is_empty());
+        // Training takes its time, and what comes of it was in pages that somebody wanted to be gone.
+        assert!(matches!(all.add(bytes), Err(AddDictionaryError::Removed)));
         assert!(files(dir.path()).is_empty());
     }
 

@@ -110,7 +110,7 @@ impl Mapping {
     /// # Errors
     /// Those of fallocate: `StorageFull` when the file system has no room left.
     pub fn back(&self, offset: u64, length: u64) -> io::Result<()> {
-        crash_point::after(rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, length))?;
+        crash_point::after(self.fallocate(FallocateFlags::KEEP_SIZE, offset, length))?;
         self.map_in(offset, length);
         Ok(())
     }
@@ -133,7 +133,12 @@ impl Mapping {
     /// Those of fallocate.
     pub fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(crash_point::after(rustix::fs::fallocate(&self.file, flags, offset, length))?)
+        Ok(crash_point::after(self.fallocate(flags, offset, length))?)
+    }
+
+    /// A tmpfs gives up at any signal, also at one that only stops the process for a while.
+    fn fallocate(&self, flags: FallocateFlags, offset: u64, length: u64) -> rustix::io::Result<()> {
+        rustix::io::retry_on_intr(|| rustix::fs::fallocate(&self.file, flags, offset, length))
     }
 
     /// The file behind the mapping.

@@ -47,7 +47,6 @@ use walk::Walk;
 
 use self::accounting::Events;
 use crate::crash_point;
-use crate::ids::Slot;
 use crate::private;
 use crate::writeback::{OpenError, Writeback};
 
@@ -342,8 +341,9 @@ impl Store {
         if let Some(state) = self.vms.lock().get_mut(name)
             && let VmState::Ready(vm) = state
         {
-            let named = Arc::new(recovery::named_by(vm.table()));
-            *state = VmState::Damaged(Damaged { reason: not_made(name, cause), named });
+            // What there is of them: whoever moves pages may still have the VM, and would move what is named here.
+            vm.invalidate_all();
+            *state = VmState::Damaged(Damaged { reason: not_made(name, cause), named: Arc::default() });
         }
     }
 
@@ -387,10 +387,7 @@ impl Store {
         match vm {
             Some(VmState::Ready(vm) | VmState::Unconfigured(vm)) => {
                 vm.retire();
-                let mut from = Some(Slot(0));
-                while let Some(slot) = from {
-                    from = vm.invalidate_some(slot, Slot(vm.slots()));
-                }
+                vm.invalidate_all();
                 vm.dictionaries().remove();
                 *self.past_events.lock() += vm.accounting().events;
             }

@@ -61,6 +61,28 @@ pub struct Named {
     pub places: Vec<Place>,
 }
 
+impl Named {
+    /// What the sound entries before `end` name, all of which were adopted.
+    fn before(table: &Table, end: Slot) -> Self {
+        let mut named = Self::default();
+        for slot in table.backed_slots().take_while(|slot| *slot < end) {
+            let entry = table.record(slot).map(|record| record.entry.load(Ordering::Acquire));
+            if let Some(Ok(entry)) = entry.map(|entry| Entry::unpack(entry, slot)) {
+                named.add(entry);
+            }
+        }
+        named
+    }
+
+    fn add(&mut self, entry: Entry) {
+        match entry {
+            Entry::Arena(location) => self.objects.push(location),
+            Entry::File(place) => self.places.push(place),
+            Entry::Empty | Entry::SameFilled(_) | Entry::Lost => {}
+        }
+    }
+}
+
 /// Opens the page table at `path` and adopts what it names.
 ///
 /// # Errors
@@ -83,7 +105,8 @@ pub fn recover(
         }
     };
     let mut held = Held::default();
-    let mut named = Named::default();
+    // Only kept of a VM that stays out of service: of a sound one it would be as much again as its table.
+    let mut named = None;
     let (mut first_damage, mut lost) = (None, Vec::new());
     let mut told = Instant::now();
     for (slots, slot) in (0u64..).zip(table.backed_slots()) {
@@ -94,20 +117,28 @@ pub fn recover(
                 told = Instant::now();
             }
         }
-        match adopt(&table, slot, shared, &mut named) {
-            Ok(share) => held.add(share),
+        match adopt(&table, slot, shared) {
+            Ok(share) => {
+                held.add(share);
+                if let Some(named) = &mut named {
+                    Named::add(named, share.entry);
+                }
+            }
             Err(Damage::Entry(bad)) if lost.len() < LOST_ENTRIES_MAX => lost.push((slot, bad)),
             Err(damage) => {
                 first_damage.get_or_insert(damage);
+                named.get_or_insert_with(|| Named::before(&table, slot));
             }
         }
     }
     if let Some(damage) = first_damage {
+        let named = named.unwrap_or_default();
         return Ok(Recovered::Damaged { reason: format!("{}: {damage}; {advice}", path.display()), named });
     }
     Ok(match spec {
         Some(spec) if spec.slots != table.slots() => {
             let err = TableError::Size { found: table.slots(), wanted: spec.slots };
+            let named = Named::before(&table, Slot(table.slots()));
             Recovered::Damaged { reason: format!("{err}: configure the size it has, or {advice}"), named }
         }
         _ => {
@@ -138,23 +169,11 @@ pub fn salvage(path: &Path, shared: &Shared) -> io::Result<Named> {
     let mut named = Named::default();
     for slot in table.backed_slots() {
         // What is not sound, or belongs to another VM, is not this one's to keep.
-        let _ = adopt(&table, slot, shared, &mut named);
-    }
-    Ok(named)
-}
-
-/// What the sound entries of a table name that was adopted before.
-pub(super) fn named_by(table: &Table) -> Named {
-    let mut named = Named::default();
-    for slot in table.backed_slots() {
-        let entry = table.record(slot).map(|record| record.entry.load(Ordering::Acquire));
-        match entry.map(|entry| Entry::unpack(entry, slot)) {
-            Some(Ok(Entry::Arena(location))) => named.objects.push(location),
-            Some(Ok(Entry::File(place))) => named.places.push(place),
-            _ => {}
+        if let Ok(share) = adopt(&table, slot, shared) {
+            named.add(share.entry);
         }
     }
-    named
+    Ok(named)
 }
 
 /// What is wrong with an entry.
@@ -172,7 +191,7 @@ enum Damage {
 }
 
 /// Tells arena and writeback file what the entry of `slot` names, which is in a backed chunk.
-fn adopt(table: &Table, slot: Slot, shared: &Shared, named: &mut Named) -> Result<Share, Damage> {
+fn adopt(table: &Table, slot: Slot, shared: &Shared) -> Result<Share, Damage> {
     let Some(record) = table.record(slot) else { return Ok(Share::NONE) };
     let entry = Entry::unpack(record.entry.load(Ordering::Acquire), slot)?;
     let age = Age::from_bits(record.age.load(Ordering::Relaxed));
@@ -185,14 +204,12 @@ fn adopt(table: &Table, slot: Slot, shared: &Shared, named: &mut Named) -> Resul
             if share.loaded {
                 Tag::of(record.tag).loaded().keep_in(record.tag);
             }
-            named.objects.push(location);
             share.charged_bytes = shared.arena.charged_bytes(bytes) as u64;
         }
         Entry::File(place) => {
             if let Some(file) = &shared.file {
                 file.adopt(place).map_err(|source| Damage::Record { slot, source })?;
             }
-            named.places.push(place);
         }
         Entry::Empty | Entry::SameFilled(_) | Entry::Lost => {}
     }

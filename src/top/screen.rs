@@ -62,7 +62,10 @@ fn header(status: Option<&Status>, view: &View) -> Vec<Line<'static>> {
     let Some(status) = status else { return vec![Line::from("asking the daemon")] };
     let lines = totals(status);
     let file_failed = status.writeback.as_ref().is_some_and(|file| {
-        matches!(file.state, WritebackState::Failed | WritebackState::Missing | WritebackState::NoSpace)
+        matches!(
+            file.state,
+            WritebackState::Failed | WritebackState::Missing | WritebackState::NoSpace | WritebackState::Slow
+        )
     });
     let style = |line: &str| match line.split(' ').next() {
         Some("full:") => view.style(Color::Yellow),

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::Writeback;
 use super::find::RecordRef;
@@ -277,7 +277,9 @@ impl Writeback {
             let buffer = writer.buffer.take().unwrap_or_else(|| Buffer::zeroed(SEGMENT_BYTES));
             let buffer = pack(buffer, run, &items[run.records.clone()], &mut counters);
             let offset = run.segment.offset() + run.start as u64;
+            self.report.lock().writing_since = Some(Instant::now());
             let (result, buffer) = transfer_blocking(&self.file, Op::Write, offset, buffer);
+            self.report.lock().writing_since = None;
             writer.buffer = Some(buffer);
             result.map_err(Trouble::File)?;
         }

@@ -92,7 +92,7 @@ impl Writeback {
             direct,
             clean,
             segments: Arc::new(segments),
-            report: Mutex::new(Report { wear: state.wear(), refusal: None }),
+            report: Mutex::new(Report { wear: state.wear(), ..Report::default() }),
             writer: Mutex::new(Writer::new(state)),
             daily_bytes_max: AtomicU64::new(daily_bytes_max.unwrap_or(u64::MAX)),
             off: OnceLock::new(),

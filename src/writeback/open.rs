@@ -42,6 +42,17 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
+    /// The same, and the state knows a file.
+    #[error(
+        "pages of this state are in the writeback file {expected}, and another process still uses {}: wait for its end, or stop \
+         it, and start again", path.display()
+    )]
+    Busy {
+        /// The file.
+        path: PathBuf,
+        /// The file that the state knows.
+        expected: FileId,
+    },
     /// The state knows another file.
     #[error(
         "pages of this state are in the writeback file {expected}, and {} is {found}: give the right file back, or \
@@ -130,7 +141,8 @@ impl OpenError {
         };
         let kind = |kinds: &[io::ErrorKind], source: &io::Error| kinds.contains(&source.kind());
         match self {
-            Self::WrongFile { .. } | Self::NotConfigured { .. } => false,
+            // Its disk may hang, and with it a killed daemon that wrote there.
+            Self::Busy { .. } | Self::WrongFile { .. } | Self::NotConfigured { .. } => false,
             Self::Unreadable { source, .. } => kind(&[IsADirectory], source),
             Self::Io { source, .. } => kind(
                 &[InvalidInput, IsADirectory, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem],
@@ -210,7 +222,10 @@ impl Writeback {
         // Where the file that the state knows should be none is made.
         let target = Target::open(path, known.is_none(), options.lock_wait)
             .map_err(OpenError::io("opened", path, known))?;
-        let target = target.ok_or_else(|| OpenError::InUse { path: path.clone() })?;
+        let target = target.ok_or_else(|| match known {
+            Some(Known { id, .. }) => OpenError::Busy { path: path.clone(), expected: id },
+            None => OpenError::InUse { path: path.clone() },
+        })?;
         let segments = segments_for(&target, options, known)?;
         let (found, is_whole) = target.look().map_err(OpenError::io("read", path, known))?;
         let known = match (known, found) {

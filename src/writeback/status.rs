@@ -2,6 +2,7 @@
 //! never waits for the disk.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use super::Writeback;
 use super::append::today;
@@ -34,7 +35,12 @@ pub(super) struct Report {
     pub wear: Wear,
     /// Why the last batch was refused; `None` when it was written.
     pub refusal: Option<Refusal>,
+    /// When the write that is being waited for began.
+    pub writing_since: Option<Instant>,
 }
+
+/// A write that takes longer is worth telling: stores that wait for room fail after as long by default.
+pub const SLOW_AFTER: Duration = Duration::from_secs(2);
 
 /// Why a batch is refused for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +55,11 @@ pub(super) enum Refusal {
 pub enum WritebackState {
     /// They are.
     On,
+    /// A write that began so many seconds ago has not ended.
+    Slow {
+        /// How many, at least [`SLOW_AFTER`].
+        for_seconds: u64,
+    },
     /// The last batch found no room in the file.
     Full,
     /// The last batch found no room in the file system.
@@ -109,16 +120,18 @@ impl Writeback {
     /// A snapshot. Walks the segments' words; takes only locks that are never held across I/O.
     #[must_use]
     pub fn status(&self) -> Status {
-        let (wear, refusal) = {
+        let (wear, refusal, writing_since) = {
             let report = self.report.lock();
-            (report.wear, report.refusal)
+            (report.wear, report.refusal, report.writing_since)
         };
-        let state = match (self.off.get(), refusal) {
-            (Some(reason), _) => WritebackState::Off { reason: reason.clone() },
-            (None, Some(Refusal::Full)) => WritebackState::Full,
-            (None, Some(Refusal::NoSpace)) => WritebackState::NoSpace,
-            (None, Some(Refusal::Budget)) => WritebackState::Budget,
-            (None, None) => WritebackState::On,
+        let slow = writing_since.map(|since| since.elapsed()).filter(|passed| *passed >= SLOW_AFTER);
+        let state = match (self.off.get(), slow, refusal) {
+            (Some(reason), ..) => WritebackState::Off { reason: reason.clone() },
+            (None, Some(passed), _) => WritebackState::Slow { for_seconds: passed.as_secs() },
+            (None, None, Some(Refusal::Full)) => WritebackState::Full,
+            (None, None, Some(Refusal::NoSpace)) => WritebackState::NoSpace,
+            (None, None, Some(Refusal::Budget)) => WritebackState::Budget,
+            (None, None, None) => WritebackState::On,
         };
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counters = &self.counters;

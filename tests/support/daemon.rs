@@ -16,13 +16,21 @@ const START_WAIT: Duration = Duration::from_secs(30);
 pub struct Daemon {
     dir: PathBuf,
     child: Option<Child>,
+    /// What runs the daemon, if it isn't run as it is.
+    by: Vec<String>,
 }
 
 impl Daemon {
     /// Writes a configuration with `toml_extra` into `dir` and starts a daemon with it: its state is in `dir/state`, its
     /// sockets are in `dir/run`. Whole tables come last in TOML, so `toml_extra` may begin with single keys.
     pub fn start(dir: &Path, toml_extra: &str) -> Self {
-        let mut daemon = Self { dir: dir.to_owned(), child: None };
+        Self::start_by(&[], dir, toml_extra)
+    }
+
+    /// The same with a command in front of the daemon's, which ends in becoming it.
+    pub fn start_by(command: &[&str], dir: &Path, toml_extra: &str) -> Self {
+        let by = command.iter().copied().map(str::to_owned).collect();
+        let mut daemon = Self { dir: dir.to_owned(), child: None, by };
         daemon.configure(toml_extra);
         daemon.restart();
         daemon
@@ -56,7 +64,7 @@ impl Daemon {
     fn spawn(&mut self, environment: &[(&str, &str)]) -> u32 {
         self.kill();
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("a log");
-        let mut command = serve(&self.config());
+        let mut command = serve_by(&self.by, &self.config());
         let child = command.envs(environment.iter().copied()).stderr(log).spawn().expect("the daemon starts");
         self.child.insert(child).id()
     }
@@ -162,7 +170,19 @@ impl Drop for Daemon {
 
 /// The command that runs a daemon with this configuration.
 pub fn serve(config: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ballast"));
+    serve_by(&[], config)
+}
+
+fn serve_by(by: &[String], config: &Path) -> Command {
+    let own = env!("CARGO_BIN_EXE_ballast");
+    let mut command = match by {
+        [] => Command::new(own),
+        [first, rest @ ..] => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(own);
+            command
+        }
+    };
     command.arg("serve").arg("--config").arg(config).stdin(Stdio::null()).stdout(Stdio::null());
     command
 }

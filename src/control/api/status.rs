@@ -220,6 +220,8 @@ pub enum WritebackState {
     /// They can.
     #[default]
     Ready,
+    /// Not now: a write takes seconds.
+    Slow,
     /// Not now: what is in it fills it.
     Full,
     /// Not now: the file system that it is in has no room for it.
@@ -238,6 +240,7 @@ impl WritebackState {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",
+            Self::Slow => "slow",
             Self::Full => "full",
             Self::NoSpace => "no_space",
             Self::Waiting => "waiting",
@@ -370,8 +373,8 @@ mod tests {
         {
             assert_eq!(json(serde_json::to_string(&state)), state.as_str());
         }
-        use WritebackState::{Failed, Full, Missing, NoSpace, Ready, Waiting};
-        for state in [Ready, Full, NoSpace, Waiting, Failed, Missing] {
+        use WritebackState::{Failed, Full, Missing, NoSpace, Ready, Slow, Waiting};
+        for state in [Ready, Slow, Full, NoSpace, Waiting, Failed, Missing] {
             assert_eq!(json(serde_json::to_string(&state)), state.as_str());
         }
     }

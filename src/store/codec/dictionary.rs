@@ -1,11 +1,13 @@
 //! Dictionaries: what the pages of one VM have in common, so that zstd need not find it anew in each 4 KiB. A dictionary
 //! is trained on a sample of the VM's own pages and used for nobody else's: what it holds was in those pages.
 //!
-//! Its number stands in every object that was made with it, and in zstd's own frame a checksum of what it consists of: a
-//! page is never read with another dictionary than it was written with, which neither length nor shape would show.
+//! Its number stands in every object that was made with it, and in zstd's own frame a checksum of what it consists of, as
+//! well as one of the page: a page is never read with another dictionary than it was written with, nor with one whose
+//! memory is damaged, which neither length nor shape would show.
 
 use std::fmt;
 use std::num::NonZeroU16;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use zstd::zstd_safe::{CDict, DDict, train_from_buffer};
 
@@ -52,7 +54,11 @@ impl fmt::Display for DictionaryNumber {
 pub struct Dictionary {
     number: DictionaryNumber,
     bytes: Vec<u8>,
+    /// What [`id_of`] made of them.
+    id: u32,
     decoder: DDict<'static>,
+    /// Whether the log was told that the decoder is damaged.
+    told: AtomicBool,
 }
 
 impl fmt::Debug for Dictionary {
@@ -66,12 +72,17 @@ impl Dictionary {
     /// The dictionary of these bytes, which [`train`] made. `None` when they are none, or memory is short.
     #[must_use]
     pub fn new(number: DictionaryNumber, mut bytes: Vec<u8>) -> Option<Self> {
-        // Zero would stand for none.
-        let id = crc32c::crc32c(bytes.get(ID_AT.end..)?).max(1);
+        let id = id_of(&bytes)?;
         bytes.get_mut(ID_AT)?.copy_from_slice(&id.to_le_bytes());
         let decoder = DDict::try_create(&bytes)?;
         // Bytes that are no dictionary would be taken for plain text to refer to, and it for one without a number.
-        (decoder.get_dict_id()?.get() == id).then_some(Self { number, bytes, decoder })
+        (decoder.get_dict_id()?.get() == id).then_some(Self {
+            number,
+            bytes,
+            id,
+            decoder,
+            told: AtomicBool::new(false),
+        })
     }
 
     /// Its number.
@@ -92,8 +103,21 @@ impl Dictionary {
         self.bytes.capacity() + self.decoder.sizeof()
     }
 
-    pub(super) fn decoder(&self) -> &DDict<'static> {
-        &self.decoder
+    /// Has something decoded, and tried again with a decoder made anew when it isn't what was written: the memory of this
+    /// one may be damaged. Whether it worked.
+    pub(super) fn decode(&self, mut decode: impl FnMut(&DDict<'static>) -> bool) -> bool {
+        if decode(&self.decoder) {
+            return true;
+        }
+        let sound = DDict::try_create(&self.bytes).filter(|_| id_of(&self.bytes) == Some(self.id));
+        let mended = sound.is_some_and(|decoder| decode(&decoder));
+        if mended && !self.told.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                dictionary = %self.number,
+                "the memory of a dictionary is damaged; pages are read with what it was made of, slowly, until the next start"
+            );
+        }
+        mended
     }
 
     /// What writes with it at this level. Takes some hundred microseconds and a few hundred KiB. `None` when memory is short.
@@ -101,6 +125,11 @@ impl Dictionary {
     pub fn encoder(&self, level: i32) -> Option<Encoder> {
         Some(Encoder { number: self.number, level, encoder: CDict::try_create(&self.bytes, level)? })
     }
+}
+
+/// What tells these bytes from others; never zero, which would stand for none.
+fn id_of(bytes: &[u8]) -> Option<u32> {
+    Some(crc32c::crc32c(bytes.get(ID_AT.end..)?).max(1))
 }
 
 /// A dictionary, ready for writing at one level.
@@ -177,7 +206,9 @@ pub fn train(pages: &[u8]) -> Result<Vec<u8>, TrainError> {
 
 #[cfg(test)]
 pub(in crate::store) mod tests {
+    use super::super::{Compressor, Scratch};
     use super::*;
+    use crate::page::Page;
 
     /// Pages that look like each other: records with the same names and other numbers.
     pub(in crate::store) fn alike(count: u32) -> Vec<u8> {
@@ -220,5 +251,40 @@ pub(in crate::store) mod tests {
         let mut cut = train(&alike(200)).unwrap();
         cut.truncate(30);
         assert!(Dictionary::new(number, cut).is_none());
+    }
+
+    /// A page that was written with the dictionary of `bytes`, read with one whose decoder is another's by one bit.
+    fn read_with_a_flipped_bit(bytes: &[u8], at: usize, page: &Page, kept: bool) -> Option<Page> {
+        let number = DictionaryNumber::new(1).unwrap();
+        let sound = Dictionary::new(number, bytes.to_vec()).unwrap();
+        let mut scratch = Scratch::default();
+        let compressor = Compressor::ZstdWithDictionary(9);
+        let (coding, object) = scratch.compress(compressor, sound.encoder(9).as_ref(), page);
+        assert_eq!(coding.dictionary, Some(number));
+        let length = object.len();
+        let mut damaged = sound.bytes.clone();
+        damaged[at] ^= 1;
+        let decoder = DDict::try_create(&damaged).unwrap();
+        let bytes = if kept { sound.bytes.clone() } else { damaged };
+        let damaged = Dictionary { bytes, decoder, ..sound };
+        let mut back = [0; PAGE_SIZE];
+        scratch.decompress(coding.codec, Some(&damaged), length, &mut back).ok().map(|()| back)
+    }
+
+    #[test]
+    fn a_dictionary_whose_memory_is_damaged_gives_no_page_another_byte() {
+        let sample = alike(300);
+        let bytes = train(&sample[..200 * PAGE_SIZE]).unwrap();
+        let page: Page = sample[250 * PAGE_SIZE..251 * PAGE_SIZE].try_into().unwrap();
+        let mut refused = 0;
+        // The content comes last, and is what pages refer to.
+        for at in (bytes.len() - 4000..bytes.len()).step_by(50) {
+            let found = read_with_a_flipped_bit(&bytes, at, &page, true);
+            assert!(found == Some(page), "byte {at}: what it was made of is sound");
+            let found = read_with_a_flipped_bit(&bytes, at, &page, false);
+            assert!(found.is_none_or(|found| found == page), "byte {at}: a page with another's bytes");
+            refused += u32::from(found.is_none());
+        }
+        assert!(refused > 0, "no page refers to any of these bytes");
     }
 }

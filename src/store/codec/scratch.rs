@@ -13,6 +13,11 @@ use crate::store::same_filled;
 /// A page whose payload is longer than this is kept raw: what it would save is not worth decompressing it.
 const WORTHWHILE_BYTES_MAX: usize = PAGE_SIZE - PAGE_SIZE / 16;
 
+/// What every frame of zstd's begins with. Written with a dictionary, it begins with a checksum of the page instead: that
+/// of the object doesn't cover the dictionary's memory, and a bit that flipped there would get into all its pages.
+const MAGIC: u32 = 0xfd2f_b528;
+const MAGIC_AT: std::ops::Range<usize> = 0..4;
+
 /// LZ4 wants room for the worst case before it starts, whatever the page.
 const BUFFER_BYTES: usize = HEADER_BYTES + get_maximum_output_size(PAGE_SIZE);
 const _: () = assert!(BUFFER_BYTES >= OBJECT_BYTES_MAX);
@@ -72,7 +77,9 @@ impl Scratch {
             (Compressor::ZstdWithDictionary(_), Some(encoder)) => {
                 coding.dictionary = Some(encoder.number());
                 let context = self.zstd_with_dictionary.get_or_insert_with(CCtx::create);
-                context.compress_using_cdict(room, page, encoder.encoder()).ok()
+                let length = context.compress_using_cdict(&mut room[..], page, encoder.encoder()).ok();
+                room[MAGIC_AT].copy_from_slice(&crc32c::crc32c(page).to_le_bytes());
+                length
             }
             (Compressor::Zstd(level) | Compressor::ZstdWithDictionary(level), _) => {
                 compress_zstd(&mut self.zstd, level, page, room)
@@ -128,7 +135,14 @@ impl Scratch {
         length: usize,
         page: &mut Page,
     ) -> Result<(), DecompressError> {
-        let payload = self.object.get(HEADER_BYTES..length).ok_or(DecompressError)?;
+        let payload = self.object.get_mut(HEADER_BYTES..length).ok_or(DecompressError)?;
+        let payload: &[u8] = match dictionary {
+            Some(dictionary) if codec == CodecId::Zstd => {
+                let context = self.unzstd.get_or_insert_with(DCtx::create);
+                return decompress_with_dictionary(context, dictionary, payload, page);
+            }
+            _ => payload,
+        };
         let produced = match codec {
             CodecId::Raw => {
                 *page = *<&Page>::try_from(payload).map_err(|_| DecompressError)?;
@@ -141,12 +155,7 @@ impl Scratch {
             }
             CodecId::Zstd => {
                 let context = self.unzstd.get_or_insert_with(DCtx::create);
-                let page = page.as_mut_slice();
-                let produced = match dictionary {
-                    Some(dictionary) => context.decompress_using_ddict(page, payload, dictionary.decoder()),
-                    None => context.decompress(page, payload),
-                };
-                produced.map_err(|_| DecompressError)?
+                context.decompress(page.as_mut_slice(), payload).map_err(|_| DecompressError)?
             }
             CodecId::SameFilled => {
                 let word = payload.try_into().map_err(|_| DecompressError)?;
@@ -156,6 +165,25 @@ impl Scratch {
         };
         if produced == PAGE_SIZE { Ok(()) } else { Err(DecompressError) }
     }
+}
+
+/// Makes a page of what was written with a dictionary, and compares it with its checksum.
+fn decompress_with_dictionary(
+    context: &mut DCtx<'static>,
+    dictionary: &Dictionary,
+    frame: &mut [u8],
+    page: &mut Page,
+) -> Result<(), DecompressError> {
+    let stored = frame.get_mut(MAGIC_AT).ok_or(DecompressError)?;
+    let checksum = u32::from_le_bytes([stored[0], stored[1], stored[2], stored[3]]);
+    stored.copy_from_slice(&MAGIC.to_le_bytes());
+    let decoded = dictionary.decode(|decoder| {
+        let produced = context.decompress_using_ddict(page.as_mut_slice(), frame, decoder);
+        // Builds before the checksum left zstd's number there.
+        produced == Ok(PAGE_SIZE) && (checksum == MAGIC || checksum == crc32c::crc32c(page))
+    });
+    frame[MAGIC_AT].copy_from_slice(&checksum.to_le_bytes());
+    if decoded { Ok(()) } else { Err(DecompressError) }
 }
 
 fn compress_zstd(

@@ -36,12 +36,14 @@ impl VmStore {
         found
     }
 
-    /// Gives up a page whose record has come from the file, a second time, and is damaged. `Some` when it was, and the
-    /// slot had not changed.
-    pub fn give_up_if_damaged(&self, fetched: Fetched) -> Option<()> {
+    /// Gives up a page whose record has come from the file, a second time, and is damaged, if its slot has not changed.
+    pub fn give_up_if_damaged(&self, fetched: Fetched) {
         let (slot, expected, record) = fetched.into_parts();
-        let err = record.ok()?.open(self.owner(slot), self.cipher()).err()?;
-        self.give_up(slot, expected, &err).then_some(())
+        if let Ok(record) = record
+            && let Err(err) = record.open(self.owner(slot), self.cipher())
+        {
+            self.give_up(slot, expected, &err);
+        }
     }
 
     /// Whether the `copy` of an object of the arena is no good. If another copy is none either, the page is given up.

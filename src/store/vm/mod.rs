@@ -271,6 +271,14 @@ impl VmStore {
         }
     }
 
+    /// Empties every slot.
+    pub(super) fn invalidate_all(&self) {
+        let mut from = Some(Slot(0));
+        while let Some(slot) = from {
+            from = self.invalidate_some(slot, Slot(self.slots()));
+        }
+    }
+
     /// Gives up what the VM may still claim: its pages are about to be dropped.
     pub(super) fn retire(&self) {
         self.set_limits(Limits { reserve_bytes: 0, ..self.limits() });

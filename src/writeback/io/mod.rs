@@ -14,6 +14,7 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 pub use buffer::Buffer;
 pub use threads::Threads;
@@ -163,8 +164,36 @@ fn transfer_from(
     });
 }
 
-/// [`transfer`], waiting for its end. Not for a worker, and never on the I/O thread.
+/// For so long a transfer is tried again that a signal or a kernel short of memory has ended, and with such pauses.
+const TRYING_MAX: Duration = Duration::from_secs(5);
+const TRYING_PAUSE: Duration = Duration::from_millis(20);
+
+/// [`transfer`], waiting for its end. Not for a worker, and never on the I/O thread. What fails for a reason that passes
+/// is tried again for some seconds: to the file it says nothing.
 pub(super) fn transfer_blocking(
+    file: &Arc<dyn BackingFile>,
+    op: Op,
+    offset: u64,
+    mut buffer: Buffer,
+) -> (io::Result<()>, Buffer) {
+    let began = Instant::now();
+    loop {
+        let (result, back) = transfer_once(file, op, offset, buffer);
+        match result {
+            Err(err) if is_passing(&err) && began.elapsed() < TRYING_MAX => buffer = back,
+            result => return (result, back),
+        }
+        std::thread::sleep(TRYING_PAUSE);
+    }
+}
+
+/// A signal, or a kernel that is short of memory or of requests for the moment.
+fn is_passing(err: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, OutOfMemory, ResourceBusy, WouldBlock};
+    [Interrupted, OutOfMemory, ResourceBusy, WouldBlock].contains(&err.kind())
+}
+
+fn transfer_once(
     file: &Arc<dyn BackingFile>,
     op: Op,
     offset: u64,

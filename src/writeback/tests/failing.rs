@@ -48,6 +48,42 @@ fn no_room_in_the_file_system_passes() {
 }
 
 #[test]
+fn a_kernel_that_is_short_of_memory_says_nothing_of_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writeback, faulty) = open_empty(dir.path(), 4);
+    for (n, errno) in (0..).zip([Errno::NOMEM, Errno::AGAIN, Errno::INTR]) {
+        faulty.fail_write(n, Fault::Error(errno));
+    }
+    let places = append(&writeback, 0..20, 3000).unwrap();
+    assert_eq!(faulty.submitted(), (0, 4));
+    assert_reads(&writeback, 0..20, &places);
+    let status = writeback.status();
+    assert_eq!((status.state, status.write_errors, status.written_records), (WritebackState::On, 0, 20));
+}
+
+#[test]
+fn a_write_that_does_not_end_shows() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writeback, faulty) = open_empty(dir.path(), 4);
+    faulty.fail_write(0, Fault::Hold);
+    let writeback = Arc::new(writeback);
+    let writing = std::thread::spawn({
+        let writeback = Arc::clone(&writeback);
+        move || append(&writeback, 0..20, 3000)
+    });
+    while writeback.status().state == WritebackState::On {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(matches!(writeback.status().state, WritebackState::Slow { for_seconds: 2.. }));
+    while faulty.release() == 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let places = writing.join().unwrap().unwrap();
+    assert_eq!(writeback.status().state, WritebackState::On);
+    assert_reads(&writeback, 0..20, &places);
+}
+
+#[test]
 fn short_transfers_are_resumed() {
     let dir = tempfile::tempdir().unwrap();
     let (writeback, faulty) = open_empty(dir.path(), 4);

@@ -38,7 +38,7 @@ fn a_file_that_is_in_use_is_waited_for() {
     rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive).unwrap();
 
     let impatient = Options { lock_wait: Duration::ZERO, ..options(dir.path(), 2) };
-    assert!(matches!(open(&impatient), Err(OpenError::InUse { .. })));
+    assert!(matches!(open(&impatient), Err(OpenError::Busy { .. })));
     let patient = options(dir.path(), 2);
     let waiting = std::thread::spawn(move || open(&patient).map(drop));
     drop(held);
@@ -56,7 +56,7 @@ fn a_file_is_held_until_its_last_read_has_ended() {
     writeback.read(pins, Box::new(move |results| sender.send(results.len()).unwrap()));
     drop(writeback);
     let impatient = Options { lock_wait: Duration::ZERO, ..options(dir.path(), 2) };
-    assert!(matches!(open(&impatient), Err(OpenError::InUse { .. })));
+    assert!(matches!(open(&impatient), Err(OpenError::Busy { .. })));
     assert_eq!(faulty.release(), 1);
     assert_eq!(receiver.recv(), Ok(1));
     drop(faulty);
@@ -108,6 +108,7 @@ fn a_failing_file_is_no_reason_not_to_start_and_a_wrong_path_is() {
     }
     assert!(unknown(IsADirectory.into()).refuses_start() && known(IsADirectory.into()).refuses_start());
     assert!(OpenError::InUse { path: path() }.refuses_start());
+    assert!(!OpenError::Busy { path: path(), expected }.refuses_start());
     assert!(OpenError::NotOurs { path: path(), found: Found::Data }.refuses_start());
 }
 

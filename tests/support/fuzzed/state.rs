@@ -3,13 +3,14 @@
 //! finds those. The store opens or says why not; what it then serves is right or an error, and no place is another's.
 
 use std::fs::{self, File};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ballast::ids::Slot;
 use ballast::page::{Page, ZERO_PAGE};
-use ballast::store::codec::{Compressor, Scratch};
+use ballast::store::codec::{Compressor, Scratch, train};
 use ballast::store::entry::{ARENA_BYTES_MAX, Entry, Location};
 use ballast::store::lru::Age;
 use ballast::store::vm::{Limits, VmStore};
@@ -26,15 +27,18 @@ const POOL_BYTES: u64 = 1 << 20;
 const FILE_BYTES: u64 = 4 << 20;
 const STEPS_MAX: usize = 32;
 const SEGMENTS_MAX: u32 = 1000;
+/// Slots of the first VM whose pages were compressed with its dictionary.
+const LEARNED: Range<u32> = 24..32;
 /// The VM whose table is changed comes first, so that its entries are believed before the other one's.
 const VMS: [(&str, u32, Limits); 2] = [("web1", SLOTS, Limits::NONE), ("web2", SLOTS, Limits::NONE)];
 /// The files that are changed; the last one is of the VM that must not suffer.
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "state/state",
     "state/vms/web1.table",
     "state/arena",
     "state/writeback",
     "writeback-file",
+    "state/vms/web1.dictionary-1",
     "state/vms/web2.table",
 ];
 const CHANGED: usize = FILES.len() - 1;
@@ -81,6 +85,16 @@ fn page_of(slot: u32) -> Page {
     page
 }
 
+/// A page that has most of its text in common with all such pages: what a dictionary is good for.
+fn alike(seed: u32) -> Page {
+    let record = |n: u32| {
+        let number = (seed * 131 + n).wrapping_mul(0x9e37_79b9);
+        format!("record {n} belongs to process {}, and its checksum is {number:08x}; ", number >> 20)
+    };
+    let text: Vec<u8> = (0..200).flat_map(|n| record(n).into_bytes()).take(4096).collect();
+    text.try_into().expect("a page")
+}
+
 impl Template {
     fn new() -> Self {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a directory on a tmpfs");
@@ -93,7 +107,17 @@ impl Template {
             }
             write_back(&store, &vm, [3, 5, 9]);
         }
-        drop(store);
+        let vm = store.ready("web1").expect("it is new");
+        let sample: Vec<u8> = (0..100).flat_map(alike).collect();
+        let dictionary = train(&sample).expect("they have much in common");
+        vm.dictionaries().add(dictionary).expect("there is room");
+        let with_dictionary = Compressor::ZstdWithDictionary(1);
+        store.shared().pools.set_current(with_dictionary).expect("there are few pools");
+        for slot in LEARNED {
+            vm.store(Slot(slot), &alike(slot), Age::now(), &mut scratch).expect("there is room");
+        }
+        write_back(&store, &vm, [LEARNED.start]);
+        drop((store, vm));
         let files = FILES.map(|name| Sparse::read(&dir.path().join(name))).into();
         Self { dir, files }
     }
@@ -182,11 +206,13 @@ fn mend(file: &File, which: usize) {
         }
     }
     // Where a checksum is, and from where on what it is of.
+    let half = file.metadata().map_or(0, |file| file.len() / 2);
     let checksums: &[(u64, u64)] = match which {
         0 => &[(0, 60), (64, 124)],
         1 => &[(0, 88), (128, 160), (2048, 2048 + 88), (2048 + 128, 2048 + 160)],
         3 => &[(0, 60), (64, 124), (128, 188), (192, 252), (256, 316), (320, 380)],
         4 => &[(0, 60), (4096, 4156)],
+        5 => &[(0, half.saturating_sub(4)), (half, (2 * half).saturating_sub(4).max(half))],
         _ => &[],
     };
     for (start, end) in checksums {
@@ -231,7 +257,14 @@ fn check(store: &Store, scratch: &mut Scratch) {
     };
     if let Some(vm) = store.ready("web1") {
         for slot in 0..vm.slots() {
-            let _ = load(&vm, slot, scratch);
+            let page = load(&vm, slot, scratch);
+            // An entry or an object may be made up, but nothing that is changed in a dictionary makes another page.
+            if let Some(page) = page.filter(|_| LEARNED.contains(&slot)) {
+                let words = page.as_chunks::<8>().0;
+                let repeats = words.iter().all(|word| *word == words[0]);
+                let written = [alike(slot), page_of(slot + 3)];
+                assert!(repeats || written.contains(&page), "slot {slot}: a page that nobody has written");
+            }
         }
     }
     if let Some(vm) = store.ready("web2") {
