@@ -232,6 +232,24 @@ fn libvirts_validator_accepts_the_domain_and_no_broken_one() {
 }
 
 #[test]
+fn libvirts_validator_accepts_the_domain_of_a_vm_that_is_squeezed() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("ballast.toml");
+    let squeeze = "squeeze = { vmm = \"qemu\", socket = \"/run/vms/web1.qmp\", min = \"512MiB\" }";
+    fs::write(&config, file("ballast.toml").replace("#squeeze = \"none\"", squeeze)).unwrap();
+    let mut ballast = Command::new(env!("CARGO_BIN_EXE_ballast"));
+    let args = ballast.args(["vm", "args", "web1", "--vmm", "libvirt", "--whole", "--config"]).arg(&config);
+    let output = args.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let domain = String::from_utf8(output.stdout).unwrap();
+    for part in ["<memballoon model='virtio'", "<qemu:commandline xmlns:qemu=", "/run/vms/web1.qmp"] {
+        assert!(domain.contains(part), "{part}: {domain}");
+    }
+    let output = validate(&domain);
+    assert!(output.status.success(), "{domain}\n{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
 fn the_domain_has_nothing_that_libvirt_refuses_for_our_disk() {
     let domain = file("libvirt.xml");
     let disk = domain.split("<disk type='vhostuser'").nth(1).unwrap().split("</disk>").next().unwrap();

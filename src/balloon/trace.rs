@@ -72,7 +72,7 @@ impl Tick {
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
     /// Its file can't.
-    #[error("line {line} can't be read")]
+    #[error("line {line} can't be read: give a balloon.trace as the daemon wrote it")]
     Read {
         /// The line, from 1.
         line: usize,

@@ -95,7 +95,9 @@ pub enum Error {
         source: frontend::Error,
     },
     /// The front end could not go on.
-    #[error("the back end at {socket} failed the bench")]
+    #[error(
+        "the back end at {socket} failed the bench: look at its log; is it still there, and is nobody else attached?"
+    )]
     Frontend {
         /// The back end's socket.
         socket: PathBuf,
@@ -104,7 +106,7 @@ pub enum Error {
         source: frontend::Error,
     },
     /// A corpus file can't be used.
-    #[error("can't read pages from {path}")]
+    #[error("can't read pages from {path}: give files of pages of 4096 bytes, back to back")]
     Corpus {
         /// The file.
         path: PathBuf,
@@ -113,10 +115,14 @@ pub enum Error {
         source: std::io::Error,
     },
     /// No corpus file has a whole page.
-    #[error("the corpus holds no whole page of 4096 bytes")]
+    #[error(
+        "the corpus holds no whole page of 4096 bytes: give other files, or leave out --corpus for synthetic pages"
+    )]
     EmptyCorpus,
     /// The device has no room for what was asked.
-    #[error("the device has {device_pages} pages: not enough for {pages} from slot {first_slot} on")]
+    #[error(
+        "the device has {device_pages} pages: not enough for {pages} from slot {first_slot} on: ask for fewer with --pages, or take a larger disk"
+    )]
     Room {
         /// Pages on the device.
         device_pages: u64,

@@ -83,7 +83,9 @@ pub enum TooMuch {
         bytes: u64,
     },
     /// Of all VMs.
-    #[error("{regions} regions of guest memory beside {all} of all VMs: there may be {max}; give guests their memory in fewer pieces")]
+    #[error(
+        "{regions} regions of guest memory beside {all} of all VMs: there may be {max}; give guests their memory in fewer pieces"
+    )]
     All {
         /// Regions that the connection would have.
         regions: u64,

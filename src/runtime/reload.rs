@@ -13,7 +13,7 @@ use crate::control::api::{Change, ChangeOutcome, ReloadReport, Reloading, SetErr
 pub(super) fn reload(daemon: &Daemon, reloading: Reloading) -> Result<ReloadReport, SetError> {
     let invalid = |message| SetError::Invalid { message };
     let Some(path) = daemon.config.path.clone() else {
-        return Err(invalid("the daemon was not started with a configuration file".to_owned()));
+        return Err(invalid("the daemon was not started with a configuration file: start it with `ballast serve --config FILE`, or change VMs with `ballast vm set`".to_owned()));
     };
     let mut orders = daemon.orders.lock();
     let refused =
