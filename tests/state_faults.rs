@@ -8,6 +8,7 @@ mod support;
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -220,6 +221,56 @@ fn a_state_without_its_arena_is_refused() {
     let said = serve_in_vain(&daemon);
     assert!(said.contains("damaged or not a Ballast state") && said.contains("power the VMs off"), "{said}");
     fs::rename(&aside, dir.path().join("state/state")).unwrap();
+    daemon.restart();
+    assert_there(&mut attach(&daemon, "web1").1);
+}
+
+/// Makes a state file one of this version: both copies of its header, which end where their checksums are.
+fn make_it_version(path: &Path, version: u32, copies: [(u64, u64); 2]) {
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    for (start, end) in copies {
+        file.write_all_at(&version.to_le_bytes(), start + 8).unwrap();
+        let mut covered = vec![0; usize::try_from(end - start).unwrap()];
+        file.read_exact_at(&mut covered, start).unwrap();
+        file.write_all_at(&crc32c::crc32c(&covered).to_le_bytes(), end).unwrap();
+    }
+}
+
+#[test]
+fn pages_of_an_earlier_version_are_served_and_those_of_a_later_one_refused_unread() {
+    let dir = tmpfs();
+    let mut daemon = Daemon::start(dir.path(), TWO_VMS);
+    for name in ["web1", "web2"] {
+        drop(put(&daemon, name));
+    }
+    let state = dir.path().join("state/state");
+    let current = u32::from(fs::read(&state).unwrap()[8]);
+    let make = |daemon: &mut Daemon, version| {
+        daemon.kill();
+        make_it_version(&state, version, [(0, 60), (64, 124)]);
+        for name in ["web1", "web2"] {
+            make_it_version(&daemon.table(name), version, [(0, 88), (2048, 2048 + 88)]);
+        }
+    };
+    // What version 3 and later ones have, this one has in the same place.
+    for version in 3..current {
+        make(&mut daemon, version);
+        daemon.restart();
+        assert!(daemon.log().contains("the state is of an earlier version"), "{}", daemon.log());
+        for name in ["web1", "web2"] {
+            assert_there(&mut attach(&daemon, name).1);
+        }
+        assert_eq!(u32::from(fs::read(&state).unwrap()[8]), current);
+    }
+    make(&mut daemon, current + 1);
+    let before = fs::read(daemon.table("web1")).unwrap();
+    let said = serve_in_vain(&daemon);
+    assert!(
+        said.contains(&format!("version {}", current + 1)) && said.contains("run the build that wrote it"),
+        "{said}"
+    );
+    assert!(fs::read(daemon.table("web1")).unwrap() == before, "it is left alone");
+    make(&mut daemon, current);
     daemon.restart();
     assert_there(&mut attach(&daemon, "web1").1);
 }
