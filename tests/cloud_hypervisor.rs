@@ -9,12 +9,15 @@
 mod support;
 
 use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ballast::demo::qemu::Qemu;
+use serde_json::{Value, json};
 use support::daemon::Daemon;
+use support::http;
 use support::vm::{Vm, image};
 
 const PROGRAM: &str = "cloud-hypervisor";
@@ -60,6 +63,46 @@ fn cloud_hypervisor(program: &Path, arguments: &[String], guest: &Guest, directo
     command.args(arguments).args(["--kernel", &image(guest.kernel)]).args(&guest.arguments);
     command.args(["--console", "off"]);
     Vm::boot(command, directory, |file| ["--serial".to_owned(), format!("file={file}")])
+}
+
+/// The same, made by its API of what `ballast vm args` prints as JSON, with this guest in the place of the one that stands
+/// there, and without the disk that the VM boots from.
+fn by_api(program: &Path, mut document: Value, guest: &Guest, directory: &Path) -> Vm {
+    let (socket, mut console) = (directory.join("api"), String::new());
+    let _ = std::fs::remove_file(&socket);
+    let mut command = Command::new(program);
+    command.arg("--api-socket");
+    let vm = Vm::boot(command, directory, |file| {
+        console = file.to_owned();
+        [format!("path={}", socket.display()), "-v".to_owned()]
+    });
+    let disks = document["disks"].as_array_mut().unwrap();
+    disks.retain(|disk| disk["vhost_user"] == true);
+    assert_eq!(disks.len(), 1);
+    document["payload"] = json!({ "kernel": image(guest.kernel) });
+    if let [_, initramfs, _, command_line] = &guest.arguments[..] {
+        document["payload"]["initramfs"] = json!(initramfs);
+        document["payload"]["cmdline"] = json!(command_line);
+    }
+    document["serial"] = json!({ "mode": "File", "file": console });
+    document["console"] = json!({ "mode": "Off" });
+    for (path, body) in [("vm.create", document.to_string()), ("vm.boot", String::new())] {
+        let answer = http::put(connect(&socket), &format!("/api/v1/{path}"), &body).unwrap();
+        assert!((200..300).contains(&answer.status), "{path}: {answer:?}\n{document}\n{}", vm.words());
+    }
+    vm
+}
+
+/// The API, once it is there.
+fn connect(socket: &Path) -> UnixStream {
+    let deadline = Instant::now() + BOOT_PATIENCE;
+    loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => return stream,
+            Err(err) => assert!(Instant::now() < deadline, "{}: {err}", socket.display()),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// The same of QEMU.
@@ -141,6 +184,26 @@ fn a_guest_of_a_real_cloud_hypervisor_gets_every_page_back_though_the_daemon_is_
         let counts = judge(&mut vm, name, &guest, &mut daemon);
         assert!(linux || counts.ends_with(&format!(" queues={queues} places={queue_size}")), "{counts}");
     }
+}
+
+#[test]
+fn a_guest_of_a_cloud_hypervisor_that_is_told_by_its_api_gets_every_page_back() {
+    let Some(program) = program() else {
+        say(&format!("skipped: there is no {PROGRAM} on PATH"));
+        return;
+    };
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let guest = match boots_linux(&program, dir.path()) {
+        true => Guest::linux("ballast.mib=300 ballast.rounds=2 ballast.serial=ballast-web2"),
+        false => Guest::bare(),
+    };
+    let mut daemon = Daemon::start(dir.path(), CONFIG);
+    let args = ["vm", "args", "web2", "--vmm", PROGRAM, "--memory", "128MiB", "--format", "json", "--whole"];
+    let output = daemon.ask(&args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let document = serde_json::from_slice(&output.stdout).unwrap();
+    let mut vm = by_api(&program, document, &guest, dir.path());
+    judge(&mut vm, "web2", &guest, &mut daemon);
 }
 
 #[test]
