@@ -8,7 +8,7 @@ use std::io::BufReader;
 
 use ballast::balloon::simulate::{Guest, SCENARIOS, Set, Simulation, named};
 use ballast::balloon::trace::{self, Tick, TraceError};
-use ballast::balloon::{Distress, Mode, Pressure, Reason, Vmm};
+use ballast::balloon::{Distress, Mode, Pressure, Reason, Silence, Vmm, Word};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
@@ -29,6 +29,10 @@ fn cold(mib: u64) -> Set {
 fn one(sets: &[Set], min_mib: u64) -> Simulation {
     let guest = Guest::new(512 * MIB, 2048 * MIB, sets);
     Simulation::new(vec![(guest, min_mib * MIB)], INTERVAL_MS, None)
+}
+
+fn busy() -> Silence {
+    Silence { word: Word::VmmLate, text: "busy".to_owned() }
 }
 
 fn actual(tick: &Tick, vm: usize) -> u64 {
@@ -182,7 +186,7 @@ fn a_vmm_that_answers_only_now_and_then_does_not_blind_the_policy() {
     let mut answers = false;
     let mut relaxed = false;
     for _ in 0..6 {
-        simulation.silence(0, (!answers).then(|| Vmm::Silent("busy".to_owned())));
+        simulation.silence(0, (!answers).then(|| Vmm::Silent(busy())));
         answers = !answers;
         let tick = simulation.tick();
         relaxed |= matches!(tick.vms[0].decision.reason, Reason::Relaxed(..));
@@ -227,7 +231,7 @@ fn a_vm_that_cannot_be_asked_keeps_its_part_of_the_budget() {
     let mut simulation = Simulation::new(guests, INTERVAL_MS, Some(640 * MIB));
     (0..60).for_each(|_| drop(simulation.tick()));
     let silent_bytes = simulation.guests()[0].memory().actual_bytes;
-    simulation.silence(0, Some(Vmm::Silent("busy".to_owned())));
+    simulation.silence(0, Some(Vmm::Silent(busy())));
     simulation.guests()[1].work_on(&[hot(384), cold(0)]);
     for _ in 0..24 {
         simulation.tick();

@@ -102,6 +102,7 @@ fn said_of_itself(stats: Stats, age: Duration, update: u64) -> GuestStats {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::balloon::Word;
     use crate::device::vm::DeviceVm;
 
     #[test]
@@ -111,7 +112,7 @@ mod tests {
         let now = Instant::now();
         let looked = own.look(now).unwrap_err();
         assert_eq!(own.set_target(1 << 30, now), Err(looked.clone()));
-        assert_eq!(looked.name(), "no-balloon");
+        assert_eq!(looked.word(), Word::NoBalloon);
         assert!(looked.to_string().contains("socket=/run/b/balloon/web1.sock,device_type=5"), "{looked}");
     }
 }
