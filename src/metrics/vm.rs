@@ -180,8 +180,7 @@ fn write_balloons(vms: &[VmStatus], writer: &mut Writer) {
         }
     }
     if !balloons.is_empty() {
-        let help =
-            "1 for what goes on with the balloon, a word of the API's Word; the others have no sample.";
+        let help = "1 for the word that says what goes on with the balloon; other words have no sample.";
         writer.family("ballast_vm_balloon_state", Kind::Gauge, help);
     }
     for (vm, balloon) in balloons {
