@@ -118,9 +118,7 @@ pub struct Counters {
     pub promoted: u64,
     /// Pages of these that had been unused for at most some minutes: the guest misses what was taken.
     pub promoted_young: u64,
-    /// Pages of these that the writeback file gave.
-    pub promoted_from_file: u64,
-    /// How long the guest's loads took, all together, in nanoseconds.
+    /// How long the guest's loads took, all together, in nanoseconds: what the file gave weighs by how long that took.
     pub load_ns: u64,
     /// Stores that waited for room.
     pub delayed_stores: u64,
