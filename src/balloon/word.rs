@@ -149,12 +149,24 @@ impl Distress {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use utoipa::PartialSchema;
 
     #[test]
     fn words_are_the_same_in_json_and_fit_a_label() {
         for (word, text) in [(Word::MinReached, "min_reached"), (Word::RelaxedOomKill, "relaxed_oom_kill")] {
             assert_eq!(word.to_string(), text);
             assert_eq!(serde_json::to_value(word).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn an_operator_finds_every_word() {
+        let schema = serde_json::to_value(Word::schema()).unwrap();
+        let words = schema["enum"].as_array().unwrap();
+        assert!(words.len() > 30, "{schema}");
+        let text = include_str!("../../docs/operating.md");
+        for word in words.iter().map(|word| word.as_str().unwrap()) {
+            assert!(text.contains(&format!("`{word}`")), "docs/operating.md doesn't say what {word} is");
         }
     }
 }
