@@ -116,7 +116,7 @@ fn ok(daemon: &Daemon, args: &[&str]) {
 #[test]
 fn a_vm_that_is_cleared_keeps_its_balloon_and_one_that_is_removed_does_not() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let daemon = Daemon::start(dir.path(), "[pool]\nmax = \"64MiB\"\n[balloon]\ninterval = \"1s\"");
+    let mut daemon = Daemon::start(dir.path(), "[pool]\nmax = \"64MiB\"\n[balloon]\ninterval = \"1s\"");
     let add = ["vm", "add", "web1", "--size", "64MiB", "--squeeze", "vmm=vhost-user,mode=fixed,to=192MiB"];
     ok(&daemon, &add);
     let memory = Memory::with_bytes(256 << 20).unwrap();
@@ -134,6 +134,13 @@ fn a_vm_that_is_cleared_keeps_its_balloon_and_one_that_is_removed_does_not() {
     touch(&memory, FREE, 7);
     guest.inflate(&[FREE]).unwrap();
     assert_eq!(content(&memory, FREE), None, "it is served as before");
+    // Its new page table knows the balloon too, for a daemon that comes after this one.
+    daemon.kill();
+    guest.device().disconnect();
+    daemon.restart();
+    guest.reconnect(PATIENCE).unwrap();
+    let config = guest.config().unwrap();
+    assert_eq!((config.num_pages, config.actual), (WANTED_PAGES, WANTED_PAGES));
     ok(&daemon, &["vm", "squeeze", "web1", "--to", "128MiB"]);
     obey(&mut guest, 2 * WANTED_PAGES);
 

@@ -12,6 +12,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use ballast::balloon::Word;
 use ballast::balloon::vmm::VmmClient;
 use ballast::balloon::vmm::own::Own;
 use ballast::device::balloon::{Stats, Told};
@@ -151,7 +152,7 @@ fn the_controller_needs_no_vmm() {
     let (host, memory) = (Ballooned::start(), memory());
     let mut own = Own::new(std::sync::Arc::clone(&host.device), "/run/b/balloon/web1.sock".as_ref());
     let now = std::time::Instant::now();
-    assert_eq!(own.look(now).unwrap_err().name(), "no-balloon");
+    assert_eq!(own.look(now).unwrap_err().word(), Word::NoBalloon);
     let mut guest = host.attach_linux(&memory);
     guest.say_stats(STATS, &[(6, 5 << 20)]).unwrap();
     host.until("said", |look| look.stats.is_some() && look.listens);
@@ -166,14 +167,14 @@ fn the_controller_needs_no_vmm() {
     assert_eq!(own.look(now).unwrap().actual_bytes, all - (1 << 20));
     own.set_target(u64::MAX, now).unwrap();
     assert_eq!(guest.config().unwrap().num_pages, 0);
-    assert_eq!(own.set_target(0, now).unwrap_err().name(), "refused");
+    assert_eq!(own.set_target(0, now).unwrap_err().word(), Word::VmmRefused);
     guest.say_actual(u32::MAX).unwrap();
-    assert_eq!(own.look(now).unwrap_err().name(), "nonsense");
+    assert_eq!(own.look(now).unwrap_err().word(), Word::VmmNonsense);
     // Another guest has all of its memory, and whoever squeezes learns that nobody has told it anything.
     drop(guest);
     let _guest = host.attach_linux(&support::balloon::memory());
     host.until("attached", |look| look.attached && look.target_bytes.is_none());
-    assert_eq!(own.look(now).unwrap_err().name(), "late");
+    assert_eq!(own.look(now).unwrap_err().word(), Word::VmmLate);
     assert_eq!(own.look(now).unwrap().actual_bytes, all);
 }
 

@@ -24,19 +24,24 @@ struct Host {
 }
 
 impl Host {
-    /// One VM, whose guest is to have 256 MiB of its 512.
+    /// One VM, whose guest is to have 256 MiB of its 512, and has.
     fn start() -> Self {
+        let host = Self::with_interval("1s");
+        host.until("squeezed", |vm| vm["balloon"]["actual_bytes"] == 256 * MIB);
+        host
+    }
+
+    /// The same, a tick after the other so long; nobody has waited for the first.
+    fn with_interval(interval: &str) -> Self {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let [socket, file] = ["web1.qmp", "writeback"].map(|name| dir.path().join(name));
         let vmm = FakeVmm::qmp(&socket);
         let config = format!(
             "[pool]\nmax = \"64MiB\"\npressure = false\n[writeback]\npath = {file:?}\nsize = \"64MiB\"\n\
-             [balloon]\ninterval = \"1s\"\n[[vm]]\nname = \"web1\"\nsize = \"64MiB\"\n\
+             [balloon]\ninterval = \"{interval}\"\n[[vm]]\nname = \"web1\"\nsize = \"64MiB\"\n\
              squeeze = {{ vmm = \"qemu\", socket = {socket:?}, mode = \"fixed\", to = \"256MiB\" }}\n"
         );
-        let host = Self { daemon: Daemon::start(dir.path(), &config), vmm, _dir: dir };
-        host.until("squeezed", |vm| vm["balloon"]["actual_bytes"] == 256 * MIB);
-        host
+        Self { daemon: Daemon::start(dir.path(), &config), vmm, _dir: dir }
     }
 
     fn until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
@@ -101,4 +106,27 @@ fn a_guest_that_is_given_memory_finds_its_pages_in_the_pool() {
     let log = host.daemon.log();
     let told = log.lines().filter(|line| line.contains("were read back from the writeback file")).count();
     assert_eq!(told, 1, "{log}");
+}
+
+#[test]
+fn what_came_back_is_shown_as_of_the_tick_that_saw_it() {
+    // Only what an operator does makes a tick.
+    let host = Host::with_interval("60s");
+    let first = host.until("looked at", |vm| vm["balloon"]["reachable"] == true);
+    assert_eq!(
+        (&first["balloon"]["promotion_ppm"], &first["balloon"]["state"]),
+        (&0.into(), &"fixed".into())
+    );
+    let (_disk, mut queue) = host.daemon.attach("web1");
+    for slot in 1..=PAGES {
+        queue.write_pages(slot, &[page_of(2, slot)]).unwrap();
+    }
+    for slot in 1..=PAGES {
+        queue.read_page(slot).unwrap();
+    }
+    host.ask(&["vm", "squeeze", "web1", "--to", "300MiB"]);
+    let vm = host.until("looked at again", |vm| vm["balloon"]["target_bytes"] == 300 * MIB);
+    for rate in ["promotion_ppm", "stall_ppm"] {
+        assert!(vm["balloon"][rate].as_u64().unwrap() > 0, "{rate}: {vm}");
+    }
 }

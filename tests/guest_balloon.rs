@@ -107,7 +107,9 @@ fn a_linux_guest_of_a_real_qemu_is_squeezed_and_relaxed() {
     assert!(vm.console().contains("BALLAST-GUEST idle"), "{}", vm.words());
     assert!(vm.wait(Duration::ZERO, |_| true).verdict.is_none(), "{}", vm.words());
     drop(vm);
-    wait(&mut client, |seen| seen.as_ref().is_err_and(|state| state.name() == "gone").then_some(()));
+    wait(&mut client, |seen| {
+        seen.as_ref().is_err_and(|state| state.word() == ballast::balloon::Word::VmmGone).then_some(())
+    });
     let _vm = linux(dir.path());
     stats_at(&mut client, 512 * MIB, has_driver);
 }

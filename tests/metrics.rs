@@ -56,6 +56,14 @@ fn a_scraper_gets_the_numbers_of_the_status_on_the_socket_and_at_the_address() {
             }
         }
         assert_eq!(samples["ballast_writeback_state{state=\"ready\"}"], 1.0);
+        let balloon = &status["vms"][0]["balloon"];
+        assert_eq!((&balloon["state"], &balloon["mode"]), (&Value::from("fixed"), &Value::from("fixed")));
+        let of_balloons = samples.keys().filter(|name| name.starts_with("ballast_vm_balloon_state"));
+        let expected = format!("ballast_vm_balloon_state{{vm=\"{BUSY}\",state=\"fixed\"}}");
+        assert_eq!(of_balloons.copied().collect::<Vec<_>>(), [&*expected], "no word but the one that holds");
+        assert_eq!(samples[&*expected], 1.0);
+        let target = format!("ballast_vm_balloon_target_bytes{{vm=\"{BUSY}\"}}");
+        assert_eq!(samples.get(&*target).copied(), balloon["target_bytes"].as_f64());
         assert_eq!(samples.get("ballast_start_time_seconds").copied(), status["start_time_seconds"].as_f64());
     }
     for answer in [over_unix(&daemon, "/metrics", "*/*"), over_tcp(address, "/metrics", "text/plain")] {

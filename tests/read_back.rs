@@ -5,6 +5,9 @@
 
 mod support;
 
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,13 +41,25 @@ fn come_back(store: &Store, shrinker: &mut Shrinker) {
     panic!("it never ends");
 }
 
+/// What the log says while this is done.
+fn told(does: impl FnOnce()) -> String {
+    let mut log = tempfile::tempfile().unwrap();
+    let writer = Arc::new(log.try_clone().unwrap());
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
+    tracing::subscriber::with_default(subscriber, does);
+    let mut text = String::new();
+    log.rewind().unwrap();
+    log.read_to_string(&mut text).unwrap();
+    text
+}
+
 /// A VM with [`PAGES`] pages in the file, of which the one in the last slot was used last.
 struct Guest {
     store: Arc<Store>,
     faulty: Arc<Faulty>,
     vm: Arc<VmStore>,
     shrinker: Shrinker,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Guest {
@@ -64,7 +79,7 @@ impl Guest {
             assert_eq!(write_back(&store, &vm, slots.iter().copied()), slots.len());
         }
         let shrinker = neutral_shrinker(&store);
-        Self { store, faulty, vm, shrinker, _dir: dir }
+        Self { store, faulty, vm, shrinker, dir }
     }
 
     fn given(&mut self, pages: u32) {
@@ -106,7 +121,8 @@ fn as_many_as_the_guest_has_room_for_come_back_and_the_hottest_first() {
     let events = guest.vm.accounting().events;
     assert_eq!((events.read_back_pages, events.loads, events.promoted_pages), (500, 0, 0));
     assert_eq!(events.refault_age_seconds.counts.iter().sum::<u64>(), 0);
-    guest.given(u32::MAX);
+    let said = told(|| guest.given(u32::MAX));
+    assert!(said.contains("there are no more of them"), "{said}");
     assert_eq!((guest.in_pool().len(), guest.read_back_pages()), (PAGES as usize, PAGES.into()));
     guest.check();
 }
@@ -241,14 +257,18 @@ fn what_would_leave_again_at_once_does_not_come_back() {
         ..Options::default()
     };
     guest.shrinker = Shrinker::new(Arc::clone(&guest.store), options, || {});
-    guest.shrinker.request_read_back(guest.vm.id(), PAGES.into());
     let idle = |slot: u32, now| guest.vm.age(Slot(slot), now) > options.idle;
     let now = Age::now();
     let expected: Vec<u32> = (0..PAGES).filter(|slot| !idle(*slot, now)).collect();
-    for _ in 0..200 {
-        let _ = guest.shrinker.turn();
-        guest.store.shared().bell.wait(Duration::from_millis(1));
-    }
+    let said = told(|| {
+        guest.shrinker.request_read_back(guest.vm.id(), PAGES.into());
+        for _ in 0..200 {
+            let _ = guest.shrinker.turn();
+            guest.store.shared().bell.wait(Duration::from_millis(1));
+        }
+    });
+    // There are more of them in the file.
+    assert!(said.contains("would leave again at once"), "{said}");
     let in_pool = guest.in_pool();
     assert!(in_pool.len() >= 100 && in_pool.iter().all(|slot| expected.contains(slot)), "{in_pool:?}");
     assert_eq!(guest.shrinker.stats().get().evicted_pages, 0);
@@ -259,12 +279,61 @@ fn a_file_that_does_not_give_them_is_not_asked_again_and_again() {
     let mut guest = Guest::new(1 << 30, Limits::NONE);
     guest.faulty.damage(0..FILE_BYTES);
     let (before, _) = guest.faulty.submitted();
-    guest.given(u32::MAX);
+    let said = told(|| guest.given(u32::MAX));
+    assert!(said.contains("the file doesn't give them"), "{said}");
     assert_eq!((guest.read_back_pages(), guest.in_pool().len()), (0, 0));
     let (after, _) = guest.faulty.submitted();
     assert!(after - before < u64::from(2 * PAGES), "{}", after - before);
     guest.faulty.heal();
     guest.check();
+}
+
+#[test]
+fn damaged_records_are_left_where_they_are_and_all_others_come() {
+    let mut guest = Guest::new(1 << 30, Limits::NONE);
+    let file = File::options().read(true).write(true).open(guest.dir.path().join("writeback-file")).unwrap();
+    // More than a batch of those that would come first.
+    let damaged = PAGES - 100..PAGES;
+    let places: Vec<_> = damaged.clone().map(|slot| place_of(&guest.vm, slot).unwrap().offset + 30).collect();
+    let flip = |at: &u64| {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, *at).unwrap();
+        file.write_all_at(&[byte[0] ^ 4], *at).unwrap();
+    };
+    places.iter().for_each(flip);
+    let said = told(|| guest.given(u32::MAX));
+    assert!(said.contains("the others are damaged"), "{said}");
+    assert_eq!(guest.in_pool(), (0..damaged.start).collect::<Vec<_>>());
+    places.iter().for_each(flip);
+    guest.check();
+}
+
+#[test]
+fn nothing_comes_back_from_a_file_that_is_switched_off_and_every_page_is_there() {
+    let mut guest = Guest::new(1 << 30, Limits::NONE);
+    let page = page_of(2, 1);
+    guest.vm.store(Slot(PAGES), &page, Age::now(), &mut Scratch::default()).unwrap();
+    // It fails while a batch is on its way.
+    guest.faulty.fail_read(0, Fault::Hold);
+    guest.shrinker.request_read_back(guest.vm.id(), PAGES.into());
+    assert_eq!(guest.shrinker.turn(), Turn::Later);
+    guest.faulty.fail_write(0, Fault::Error(Errno::IO));
+    guest.shrinker.request_pressure(Level::Severe);
+    settle(&mut guest.shrinker);
+    let file_is_on = || guest.store.shared().file.as_ref().unwrap().is_on();
+    assert!(!file_is_on());
+    assert_eq!(guest.faulty.release(), 1);
+    come_back(&guest.store, &mut guest.shrinker);
+    assert_eq!(guest.read_back_pages(), 0);
+    // And no later one begins.
+    let (before, _) = guest.faulty.submitted();
+    let said = told(|| guest.given(100));
+    assert!(said.contains("the file failed"), "{said}");
+    assert_eq!((guest.read_back_pages(), guest.faulty.submitted().0), (0, before));
+    guest.check();
+    let mut read = ZERO_PAGE;
+    load_waiting(&guest.vm, PAGES, &mut read, &mut Scratch::default()).unwrap();
+    assert!(read == page);
 }
 
 #[derive(Clone, Debug)]

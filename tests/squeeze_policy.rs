@@ -4,11 +4,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::BufReader;
+use std::process::Command;
 
 use ballast::balloon::simulate::{Guest, SCENARIOS, Set, Simulation, named};
 use ballast::balloon::trace::{self, Tick, TraceError};
-use ballast::balloon::{Distress, Mode, Pressure, Reason, Vmm};
+use ballast::balloon::{Distress, Mode, Pressure, Reason, Silence, Vmm, Word};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
@@ -29,6 +32,10 @@ fn cold(mib: u64) -> Set {
 fn one(sets: &[Set], min_mib: u64) -> Simulation {
     let guest = Guest::new(512 * MIB, 2048 * MIB, sets);
     Simulation::new(vec![(guest, min_mib * MIB)], INTERVAL_MS, None)
+}
+
+fn busy() -> Silence {
+    Silence { word: Word::VmmLate, text: "busy".to_owned() }
 }
 
 fn actual(tick: &Tick, vm: usize) -> u64 {
@@ -182,7 +189,7 @@ fn a_vmm_that_answers_only_now_and_then_does_not_blind_the_policy() {
     let mut answers = false;
     let mut relaxed = false;
     for _ in 0..6 {
-        simulation.silence(0, (!answers).then(|| Vmm::Silent("busy".to_owned())));
+        simulation.silence(0, (!answers).then(|| Vmm::Silent(busy())));
         answers = !answers;
         let tick = simulation.tick();
         relaxed |= matches!(tick.vms[0].decision.reason, Reason::Relaxed(..));
@@ -227,7 +234,7 @@ fn a_vm_that_cannot_be_asked_keeps_its_part_of_the_budget() {
     let mut simulation = Simulation::new(guests, INTERVAL_MS, Some(640 * MIB));
     (0..60).for_each(|_| drop(simulation.tick()));
     let silent_bytes = simulation.guests()[0].memory().actual_bytes;
-    simulation.silence(0, Some(Vmm::Silent("busy".to_owned())));
+    simulation.silence(0, Some(Vmm::Silent(busy())));
     simulation.guests()[1].work_on(&[hot(384), cold(0)]);
     for _ in 0..24 {
         simulation.tick();
@@ -280,26 +287,63 @@ fn a_trace_that_is_none_is_refused_by_its_line() {
     assert_eq!(read(&format!("{good}{half}")).unwrap().len(), 1, "a writer was killed within a line");
     assert!(matches!(read(half), Err(TraceError::Malformed { line: 1, .. })));
     assert!(matches!(read(&format!("{good}{half}\n{good}")), Err(TraceError::Malformed { line: 2, .. })));
-    let newer = good.replacen("\"version\":1", "\"version\":2", 1);
-    assert!(matches!(read(&format!("{good}{newer}")), Err(TraceError::Version { line: 2, version: 2 })));
+    let newer = good.replacen("\"version\":2", "\"version\":3", 1);
+    assert!(matches!(read(&format!("{good}{newer}")), Err(TraceError::Version { line: 2, version: 3 })));
+}
+
+/// Two booted guests that took turns: BALLAST_KEEP_TRACE=/tmp/trace tests/run --test guest_squeeze two_guests, of which these
+/// are the ticks with something new and a few of the others. It is what the policy decided when that was written down; a policy that is meant to decide otherwise needs a
+/// new one, and what it decides otherwise is said here.
+const RECORDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/two-guests.trace");
+
+#[test]
+fn what_was_decided_about_booted_guests_is_decided_again() {
+    let trace = BufReader::new(File::open(RECORDED).unwrap());
+    let (mut words, mut others) = (BTreeSet::new(), Vec::new());
+    for (line, tick) in (1..).zip(trace::read(trace)) {
+        let tick = tick.unwrap();
+        for (before, now) in tick.vms.iter().zip(tick.again().vms) {
+            words.insert(before.decision.reason.word().to_string());
+            if before.decision != now.decision {
+                others.push(format!(
+                    "line {line}, {}: {:?}\n  was {:?}",
+                    before.snapshot.vm, now.decision, before.decision
+                ));
+            }
+        }
+    }
+    assert!(others.is_empty(), "{} decisions are others:\n{}", others.len(), others.join("\n"));
+    for word in
+        ["squeezing_free", "squeezing", "squeezing_for_host", "enough_back", "relaxed_pain", "rationed"]
+    {
+        assert!(words.contains(word), "nothing in it is {word}: {words:?}");
+    }
 }
 
 #[test]
-fn a_trace_from_before_statistics_had_numbers_is_decided_as_it_was() {
-    let mut simulation = one(&[hot(32), cold(352)], 64);
-    for _ in 0..60 {
-        let tick = simulation.tick();
-        let mut text = Vec::new();
-        tick.write(&mut text).unwrap();
-        let mut line: serde_json::Value = serde_json::from_slice(&text).unwrap();
-        let step = &mut line["vms"][0];
-        let guest = step["snapshot"]["vmm"]["answers"]["guest"].as_object_mut().unwrap();
-        assert!(guest.remove("update").is_some());
-        if let Some(look) = step["state"]["look"].as_object_mut() {
-            assert!(look.remove("said_counters").is_some() && look.remove("said_update").is_some());
-        }
-        let text = format!("{line}\n");
-        let before = trace::read(BufReader::new(text.as_bytes())).next().unwrap().unwrap();
-        assert_eq!(before.again().vms[0].decision, tick.vms[0].decision);
-    }
+fn replay_says_which_decisions_would_be_others() {
+    let replay = |path: &std::path::Path| {
+        let replayed = Command::new(env!("CARGO_BIN_EXE_ballast")).arg("replay").arg(path).output().unwrap();
+        let (out, err) =
+            (String::from_utf8(replayed.stdout).unwrap(), String::from_utf8(replayed.stderr).unwrap());
+        (replayed.status.code(), out, err)
+    };
+    let (status, out, err) = replay(RECORDED.as_ref());
+    assert_eq!((status, &*err), (Some(0), ""));
+    let text = std::fs::read_to_string(RECORDED).unwrap();
+    assert_eq!(out.lines().count(), 2 * text.lines().count(), "a line for each VM at each tick");
+
+    let mut lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let target = &mut lines[7]["vms"][1]["decision"]["target_bytes"];
+    *target = (target.as_u64().unwrap() + (1 << 20)).into();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("trace");
+    let changed: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    std::fs::write(&path, changed).unwrap();
+    let (status, out, err) = replay(&path);
+    assert_eq!(status, Some(1));
+    let all = text.lines().count() * 2;
+    assert!(err.contains(&format!("1 of {all} decisions would be others")), "{err}");
+    assert_eq!(out.matches("was target").count(), 1);
 }

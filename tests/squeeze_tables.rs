@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use ballast::balloon::vmm::{GuestMemory, GuestStats};
 use ballast::balloon::{
-    Counters, Decision, Distress, Held, Hold, Host, Mode, Pressure, Reason, Snapshot, State, Vmm, decide_all,
+    Counters, Decision, Distress, Held, Hold, Host, Mode, Pressure, Reason, Silence, Snapshot, State, Vmm,
+    Word, decide_all,
 };
 
 const MIB: u64 = 1 << 20;
@@ -25,6 +26,10 @@ struct Seen {
     pressure: Pressure,
 }
 
+fn silence(text: &str) -> Silence {
+    Silence { word: Word::Paused, text: text.to_owned() }
+}
+
 fn seen(available_mib: u64) -> Seen {
     let snapshot = Snapshot {
         vm: "web1".to_owned(),
@@ -33,7 +38,7 @@ fn seen(available_mib: u64) -> Seen {
         max_bytes: u64::MAX,
         weight: 100,
         promotion_ppm: 2000,
-        vmm: Vmm::Silent(String::new()),
+        vmm: Vmm::Silent(silence("")),
         counters: Counters::default(),
         held: Held { limit_bytes: u64::MAX, size_bytes: 4096 * MIB, writeback: true, ..Held::default() },
     };
@@ -54,8 +59,8 @@ impl Seen {
             pool_max_bytes: 100 * MIB,
         };
         let mut snapshot = self.snapshot.clone();
-        if let Vmm::Silent(words) = &snapshot.vmm
-            && words.is_empty()
+        if let Vmm::Silent(silence) = &snapshot.vmm
+            && silence.text.is_empty()
         {
             snapshot.vmm = Vmm::Answers(GuestMemory { guest: Some(self.stats), ..self.memory });
         }
@@ -330,13 +335,12 @@ fn who_is_not_driven_is_told_nothing() {
     assert_eq!(decide(|seen| seen.snapshot.mode = Mode::Observe), (456, false, Reason::TookFree(56 * MIB)));
     assert_eq!(decide(|seen| seen.snapshot.mode = Mode::Fixed(300 * MIB)), (300, true, Reason::Fixed));
     assert_eq!(decide(|seen| seen.snapshot.mode = Mode::Fixed(u64::MAX)), (1024, true, Reason::Fixed));
-    let paused = || "paused".to_owned();
     assert_eq!(
-        decide(|seen| seen.snapshot.vmm = Vmm::Silent("paused".to_owned())),
-        (most, false, Reason::Silent(paused()))
+        decide(|seen| seen.snapshot.vmm = Vmm::Silent(silence("paused"))),
+        (most, false, Reason::Silent(silence("paused")))
     );
     assert_eq!(
-        decide(|seen| seen.snapshot.vmm = Vmm::Gone("paused".to_owned())),
-        (most, false, Reason::Silent(paused()))
+        decide(|seen| seen.snapshot.vmm = Vmm::Gone("gone".to_owned())),
+        (most, false, Reason::Gone("gone".to_owned()))
     );
 }

@@ -9,6 +9,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ballast::balloon::Word;
 use ballast::balloon::vmm::cloud_hypervisor::CloudHypervisor;
 use ballast::balloon::vmm::qmp::Qmp;
 use ballast::balloon::vmm::{GuestMemory, Unreachable, VmmClient};
@@ -116,7 +117,7 @@ fn qemu_is_seen_squeezed_and_relaxed() {
     let guest = memory.guest.unwrap();
     assert!(guest.age >= Duration::from_secs(100), "{guest:?}");
     assert_eq!((guest.available_bytes, guest.total_bytes), (Some(300 * MIB), Some(480 * MIB)));
-    assert_eq!((guest.major_faults, guest.swap_in_bytes, guest.oom_kills), (Some(7), None, None));
+    assert_eq!((guest.major_faults, guest.oom_kills), (Some(7), None));
     assert_eq!(pair.vmm.vm().polling_seconds, 2, "QEMU asks the guest only when told how often");
     pair.client.set_target(300 * MIB, pair.now).unwrap();
     assert_eq!(pair.look().unwrap().actual_bytes, 300 * MIB);
@@ -134,12 +135,12 @@ fn cloud_hypervisor_is_seen_squeezed_and_relaxed() {
     let mut pair = cloud_hypervisor(PATIENT);
     assert_eq!(pair.look().unwrap().guest, None, "up to version 53 it has no statistics");
     pair.client.set_target(300 * MIB, pair.now).unwrap();
-    pair.vmm.vm().stats = json!({ "available_memory": 90 * MIB, "oom_kills": 1, "swap_in": null });
+    pair.vmm.vm().stats = json!({ "available_memory": 90 * MIB, "oom_kills": 1, "major_faults": null });
     let memory = pair.look().unwrap();
     assert_eq!(memory.actual_bytes, 300 * MIB);
     let guest = memory.guest.unwrap();
     assert_eq!((guest.available_bytes, guest.oom_kills), (Some(90 * MIB), Some(1)));
-    assert_eq!(guest.swap_in_bytes, None);
+    assert_eq!(guest.major_faults, None);
     pair.client.set_target(u64::MAX, pair.now).unwrap();
     assert_eq!(pair.look().unwrap().actual_bytes, 512 * MIB);
 }
@@ -147,14 +148,14 @@ fn cloud_hypervisor_is_seen_squeezed_and_relaxed() {
 #[test]
 fn what_a_vm_is_doing_is_a_state_and_is_asked_again_at_the_next_look() {
     let mut pair = qemu(PATIENT);
-    for (state, name) in [
-        ("paused", "paused"),
-        ("prelaunch", "paused"),
-        ("inmigrate", "migrating"),
-        ("postmigrate", "migrating"),
+    for (state, word) in [
+        ("paused", Word::Paused),
+        ("prelaunch", Word::Paused),
+        ("inmigrate", Word::Migrating),
+        ("postmigrate", Word::Migrating),
     ] {
         pair.vmm.vm().state = state;
-        assert_eq!(pair.look().unwrap_err().name(), name, "{state}");
+        assert_eq!(pair.look().unwrap_err().word(), word, "{state}");
     }
     pair.vmm.vm().state = "running";
     for migration in ["setup", "active", "device", "a-state-of-tomorrow"] {
@@ -185,7 +186,7 @@ fn what_a_vm_is_doing_is_a_state_and_is_asked_again_at_the_next_look() {
     pair.vmm.script("PUT /api/v1/vm.resize", |_| vec![send(answer_of("500 ", migrating)), Step::HangUp]);
     assert_eq!(pair.client.set_target(MIB, pair.now), Err(Unreachable::Migrating));
     pair.vmm.script("GET /api/v1/vm.info", |_| vec![send(answer_of("404 Not Found", "[]")), Step::HangUp]);
-    assert_eq!(pair.look().unwrap_err().name(), "paused", "there is no VM yet");
+    assert_eq!(pair.look().unwrap_err().word(), Word::Paused, "there is no VM yet");
     assert!(pair.look().is_ok());
 }
 
@@ -193,10 +194,10 @@ fn what_a_vm_is_doing_is_a_state_and_is_asked_again_at_the_next_look() {
 fn a_vmm_that_is_gone_is_tried_again_later_and_later() {
     let mut pair = qemu(PATIENT);
     let half = pair.after("query-balloon", |id| vec![send(format!("{{\"id\":{id},\"retu")), Step::HangUp]);
-    assert_eq!(half.name(), "gone", "{half}");
+    assert_eq!(half.word(), Word::VmmGone, "{half}");
     pair.vmm.script("query-status", |_| vec![Step::HangUp]);
     let gone = pair.look().unwrap_err();
-    assert_eq!(gone.name(), "gone");
+    assert_eq!(gone.word(), Word::VmmGone);
     pair.asked();
     // Until a second has passed it is not even tried, and neither is anything else.
     assert_eq!(pair.client.look(pair.now + Duration::from_millis(999)), Err(gone.clone()));
@@ -225,29 +226,29 @@ fn a_vmm_that_hangs_is_waited_for_once() {
     let mut pair = qemu(SHORT);
     for request in ["qmp_capabilities", "query-status", "query-balloon", "qom-get guest-stats"] {
         let state = pair.after(request, |_| vec![Step::Hang]);
-        assert_eq!(state.name(), "late", "{request}: {state}");
+        assert_eq!(state.word(), Word::VmmLate, "{request}: {state}");
     }
     let state = pair.after("greeting", |_| vec![Step::Hang]).to_string();
     assert!(state.contains("Ballast needs one of its own"), "{state}");
     let half = pair.after("query-balloon", |id| vec![send(format!("{{\"id\":{id},\"retu")), Step::Hang]);
-    assert_eq!(half.name(), "late", "{half}");
+    assert_eq!(half.word(), Word::VmmLate, "{half}");
 
     let mut pair = cloud_hypervisor(SHORT);
     let state = pair.after("GET /api/v1/vm.info", |_| vec![Step::Hang]);
     assert_eq!(state.to_string(), "the VMM is busy or hangs: it let us wait for vm.info");
     let half = answer_of("200 OK", "{\"config\":{\"memory\"")[..120].to_owned();
-    assert_eq!(pair.after("GET /api/v1/vm.info", |_| vec![send(half), Step::Hang]).name(), "late");
-    assert_eq!(pair.after("GET /api/v1/vm.balloon-stats", |_| vec![Step::Hang]).name(), "late");
+    assert_eq!(pair.after("GET /api/v1/vm.info", |_| vec![send(half), Step::Hang]).word(), Word::VmmLate);
+    assert_eq!(pair.after("GET /api/v1/vm.balloon-stats", |_| vec![Step::Hang]).word(), Word::VmmLate);
 }
 
 #[test]
 fn a_late_answer_is_nobodys() {
     let mut pair = qemu(SHORT);
     let late = |id| vec![Step::Wait(2 * SHORT), returned(id, json!({ "actual": 7 * MIB })), Step::HangUp];
-    assert_eq!(pair.after("query-balloon", late).name(), "late");
+    assert_eq!(pair.after("query-balloon", late).word(), Word::VmmLate);
     // Though the VMM carries out what it was asked for, nobody believes that it did before it is seen.
     pair.vmm.script("balloon", |_| vec![Step::Wait(2 * SHORT), Step::Answer, Step::HangUp]);
-    assert_eq!(pair.client.set_target(300 * MIB, pair.now).unwrap_err().name(), "late");
+    assert_eq!(pair.client.set_target(300 * MIB, pair.now).unwrap_err().word(), Word::VmmLate);
     while pair.vmm.vm().actual_bytes != 300 * MIB {
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -258,7 +259,7 @@ fn a_late_answer_is_nobodys() {
                         "memory_actual_size": 7 });
     let late = answer_of("200 OK", &other.to_string());
     let state = pair.after("GET /api/v1/vm.info", move |_| vec![Step::Wait(2 * SHORT), send(late)]);
-    assert_eq!(state.name(), "late");
+    assert_eq!(state.word(), Word::VmmLate);
 }
 
 #[test]
@@ -346,7 +347,7 @@ fn what_can_not_be_is_not_believed() {
     for (request, lie) in lies() {
         let words = lie.to_string();
         let state = pair.after(request, move |id| vec![returned(id, lie)]);
-        assert_eq!(state.name(), "nonsense", "{request}: {words}: {state}");
+        assert_eq!(state.word(), Word::VmmNonsense, "{request}: {words}: {state}");
     }
 
     let mut pair = cloud_hypervisor(PATIENT);
@@ -361,7 +362,7 @@ fn what_can_not_be_is_not_believed() {
     ] {
         let answer = answer_of("200 OK", &lie.to_string());
         let state = pair.after("GET /api/v1/vm.info", move |_| vec![send(answer)]);
-        assert_eq!(state.name(), "nonsense", "{lie}: {state}");
+        assert_eq!(state.word(), Word::VmmNonsense, "{lie}: {state}");
     }
 }
 
@@ -381,7 +382,7 @@ fn a_size_that_can_not_be_is_looked_at_again_at_once() {
 
     let mut pair = cloud_hypervisor(PATIENT);
     pair.vmm.vm().actual_bytes = 513 * MIB;
-    assert_eq!(pair.look().unwrap_err().name(), "nonsense");
+    assert_eq!(pair.look().unwrap_err().word(), Word::VmmNonsense);
     pair.vmm.vm().actual_bytes = 512 * MIB;
     assert!(pair.look().is_ok());
 }
@@ -407,7 +408,7 @@ fn what_is_no_answer_at_all_has_an_end() {
         ("query-balloon", "{\"a\":".repeat(100_000)),
     ] {
         let state = pair.after(request, says(&text));
-        assert_eq!(state.name(), "nonsense", "{}: {state}", &text[..text.len().min(60)]);
+        assert_eq!(state.word(), Word::VmmNonsense, "{}: {state}", &text[..text.len().min(60)]);
         assert!(state.to_string().len() < 1500, "{state}");
     }
 
@@ -421,6 +422,6 @@ fn what_is_no_answer_at_all_has_an_end() {
         answer_of("200 OK", "no JSON"),
     ] {
         let state = pair.after("GET /api/v1/vm.info", says(&text));
-        assert_eq!(state.name(), "nonsense", "{}: {state}", &text[..text.len().min(60)]);
+        assert_eq!(state.word(), Word::VmmNonsense, "{}: {state}", &text[..text.len().min(60)]);
     }
 }

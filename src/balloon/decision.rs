@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::snapshot::Silence;
 use crate::ids::Bytes;
 
 /// What becomes of a VM's balloon at a tick.
@@ -26,8 +27,10 @@ pub enum Reason {
     Off,
     /// The operator said how much.
     Fixed,
-    /// The VMM doesn't answer, in its client's words.
-    Silent(String),
+    /// The VMM is gone, in its client's words.
+    Gone(String),
+    /// The VMM doesn't answer.
+    Silent(Silence),
     /// There is nothing yet to compare with.
     First,
     /// Smaller by so many bytes, which the guest doesn't use.
@@ -101,7 +104,8 @@ impl fmt::Display for Reason {
         match self {
             Self::Off => f.write_str("off"),
             Self::Fixed => f.write_str("fixed by the operator"),
-            Self::Silent(why) => f.write_str(why),
+            Self::Gone(why) => f.write_str(why),
+            Self::Silent(silence) => f.write_str(&silence.text),
             Self::First => f.write_str("held: nothing to compare with yet"),
             Self::TookFree(bytes) => write!(f, "squeezed by {}: memory that it doesn't use", Bytes(*bytes)),
             Self::Squeezed(bytes) => write!(f, "squeezed by {}: little comes back", Bytes(*bytes)),

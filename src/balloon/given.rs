@@ -64,7 +64,7 @@ impl Given {
 #[cfg(test)]
 mod tests {
     use super::super::vmm::GuestMemory;
-    use super::super::{Decision, Reason, Snapshot, State};
+    use super::super::{Decision, Reason, Silence, Snapshot, State, Word};
     use super::*;
 
     const MIB: u64 = 1 << 20;
@@ -121,7 +121,8 @@ mod tests {
     fn another_guest_was_given_nothing_and_who_says_nothing_is_compared_with_later() {
         let mut guest = Given::default();
         guest.note(&step(has(512), 512, true));
-        assert_eq!(guest.note(&step(Vmm::Silent("paused".to_owned()), 1024, false)), Change::Little);
+        let silence = Silence { word: Word::Paused, text: "paused".to_owned() };
+        assert_eq!(guest.note(&step(Vmm::Silent(silence), 1024, false)), Change::Little);
         assert_eq!(guest.note(&step(has(768), 768, true)), given(256));
         assert_eq!(guest.note(&step(Vmm::Gone("gone".to_owned()), 1024, false)), Change::Taken);
         assert_eq!(guest.note(&step(Vmm::Gone("gone".to_owned()), 1024, false)), Change::Little);

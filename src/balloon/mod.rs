@@ -13,6 +13,7 @@ pub mod simulate;
 mod snapshot;
 pub mod trace;
 pub mod vmm;
+mod word;
 
 pub use self::decision::{Decision, Distress, Hold, Reason};
 pub use self::given::{Change, Given};
@@ -20,4 +21,5 @@ pub use self::mode::Mode;
 pub use self::policy::State;
 pub use self::share::decide_all;
 pub use self::signals::Look;
-pub use self::snapshot::{Counters, Held, Host, Pressure, Snapshot, Vmm};
+pub use self::snapshot::{Counters, Held, Host, Pressure, Silence, Snapshot, Vmm};
+pub use self::word::Word;

@@ -106,7 +106,7 @@ pub(super) fn wish(host: &Host, snapshot: &Snapshot, state: &mut State) -> Wish 
         // A guest that comes after it is another.
         (_, Vmm::Gone(why)) => {
             *state = State::default();
-            return Wish::without_numbers(snapshot.max_bytes, Reason::Silent(why.clone()));
+            return Wish::without_numbers(snapshot.max_bytes, Reason::Gone(why.clone()));
         }
         // What it was told holds, and what was seen of it for some ticks.
         (_, Vmm::Silent(why)) => {

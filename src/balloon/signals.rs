@@ -39,11 +39,9 @@ pub struct Look {
     pub actual_bytes: u64,
     /// What it used of its memory when it said so last, in bytes, if it ever did.
     pub used_bytes: Option<u64>,
-    /// The counters as they were when that was news; those of this look in a trace that doesn't say.
-    #[serde(default)]
-    pub said_counters: Option<Counters>,
+    /// The counters as they were when that was news.
+    pub said_counters: Counters,
     /// Which of its statistics that was, if they have numbers.
-    #[serde(default)]
     pub said_update: Option<u64>,
     /// Faults that waited for a disk, if it said so.
     pub major_faults: Option<u64>,
@@ -95,7 +93,7 @@ pub(super) fn first(now_ms: u64, memory: &GuestMemory, snapshot: &Snapshot) -> L
         counters: snapshot.counters,
         actual_bytes: memory.actual_bytes,
         used_bytes: used(memory, memory.guest.as_ref()),
-        said_counters: Some(snapshot.counters),
+        said_counters: snapshot.counters,
         said_update: memory.guest.and_then(|guest| guest.update),
         major_faults: memory.guest.and_then(|guest| guest.major_faults),
         oom_kills: memory.guest.and_then(|guest| guest.oom_kills),
@@ -139,8 +137,7 @@ pub(super) fn next(
     let promotion_ppm = rate_ppm(missed_bytes, working_set_bytes, elapsed_ms);
     let stall_ppm = since(now.load_ns, before.load_ns) / elapsed_ms;
     let grown_bytes = used_bytes.zip(last.used_bytes).map_or(0, |(used, before)| {
-        let said_counters = last.said_counters.unwrap_or(last.counters);
-        let pages = |of: fn(&Counters) -> u64| since(of(now), of(&said_counters));
+        let pages = |of: fn(&Counters) -> u64| since(of(now), of(&last.said_counters));
         let out_bytes = pages(|counters| counters.stores).saturating_mul(PAGE_SIZE_U64);
         let back_bytes = pages(|counters| counters.promoted).saturating_mul(PAGE_SIZE_U64);
         since(used.saturating_add(out_bytes), before.saturating_add(back_bytes))
@@ -153,7 +150,7 @@ pub(super) fn next(
         counters: *now,
         actual_bytes: memory.actual_bytes,
         used_bytes: used_bytes.or(last.used_bytes),
-        said_counters: if is_news { Some(*now) } else { last.said_counters },
+        said_counters: if is_news { *now } else { last.said_counters },
         said_update: if is_news { guest.and_then(|guest| guest.update) } else { last.said_update },
         major_faults,
         oom_kills: guest.and_then(|guest| guest.oom_kills).or(last.oom_kills),

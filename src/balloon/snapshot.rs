@@ -4,7 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::Mode;
-use super::vmm::GuestMemory;
+use super::vmm::{GuestMemory, Unreachable};
+use super::word::Word;
 
 /// The host at a tick.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,10 +86,26 @@ impl Snapshot {
 pub enum Vmm {
     /// Its guest runs and has this memory.
     Answers(GuestMemory),
-    /// It is paused, migrating or doesn't answer, in its client's words: its guest keeps what it has.
-    Silent(String),
+    /// It is paused, migrating or doesn't answer: its guest keeps what it has.
+    Silent(Silence),
     /// It is gone, in its client's words, and its guest's memory with it.
     Gone(String),
+}
+
+/// Why a VMM says nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Silence {
+    /// In a word.
+    pub word: Word,
+    /// In its client's words.
+    pub text: String,
+}
+
+impl From<&Unreachable> for Silence {
+    fn from(why: &Unreachable) -> Self {
+        Self { word: why.word(), text: why.to_string() }
+    }
 }
 
 /// What has happened to a VM's pages since the daemon started.
@@ -101,9 +118,7 @@ pub struct Counters {
     pub promoted: u64,
     /// Pages of these that had been unused for at most some minutes: the guest misses what was taken.
     pub promoted_young: u64,
-    /// Pages of these that the writeback file gave.
-    pub promoted_from_file: u64,
-    /// How long the guest's loads took, all together, in nanoseconds.
+    /// How long the guest's loads took, all together, in nanoseconds: what the file gave weighs by how long that took.
     pub load_ns: u64,
     /// Stores that waited for room.
     pub delayed_stores: u64,

@@ -208,9 +208,22 @@ impl DeviceVm {
         self.connections.end(number);
     }
 
-    /// Replaces the VM's pages while no VMM is connected and none is let in; without any the VM is out of service.
+    /// Replaces the VM's pages while no VMM is connected and none is let in; without any the VM is out of service. A balloon's
+    /// session goes on meanwhile, and its guest has still given up what it gave up: that is carried over.
     pub fn replace_store(&self, pages: Option<Arc<VmStore>>) {
-        *self.store.write() = pages;
+        let mut store = self.store.write();
+        if let (Some(before), Some(after)) = (&*store, &pages) {
+            after.table().note_balloon_pages(before.table().balloon_pages());
+        }
+        *store = pages;
+    }
+
+    /// Notes beside the VM's pages how large its balloon is to be, and is, in pages.
+    pub fn note_balloon_pages(&self, balloon_pages: [Option<u32>; 2]) {
+        // Under the lock, or the pages that come after these would not know.
+        if let Some(pages) = &*self.store.read() {
+            pages.table().note_balloon_pages(balloon_pages);
+        }
     }
 
     /// Makes `session` the one whose rings run, unless another is; then the ring waits until that one has stopped.

@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use super::*;
 use crate::control::api::{
-    Bucket, CompressorPool, Histogram, LoadLatency, MemoryPressure, PoolStatus, VmStatus, WritebackStatus,
+    BalloonStatus, Bucket, CompressorPool, Histogram, LoadLatency, MemoryPressure, PoolStatus, VmStatus,
+    WritebackStatus,
 };
 
 /// Parts of the status that are sums over the VMs, or the same number twice; `sum(…)` makes them of what is told.
@@ -28,7 +29,16 @@ const TOLD_OTHERWISE: &[&str] = &[
 /// A status in which nothing is left out.
 fn full_status() -> Status {
     let histogram = || Histogram { sum: 0, buckets: vec![Bucket { le: 256, count: 0 }] };
+    let some = Some(0);
+    let balloon = BalloonStatus {
+        reachable: true,
+        configured_bytes: some,
+        actual_bytes: some,
+        available_bytes: some,
+        ..BalloonStatus::default()
+    };
     let vm = VmStatus {
+        balloon: Some(balloon),
         name: "we\"b\\1".to_owned(),
         refault_age_seconds: vec![Bucket { le: 1, count: 0 }],
         store_delay_ms: vec![Bucket { le: 1, count: 0 }],
@@ -131,6 +141,7 @@ fn both_texts_say_the_same_and_differ_where_the_formats_do() {
         "# UNIT ballast_pool_max_bytes bytes",
         "# UNIT ballast_vm_store_latency_seconds seconds",
         "ballast_vm_stores_total{vm=\"we\\\"b\\\\1\"} 0",
+        "ballast_vm_balloon_state{vm=\"we\\\"b\\\\1\",state=\"off\"} 1",
         "ballast_vm_store_latency_seconds_bucket{vm=\"we\\\"b\\\\1\",le=\"0.000000256\"} 0",
         "ballast_vm_refault_age_seconds_bucket{vm=\"we\\\"b\\\\1\",le=\"4194304.0\"} 0",
         "ballast_vm_load_latency_seconds_bucket{vm=\"we\\\"b\\\\1\",source=\"file\",le=\"+Inf\"} 0",

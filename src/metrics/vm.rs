@@ -168,14 +168,23 @@ const BALLOONS: [(&str, &str, OfBalloon); 8] = [
 ];
 
 fn write_balloons(vms: &[VmStatus], writer: &mut Writer) {
+    let balloons = vms.iter().filter_map(|vm| Some((vm.name.as_str(), vm.balloon.as_ref()?)));
+    let balloons: Vec<_> = balloons.collect();
     for (name, help, of) in BALLOONS {
-        let samples = vms.iter().filter_map(|vm| Some((vm.name.as_str(), of(vm.balloon.as_ref()?)?)));
+        let samples = balloons.iter().filter_map(|(vm, balloon)| Some((*vm, of(balloon)?)));
         let samples: Vec<_> = samples.collect();
         // A family without a sample is one that nobody asked for.
         if !samples.is_empty() {
             writer.family(name, Kind::Gauge, help);
             samples.iter().for_each(|(vm, value)| writer.sample(&[("vm", vm)], value));
         }
+    }
+    if !balloons.is_empty() {
+        let help = "1 for the word that says what goes on with the balloon; other words have no sample.";
+        writer.family("ballast_vm_balloon_state", Kind::Gauge, help);
+    }
+    for (vm, balloon) in balloons {
+        writer.sample(&[("vm", vm), ("state", &balloon.state.to_string())], 1);
     }
 }
 

@@ -45,9 +45,12 @@ pub(super) enum Order {
 enum End {
     Enough,
     NothingLeft,
+    Unwanted,
+    Unreadable,
     NoRoom,
     Taken,
     HostShort,
+    SwitchedOff,
     FileFails,
     VmGone,
 }
@@ -57,9 +60,12 @@ impl End {
         match self {
             Self::Enough => "as many as the guest was given memory for",
             Self::NothingLeft => "there are no more of them",
+            Self::Unwanted => "the others would leave again at once, or the guest has just loaded them",
+            Self::Unreadable => "the others are damaged",
             Self::NoRoom => "there is no room for more",
             Self::Taken => "the guest is squeezed again",
             Self::HostShort => "the host is short of memory",
+            Self::SwitchedOff => "the file failed, and is left alone until the next start",
             Self::FileFails => "the file doesn't give them",
             Self::VmGone => "the VM is gone",
         }
@@ -78,8 +84,8 @@ struct Burst {
     loaded_from_file: u64,
     /// What the last scan found, the hottest last.
     found: Vec<Slot>,
-    /// How many had come when it was made. What can't be read is found again by each scan.
-    back_at_scan: Option<u64>,
+    /// How many that were, and how many had failed when it was made. What is damaged is found again by each scan.
+    last_scan: Option<(usize, u64)>,
     back_pages: u64,
     failed_pages: u64,
 }
@@ -150,7 +156,7 @@ impl ReadingBack {
             left_pages: 0,
             loaded_from_file: accounting.events.loaded_from_file,
             found: Vec::new(),
-            back_at_scan: None,
+            last_scan: None,
             back_pages: 0,
             failed_pages: 0,
         });
@@ -172,10 +178,10 @@ impl ReadingBack {
         }
     }
 
-    /// Ends all of them: nothing comes from the file any more.
+    /// Ends all of them: the file failed. It would still be read, and what has it left is better kept for loads.
     pub(super) fn give_up(&mut self) {
         for id in self.bursts.keys().copied().collect::<Vec<_>>() {
-            self.end(id, End::FileFails);
+            self.end(id, End::SwitchedOff);
         }
     }
 
@@ -261,15 +267,18 @@ impl Burst {
         }
         let now = Age::now();
         if self.found.is_empty() {
-            if self.back_at_scan.replace(self.back_pages) == Some(self.back_pages) {
-                return Err(End::NothingLeft);
+            let all_failed =
+                |(found, failed_pages)| found as u64 == self.failed_pages.saturating_sub(failed_pages);
+            if self.last_scan.is_some_and(all_failed) {
+                return Err(End::Unreadable);
             }
             self.find(vm, now, bounds.idle);
         }
         let most = BATCH_PAGES.min(usize::try_from(self.left_pages).unwrap_or(usize::MAX));
         let mut slots = self.found.split_off(self.found.len().saturating_sub(most));
         if slots.is_empty() {
-            return Err(End::NothingLeft);
+            let none = vm.accounting().held.file_pages == 0;
+            return Err(if none { End::NothingLeft } else { End::Unwanted });
         }
         // Some seconds may have passed since they were found.
         slots.retain(|slot| {
@@ -294,6 +303,7 @@ impl Burst {
         let count = usize::try_from(self.left_pages.min(SCAN_PAGES)).unwrap_or(usize::MAX);
         let found = hottest_in_file(vm.table(), count, now, |age| self.is_wanted(age, now, idle));
         self.found = found.into_iter().rev().map(|(_, slot)| slot).collect();
+        self.last_scan = Some((self.found.len(), self.failed_pages));
     }
 
     fn bring_back(&mut self, vm: &VmStore, fetched: Vec<Fetched>) -> Result<(), End> {

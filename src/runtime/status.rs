@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use super::balloons::Shown;
 use super::daemon::Daemon;
 use super::psi;
 use super::served::Served;
-use crate::balloon::trace::Step;
 use crate::balloon::{Mode, Vmm};
 use crate::control::api::{
     BadPage, BalloonStatus, CheckState, CheckStatus, CompressorPool, CompressorPoolState, Counters,
@@ -36,7 +36,7 @@ pub(super) fn of(daemon: &Daemon) -> Status {
     daemon.store.for_each(|name, vm| found.push((name.to_owned(), vm.clone())));
     for (name, vm) in &found {
         let mut status = vm_status(&served, name, vm);
-        status.balloon = daemon.balloons.shown(name).map(|step| balloon(daemon, &step));
+        status.balloon = daemon.balloons.shown(name).map(|shown| balloon(daemon, &shown));
         vms.push(status);
         if let VmState::Ready(pages) | VmState::Unconfigured(pages) = vm {
             metadata_bytes += pages.metadata_bytes();
@@ -303,8 +303,8 @@ fn vm_status(served: &[Served], name: &str, vm: &VmState) -> VmStatus {
     status
 }
 
-fn balloon(daemon: &Daemon, step: &Step) -> BalloonStatus {
-    let Step { snapshot, state, decision } = step;
+fn balloon(daemon: &Daemon, shown: &Shown) -> BalloonStatus {
+    let (snapshot, decision) = (&shown.step.snapshot, &shown.step.decision);
     let memory = match &snapshot.vmm {
         Vmm::Answers(memory) => Some(memory),
         Vmm::Silent(_) | Vmm::Gone(_) => None,
@@ -315,7 +315,7 @@ fn balloon(daemon: &Daemon, step: &Step) -> BalloonStatus {
         Mode::Auto => "auto",
         Mode::Fixed(_) => "fixed",
     };
-    let look = state.look.unwrap_or_default();
+    let look = shown.look.unwrap_or_default();
     let pages = daemon.store.ready(&snapshot.vm);
     let reading_back = |pages: Arc<VmStore>| daemon.shrinker.reading_back_pages(pages.id());
     BalloonStatus {
@@ -325,6 +325,7 @@ fn balloon(daemon: &Daemon, step: &Step) -> BalloonStatus {
         actual_bytes: memory.map(|memory| memory.actual_bytes),
         available_bytes: memory.and_then(|memory| memory.guest?.available_bytes),
         target_bytes: decision.target_bytes,
+        state: decision.reason.word(),
         reason: decision.reason.to_string(),
         reading_back_pages: pages.map_or(0, reading_back),
         promotion_ppm: look.promotion_ppm,

@@ -170,8 +170,6 @@ impl Reported {
             free_bytes: value("free_memory"),
             total_bytes: value("total_memory"),
             major_faults: value("major_faults"),
-            swap_in_bytes: value("swap_in"),
-            swap_out_bytes: value("swap_out"),
             oom_kills: value("oom_kills"),
         })
     }
@@ -221,13 +219,12 @@ mod tests {
 
     #[test]
     fn what_a_guest_leaves_out_is_not_known() {
-        let body =
-            r#"{ "balloon_actual": 0, "last_update": 5000, "stats": { "swap_in": 7, "free_memory": null } }"#;
+        let body = r#"{ "balloon_actual": 0, "last_update": 5000, "stats": { "major_faults": 7, "free_memory": null } }"#;
         let reported: Reported = serde_json::from_str(body).unwrap();
         let stats = reported.stats_at(UNIX_EPOCH + Duration::from_millis(5500));
         let age = Duration::from_millis(500);
         let update = Some(5000);
-        assert_eq!(stats, Some(GuestStats { age, update, swap_in_bytes: Some(7), ..GuestStats::default() }));
+        assert_eq!(stats, Some(GuestStats { age, update, major_faults: Some(7), ..GuestStats::default() }));
         let never = Reported { last_update: 0, ..reported };
         assert_eq!(never.stats_at(UNIX_EPOCH), None);
     }

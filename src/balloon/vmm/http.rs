@@ -100,6 +100,7 @@ fn parse(received: &[u8], ended: bool) -> Result<Option<Answer>, Unreachable> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::balloon::Word;
 
     fn answer(status: u16, body: &str) -> Answer {
         Answer { status, body: body.as_bytes().to_owned() }
@@ -134,7 +135,7 @@ mod tests {
             "HTTP/1.1 200 \r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         ] {
             let state = parse(text.as_bytes(), false).unwrap_err();
-            assert_eq!(state.name(), "nonsense", "{text}");
+            assert_eq!(state.word(), Word::VmmNonsense, "{text}");
         }
     }
 }

@@ -108,29 +108,30 @@ fn unconnected(path: &Path, error: Errno, waited_for: &'static str) -> Unreachab
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::balloon::Word;
     use std::os::unix::net::UnixListener;
 
     const SHORT: Duration = Duration::from_millis(50);
 
-    fn state(path: &Path) -> &'static str {
-        Socket::connect(path, Deadline::after(SHORT)).unwrap_err().name()
+    fn state(path: &Path) -> Word {
+        Socket::connect(path, Deadline::after(SHORT)).unwrap_err().word()
     }
 
     #[test]
     fn where_nobody_listens_the_vmm_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        assert_eq!(state(&path), "gone", "there is none");
+        assert_eq!(state(&path), Word::VmmGone, "there is none");
         drop(UnixListener::bind(&path).unwrap());
-        assert_eq!(state(&path), "gone", "it is left over");
-        assert_eq!(state(&dir.path().join("n".repeat(200))), "gone", "there can be none");
+        assert_eq!(state(&path), Word::VmmGone, "it is left over");
+        assert_eq!(state(&dir.path().join("n".repeat(200))), Word::VmmGone, "there can be none");
     }
 
     /// Root, as whom these tests may run, is denied nothing.
     #[test]
     fn a_socket_of_somebody_elses_is_forbidden() {
         let state = unconnected(Path::new("/run/qmp.sock"), Errno::ACCESS, "a test");
-        assert_eq!(state.name(), "forbidden");
+        assert_eq!(state.word(), Word::VmmForbidden);
         assert!(
             state.to_string().starts_with("/run/qmp.sock may not be connected to (Permission"),
             "{state}"
@@ -144,7 +145,7 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         rustix::net::listen(&listener, 0).unwrap();
         let first = Socket::connect(&path, Deadline::after(Duration::from_secs(60))).unwrap();
-        assert_eq!(state(&path), "late");
+        assert_eq!(state(&path), Word::VmmLate);
         assert_eq!(first.path(), path);
     }
 }

@@ -4,6 +4,8 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
+use crate::balloon::word::Word;
+
 /// Characters of a VMM's own words that are passed on.
 const QUOTED_CHARS_MAX: usize = 200;
 
@@ -78,16 +80,16 @@ pub enum Unreachable {
 impl Unreachable {
     /// A word for it, for a status or a metric.
     #[must_use]
-    pub fn name(&self) -> &'static str {
+    pub fn word(&self) -> Word {
         match self {
-            Self::Gone { .. } => "gone",
-            Self::Forbidden { .. } => "forbidden",
-            Self::Late { .. } => "late",
-            Self::Paused { .. } => "paused",
-            Self::Migrating => "migrating",
-            Self::NoBalloon { .. } => "no-balloon",
-            Self::Refused { .. } => "refused",
-            Self::Nonsense { .. } | Self::Impossible { .. } => "nonsense",
+            Self::Gone { .. } => Word::VmmGone,
+            Self::Forbidden { .. } => Word::VmmForbidden,
+            Self::Late { .. } => Word::VmmLate,
+            Self::Paused { .. } => Word::Paused,
+            Self::Migrating => Word::Migrating,
+            Self::NoBalloon { .. } => Word::NoBalloon,
+            Self::Refused { .. } => Word::VmmRefused,
+            Self::Nonsense { .. } | Self::Impossible { .. } => Word::VmmNonsense,
         }
     }
 

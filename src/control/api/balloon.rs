@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::balloon::Word;
+
 /// A VM's balloon, as of the controller's last tick.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
@@ -19,7 +21,9 @@ pub struct BalloonStatus {
     pub available_bytes: Option<u64>,
     /// What it should have.
     pub target_bytes: u64,
-    /// Why, or why the VMM doesn't answer.
+    /// Why, or why the VMM doesn't answer, in a word that stays the same in later versions.
+    pub state: Word,
+    /// The same in a sentence, with its numbers.
     pub reason: String,
     /// Pages that are being read back from the writeback file, because it was given memory, and are still to come.
     pub reading_back_pages: u64,

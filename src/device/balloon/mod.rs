@@ -162,9 +162,7 @@ impl Balloon {
 
     /// Has a daemon that comes after this one know what holds. For whoever has changed it, before others can.
     fn note(&self, state: &State) {
-        if let Some(pages) = self.vm.pages() {
-            pages.table().note_balloon_pages([state.target_pages, state.actual_pages]);
-        }
+        self.vm.note_balloon_pages([state.target_pages, state.actual_pages]);
     }
 
     /// Asks the guest for statistics, [`STATS_EVERY`] at most; they are in a later [`Self::look`]. False when it has none to

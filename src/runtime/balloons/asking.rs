@@ -64,7 +64,16 @@ fn choose(mut turns: Vec<&mut Turn>) {
 
 /// Does the same with each guest, many at a time; in the guests' order.
 pub(super) fn side_by_side<G: Send, T: Send>(guests: &mut [G], act: impl Fn(&mut G) -> T + Sync) -> Vec<T> {
-    let threads = guests.len().min(ASKED_MAX);
+    by_threads(ASKED_MAX, guests, act)
+}
+
+/// The same with so many threads at most.
+fn by_threads<G: Send, T: Send>(
+    threads_max: usize,
+    guests: &mut [G],
+    act: impl Fn(&mut G) -> T + Sync,
+) -> Vec<T> {
+    let threads = guests.len().min(threads_max);
     let next = Mutex::new(guests.iter_mut().enumerate());
     let work = || {
         let mut done = Vec::new();
@@ -117,6 +126,19 @@ mod tests {
         });
         assert_eq!(done, (0..200).collect::<Vec<_>>());
         assert_eq!(side_by_side(&mut [0; 0], |_| 0), [0; 0]);
+    }
+
+    #[test]
+    fn where_there_are_no_threads_all_are_asked_all_the_same() {
+        let mut guests: Vec<usize> = (0..50).collect();
+        for threads_max in [0, 1] {
+            let done = by_threads(threads_max, &mut guests, |guest| {
+                *guest += 1;
+                *guest
+            });
+            assert_eq!(done, guests, "each once, and in order");
+        }
+        assert_eq!(guests, (2..52).collect::<Vec<_>>());
     }
 
     #[test]

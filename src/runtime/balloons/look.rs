@@ -65,7 +65,6 @@ fn counters(pages: &VmStore, device: &DeviceVm) -> Counters {
         stores: events.stores,
         promoted: ages.iter().sum(),
         promoted_young: ages.iter().take(YOUNG_BUCKETS).sum(),
-        promoted_from_file: events.loaded_from_file,
         load_ns: [Source::SameFilled, Source::Pool, Source::File].map(load_ns).iter().sum(),
         delayed_stores: events.delayed_stores,
         failed_stores: events.reject_reclaim_fail + events.reject_alloc_fail,

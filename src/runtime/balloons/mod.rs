@@ -23,7 +23,7 @@ use crate::balloon::trace::{Step, Tick};
 use crate::balloon::vmm::cloud_hypervisor::CloudHypervisor;
 use crate::balloon::vmm::qmp::Qmp;
 use crate::balloon::vmm::{Unreachable, VmmClient};
-use crate::balloon::{Change, Given, Mode, Pressure, Reason, State, Vmm};
+use crate::balloon::{Change, Given, Look, Mode, Pressure, Reason, Silence, State, Vmm, Word};
 use crate::config::{SqueezeConfig, SqueezeVmm};
 use crate::reclaim::pressure::Level;
 use crate::threads::{self, Role};
@@ -31,10 +31,19 @@ use crate::threads::{self, Role};
 /// A guest that has less than it should by more than this was not given what we asked for, or somebody else took it.
 const LESS_BYTES: u64 = 4 << 20;
 
+/// What is shown of a VM's balloon: the last tick.
+#[derive(Clone, Debug)]
+pub(super) struct Shown {
+    /// What was decided, and on what grounds.
+    pub(super) step: Step,
+    /// The look that this rests on, if there was anything to see.
+    pub(super) look: Option<Look>,
+}
+
 /// What is known of all balloons, for whoever asks.
 #[derive(Debug)]
 pub(super) struct Balloons {
-    shown: Mutex<HashMap<String, Step>>,
+    shown: Mutex<HashMap<String, Shown>>,
     /// Whether something was changed that the next tick should not wait for.
     changed: Mutex<bool>,
     bell: Condvar,
@@ -57,7 +66,7 @@ impl Balloons {
     }
 
     /// What was decided about a VM last, and on what grounds.
-    pub(super) fn shown(&self, name: &str) -> Option<Step> {
+    pub(super) fn shown(&self, name: &str) -> Option<Shown> {
         self.shown.lock().get(name).cloned()
     }
 
@@ -161,14 +170,19 @@ impl Controller {
             guest.tell_log(step);
             guest.tell_shrinker(&daemon, step);
         }
-        let steps: HashMap<String, Step> =
-            tick.vms.into_iter().map(|step| (step.snapshot.vm.clone(), step)).collect();
+        let looks = self.guests.iter().map(|guest| guest.state.look);
+        let shown = tick
+            .vms
+            .into_iter()
+            .zip(looks)
+            .map(|(step, look)| (step.snapshot.vm.clone(), Shown { step, look }));
+        let shown: HashMap<String, Shown> = shown.collect();
         asking::side_by_side(&mut self.guests, |guest| {
-            if let Some(step) = steps.get(&guest.served.config.name) {
+            if let Some(Shown { step, .. }) = shown.get(&guest.served.config.name) {
                 guest.tell(step);
             }
         });
-        *daemon.balloons.shown.lock() = steps;
+        *daemon.balloons.shown.lock() = shown;
     }
 
     /// VMs come and go, and how they are squeezed changes.
@@ -197,7 +211,7 @@ impl Guest {
 
     fn look(&mut self) -> Vmm {
         if self.squeeze.mode == Mode::Off {
-            return Vmm::Silent("off".to_owned());
+            return Vmm::Silent(Silence { word: Word::Off, text: "off".to_owned() });
         }
         let client = &mut self.client;
         let seen = self.turn.take(|| client.look(Instant::now()));
@@ -208,7 +222,7 @@ impl Guest {
         match seen {
             Ok(memory) => Vmm::Answers(memory),
             Err(why @ Unreachable::Gone { .. }) => Vmm::Gone(why.to_string()),
-            Err(why) => Vmm::Silent(why.to_string()),
+            Err(why) => Vmm::Silent(Silence::from(&why)),
         }
     }
 
