@@ -174,6 +174,11 @@ pub fn pool(pool: &PoolStatus) -> String {
     for cold in pool.pools.iter().filter(|pool| pool.state == CompressorPoolState::Cold && pool.objects > 0) {
         text.push_str(&format!("cold: {}, objects: {}\n", cold.compressor, cold.objects));
     }
+    if pool.deduplicated_bytes > 0 {
+        let saved = Bytes(pool.deduplicated_bytes);
+        let (pages, objects) = (pool.shared_pages, pool.shared_objects);
+        text.push_str(&format!("equal pages: {pages}, kept as {objects} objects; {saved} saved by that\n"));
+    }
     for old in pool.pools.iter().filter(|pool| pool.state == CompressorPoolState::Draining) {
         // A daemon that is older than its client doesn't say how many there were.
         let of = match old.objects_at_first {
@@ -291,6 +296,9 @@ a-long-name: its page table is damaged
             full: true,
             accept_threshold_percent: 90,
             waiting_stores: 3,
+            shared_pages: 70,
+            shared_objects: 9,
+            deduplicated_bytes: 12 << 10,
             counters: Counters { bad_pages: 2, ..Counters::default() },
             pools: vec![CompressorPool::default(), draining],
             pressure_source: Some("psi+cgroup".to_owned()),
@@ -325,6 +333,7 @@ pool: 0B of 0B used, payload 0B, metadata 0B; 0B stored (zstd:3), ratio -, saved
 full: pages leave until less than 90 % is used
 writes that wait for room: 3
 bad pages found: 2; `ballast check` says which are still there
+equal pages: 70, kept as 9 objects; 12KiB saved by that
 draining: lz4, objects left: 7; 13 of 20 objects done (65 %)
 recompression: 2 of 9 objects done (22 %)
 recompression: found no room, and tries again less and less often

@@ -17,6 +17,7 @@ mod read_back;
 mod recompress;
 mod share;
 mod tag;
+mod validate;
 
 pub use check::Checked;
 pub use limits::Limits;
@@ -37,7 +38,7 @@ use change::{Cause, Change};
 
 use super::accounting::{Accounting, Events, Held, Share, object_bytes};
 use super::arena::AllocateError;
-use super::codec::{CodecId, Compressor, Encoder, Kept, Scratch};
+use super::codec::{Compressor, Encoder, Kept, Scratch};
 use super::dictionaries::Dictionaries;
 use super::entry::{Entry, Location};
 use super::lru::Age;
@@ -45,7 +46,7 @@ use super::object;
 use super::pool::{Pool, PoolId};
 use super::room::Shared;
 use super::sharing::Sharing;
-use super::table::{CHUNK_SLOTS, Record, Table};
+use super::table::{CHUNK_SLOTS, Table};
 use super::twins::Twins;
 use crate::ids::{Owner, Slot, VmId};
 use crate::page::Page;
@@ -437,47 +438,6 @@ impl VmStore {
             self.invalidate(Slot(slot));
         }
         (chunk_end < end.0).then_some(Slot(chunk_end))
-    }
-
-    /// Recounts what is held from the entries and compares with the running numbers. `in_file` is called with every
-    /// place in the writeback file that an entry names.
-    ///
-    /// # Panics
-    /// When they differ, or an object is not whole.
-    #[must_use]
-    pub fn validate(&self, mut in_file: impl FnMut(crate::writeback::Place)) -> Held {
-        let (mut held, mut sharing) = (Held::default(), Sharing::default());
-        let numbers = self.numbers.lock();
-        for slot in self.table.backed_slots() {
-            let Record { entry, tag, .. } = self.table.record(slot).expect("backed slots have records");
-            let entry = Entry::unpack(entry.load(Ordering::Relaxed), slot).expect("entries are sound");
-            self.validate_object(slot, entry);
-            let mut share = self.share(entry, Tag::of(tag), &sharing, 0);
-            match entry {
-                Entry::Shared(location) => {
-                    share.pool = numbers.sharing.pool(location).expect("it is known while a slot names it");
-                    sharing.join(location, slot, share.pool);
-                }
-                Entry::File(place) => in_file(place),
-                Entry::Arena(_) | Entry::Empty | Entry::SameFilled(_) | Entry::Lost => {}
-            }
-            held.add(share);
-        }
-        assert_eq!(held, numbers.accounting.held, "the running numbers are those of the entries");
-        numbers.sharing.validate(&sharing);
-        let unclaimed = numbers.limits.reserve_bytes.saturating_sub(held.pool_bytes);
-        assert_eq!(unclaimed, self.unclaimed_bytes.load(Ordering::Relaxed), "reserves are up to date");
-        held
-    }
-
-    fn validate_object(&self, slot: Slot, entry: Entry) {
-        let Some(location) = entry.location() else { return };
-        let mut copy = vec![0; object_bytes(location)];
-        self.shared.arena.read(location.offset, &mut copy);
-        let (coding, payload) = object::open(&copy, entry.owner(self.id(), slot)).expect("objects are sound");
-        assert_eq!(coding.codec == CodecId::Raw, payload.len() == object::PAYLOAD_MAX);
-        let known = coding.dictionary.is_none_or(|number| self.dictionaries.get(number).is_some());
-        assert!(known, "a dictionary stays as long as objects that were made with it");
     }
 
     /// How long before `now` the page in `slot` was last used.
