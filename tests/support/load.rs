@@ -96,7 +96,7 @@ impl Load {
                 0..=4 => {
                     let kind = u8::try_from(self.noise >> 40 & 0xff).expect("a byte");
                     // One of four is the same as others of this load.
-                    let seed = if self.noise >> 48 & 3 == 0 { self.noise >> 50 & 31 } else { self.noise };
+                    let seed = if self.noise >> 48 & 3 == 0 { self.noise >> 50 & 31 | 1 } else { self.noise };
                     Asked::Store(slot, Box::new(page_of(kind, seed)))
                 }
                 5 | 6 => Asked::Load(slot),
