@@ -296,9 +296,6 @@ a-long-name: its page table is damaged
             full: true,
             accept_threshold_percent: 90,
             waiting_stores: 3,
-            shared_pages: 70,
-            shared_objects: 9,
-            deduplicated_bytes: 12 << 10,
             counters: Counters { bad_pages: 2, ..Counters::default() },
             pools: vec![CompressorPool::default(), draining],
             pressure_source: Some("psi+cgroup".to_owned()),
@@ -333,7 +330,6 @@ pool: 0B of 0B used, payload 0B, metadata 0B; 0B stored (zstd:3), ratio -, saved
 full: pages leave until less than 90 % is used
 writes that wait for room: 3
 bad pages found: 2; `ballast check` says which are still there
-equal pages: 70, kept as 9 objects; 12KiB saved by that
 draining: lz4, objects left: 7; 13 of 20 objects done (65 %)
 recompression: 2 of 9 objects done (22 %)
 recompression: found no room, and tries again less and less often
@@ -369,6 +365,9 @@ web1  ready  no           0B      0B           0B     2MiB    0B     0B       0 
         let pools = vec![CompressorPool::default(), cold];
         let mut status = Status { pool: PoolStatus { pools, ..PoolStatus::default() }, ..Status::default() };
         assert!(render(&status).contains("\ncold: zstd:9+dictionary, objects: 7\n"));
+        let pool = &mut status.pool;
+        (pool.shared_pages, pool.shared_objects, pool.deduplicated_bytes) = (70, 9, 12 << 10);
+        assert!(render(&status).contains("\nequal pages: 70, kept as 9 objects; 12KiB saved by that\n"));
         let balloon = BalloonStatus {
             mode: "auto".to_owned(),
             reason: "off".to_owned(),

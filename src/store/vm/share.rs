@@ -20,8 +20,9 @@ use crate::store::object;
 use crate::store::pool::{Pool, PoolId};
 use crate::store::twins::{Hint, Twins};
 
-/// Objects that take less of the pool are not worth what knowing their sharers takes.
-const WORTHWHILE_BYTES_MIN: u64 = 128;
+/// Objects that take less of the pool are not worth what knowing their sharers takes, unless there are many: so is none that only
+/// repeats a word.
+const WORTHWHILE_BYTES_MIN: u64 = 48;
 
 /// A page that may be the same as another, its object in the scratch buffer. A shared one is held.
 struct Twin {
@@ -94,7 +95,7 @@ impl VmStore {
             _ => same.and_then(|coding| self.lend(&twin, coding, to.id, scratch)),
         }?;
         let outcome = same.map(|_| {
-            self.twins.lock().count_found();
+            self.twins.lock().count_saved(self.charged_bytes(Entry::Shared(held)));
             let change = Change { entry: Entry::Shared(held), pool: to.id, cause: Cause::Share };
             match self.publish(slot, change, Some(expected)) {
                 Published::Yes => Recompressed::Shared,
@@ -113,7 +114,13 @@ impl VmStore {
         let tag = Tag::of(record.tag);
         let entry = Entry::unpack(record.entry.load(Ordering::Relaxed), slot).ok()?;
         let location = entry.location()?;
-        if tag.pool() != to || entry == found || self.charged_bytes(entry) < WORTHWHILE_BYTES_MIN {
+        if entry == found {
+            // They share it already, and have since before the daemon started.
+            drop(numbers);
+            self.twins.lock().count_saved(self.charged_bytes(entry));
+            return None;
+        }
+        if tag.pool() != to || self.charged_bytes(entry) < WORTHWHILE_BYTES_MIN {
             return None;
         }
         if matches!(entry, Entry::Shared(_)) && !numbers.sharing.hold(location) {
