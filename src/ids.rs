@@ -42,6 +42,20 @@ pub struct Owner {
     pub slot: Slot,
 }
 
+impl Owner {
+    /// Nobody in particular: several slots of `vm` have the same page. No disk has that many slots.
+    #[must_use]
+    pub fn shared(vm: VmId) -> Self {
+        Self { vm, slot: Slot(u32::MAX) }
+    }
+
+    /// Whether that is who owns it.
+    #[must_use]
+    pub fn is_shared(self) -> bool {
+        self == Self::shared(self.vm)
+    }
+}
+
 /// A number of bytes, read and printed in IEC units: `512MiB`, `1.5GiB`, `4096B`. Without a unit it is none: a number alone
 /// is more likely a unit that was forgotten than so many bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -48,6 +48,8 @@ enum Step {
     Open { slots: u32, file_mib: u64 },
     /// Stores a page of this kind in each slot of a VM.
     Store(usize, Range<u32>, u8),
+    /// Stores pages of this kind, every twelfth the same.
+    StoreAgain(usize, Range<u32>, u8),
     /// Loads pages, which brings those back from the file that were loaded before.
     Load(usize, Range<u32>),
     /// Drops every so-many-th page.
@@ -56,18 +58,22 @@ enum Step {
     Evict(usize, Range<u32>),
     /// Moves what lives in half-dead segments of the file elsewhere.
     Clean,
-    /// Empties sparse spans.
-    Compact,
+    /// Empties sparse spans; of shared objects, too, if that is said.
+    Compact { shared: bool },
     /// Compresses a VM's pages anew.
     Recompress(usize),
     /// Gives a VM a dictionary, and compresses its pages with that.
     Learn(usize),
+    /// Makes a VM's pages cold: those that are the same as another, so many, are kept as that.
+    Cool(usize, usize),
     /// Drops a VM's pages.
     Clear(usize),
 }
 
 fn history() -> Vec<Step> {
-    use Step::{Clean, Clear, Compact, Discard, Evict, Learn, Load, Open, Recompress, Store};
+    use Step::{
+        Clean, Clear, Compact, Cool, Discard, Evict, Learn, Load, Open, Recompress, Store, StoreAgain,
+    };
     let open = |slots, file_mib| Open { slots, file_mib };
     vec![
         open(SLOTS[0], 4),
@@ -80,7 +86,7 @@ fn history() -> Vec<Step> {
         Store(0, 0..1, 1),
         Store(0, 1..2, 0),
         Discard(0, 3..60, 2),
-        Compact,
+        Compact { shared: false },
         Evict(0, 0..20),
         Store(1, 2..5, 3),
         open(SLOTS[0], 4),
@@ -96,7 +102,20 @@ fn history() -> Vec<Step> {
         Learn(0),
         Evict(0, 22..23),
         Evict(0, 0..6),
+        StoreAgain(0, 24..48, 3),
+        Cool(0, 12),
+        // A third page joins two that share.
+        StoreAgain(0, 48..50, 3),
+        Cool(0, 2),
+        // Of three one is left, of three others two, of two one.
+        Discard(0, 24..36, 1),
+        Discard(0, 37..45, 1),
+        Discard(0, 46..48, 1),
+        Compact { shared: true },
+        Store(0, 36..37, 2),
+        Evict(0, 48..49),
         open(SLOTS[0], 6),
+        Discard(0, 45..50, 1),
         Clear(1),
         Store(1, 0..2, 2),
         // It is out of service with another size, until it is cleared.
@@ -117,6 +136,9 @@ fn follow(truth: &mut Truth, at: usize, step: &Step) {
         Step::Store(vm, slots, kind) => {
             truth.extend(slots.clone().map(|slot| ((*vm, slot), (*kind, seed(at, slot)))));
         }
+        Step::StoreAgain(vm, slots, kind) => {
+            truth.extend(slots.clone().map(|slot| ((*vm, slot), (*kind, seed_again(slot)))));
+        }
         Step::Discard(vm, slots, every) => {
             for slot in slots.clone().step_by(*every) {
                 truth.remove(&(*vm, slot));
@@ -136,6 +158,10 @@ fn page_of_kind(kind: u8, seed: u64) -> Page {
 
 fn seed(at: usize, slot: u32) -> u64 {
     1 + at as u64 * 1000 + u64::from(slot)
+}
+
+fn seed_again(slot: u32) -> u64 {
+    1_000_000 + u64::from(slot % 12)
 }
 
 /// The process that plays the history.
@@ -160,6 +186,11 @@ impl Player<'_> {
             Step::Store(of, slots, kind) => slots.clone().for_each(|slot| {
                 vm(of).store(Slot(slot), &page_of_kind(*kind, seed(at, slot)), Age::now(), scratch).unwrap();
             }),
+            Step::StoreAgain(of, slots, kind) => slots.clone().for_each(|slot| {
+                vm(of)
+                    .store(Slot(slot), &page_of_kind(*kind, seed_again(slot)), Age::now(), scratch)
+                    .unwrap();
+            }),
             Step::Load(of, slots) => slots.clone().for_each(|slot| {
                 load_waiting(&vm(of), slot, &mut ZERO_PAGE.clone(), scratch).unwrap();
             }),
@@ -168,12 +199,17 @@ impl Player<'_> {
             }
             Step::Evict(of, slots) => evict(&store, *of, slots.clone()),
             Step::Clean => clean(&store),
-            Step::Compact => {
+            Step::Compact { shared } => {
+                let mut moved_shared = false;
                 let done = compact(store.arena(), usize::MAX, |planned| {
                     let owner = NAMES.iter().filter_map(|name| store.ready(name));
-                    owner.into_iter().any(|vm| vm.id() == planned.owner.vm && vm.relocate(planned, scratch))
+                    let moved = owner
+                        .into_iter()
+                        .any(|vm| vm.id() == planned.owner.vm && vm.relocate(planned, scratch));
+                    moved_shared |= moved && planned.owner.is_shared();
+                    moved
                 });
-                assert!(done.moved > 0);
+                assert!(done.moved > 0 && moved_shared >= *shared, "{done:?}");
             }
             Step::Recompress(of) => {
                 store.shared().pools.set_current(Compressor::Zstd(1)).unwrap();
@@ -192,6 +228,12 @@ impl Player<'_> {
                     })
                     .count();
                 assert!(moved > 0);
+            }
+            Step::Cool(of, equal) => {
+                let cold = store.shared().pools.cold().unwrap();
+                let all = (0..SLOTS[0]).map(|slot| vm(of).recompress(Slot(slot), cold, scratch));
+                let shared = all.filter(|outcome| *outcome == Recompressed::Shared).count();
+                assert_eq!(shared, *equal);
             }
             Step::Clear(of) => store.clear(NAMES[*of]).unwrap(),
         }

@@ -45,6 +45,7 @@ struct Tally {
     evicted_pages: u64,
     cleaned_segments: u64,
     recompressed_objects: u64,
+    deduplicated_pages: u64,
 }
 
 impl Tally {
@@ -56,6 +57,7 @@ impl Tally {
         self.evicted_pages += number("evicted_pages");
         self.cleaned_segments += number("cleaned_segments");
         self.recompressed_objects += number("recompressed_objects");
+        self.deduplicated_pages += status["pool"]["counters"]["deduplicated_pages"].as_u64().unwrap();
     }
 }
 
@@ -172,7 +174,7 @@ fn nothing_is_lost_however_often_the_daemon_dies() {
     report(&tally, &loads);
     assert!(tally.before_serving > deaths / 20 && tally.at_points - tally.before_serving > deaths / 20);
     assert!(tally.evicted_pages > deaths * 10, "hardly anything went to the file: {}", tally.evicted_pages);
-    assert!(tally.cleaned_segments > 0 && tally.recompressed_objects > 0);
+    assert!(tally.cleaned_segments > 0 && tally.recompressed_objects > 0 && tally.deduplicated_pages > 0);
 }
 
 #[test]
@@ -210,7 +212,7 @@ fn report(tally: &Tally, loads: &[Load]) {
     let sum = |of: fn(&Load) -> u64| loads.iter().map(of).sum::<u64>();
     let line = format!(
         "{} deaths, {} of them at points, {} of these before the daemon served; {} pages were checked, {} written to \
-         the file, {} segments cleaned, {} objects compressed anew; {} stores failed for want of room",
+         the file, {} segments cleaned, {} objects compressed anew, {} of them as equal pages; {} stores failed for want of room",
         tally.deaths,
         tally.at_points,
         tally.before_serving,
@@ -218,6 +220,7 @@ fn report(tally: &Tally, loads: &[Load]) {
         tally.evicted_pages,
         tally.cleaned_segments,
         tally.recompressed_objects,
+        tally.deduplicated_pages,
         sum(|load| load.failed_stores),
     );
     tell(&line);

@@ -19,11 +19,26 @@ const FILE_BYTES: u64 = 5 << 20;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Store { vm: usize, first: u32, count: u32, kind: u8 },
-    Load { vm: usize, first: u32, count: u32 },
-    Invalidate { vm: usize, first: u32, count: u32 },
+    Store {
+        vm: usize,
+        first: u32,
+        count: u32,
+        kind: u8,
+    },
+    Load {
+        vm: usize,
+        first: u32,
+        count: u32,
+    },
+    Invalidate {
+        vm: usize,
+        first: u32,
+        count: u32,
+    },
     Use(u32),
     Shrink,
+    /// All pages of a VM get cold, and those that are the same are kept once.
+    Cool(usize),
     Clear(usize),
     Restart,
     Crash,
@@ -51,6 +66,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => range().prop_map(|(vm, first, count)| Step::Invalidate { vm, first, count }),
         6 => (1..400u32).prop_map(Step::Use),
         4 => Just(Step::Shrink),
+        4 => (0..NAMES.len()).prop_map(Step::Cool),
         1 => (0..NAMES.len()).prop_map(Step::Clear),
         1 => Just(Step::Restart),
         1 => Just(Step::Crash),
@@ -72,6 +88,7 @@ fn apply(world: &mut World, step: Step) {
         }
         Step::Use(uses) => world.use_pages(uses),
         Step::Shrink => settle(world.shrinker()),
+        Step::Cool(vm) => world.cool(vm),
         Step::Clear(vm) => world.clear(vm),
         Step::Restart => world.restart(),
         Step::Crash => *world = world.crashed(),

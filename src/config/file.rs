@@ -55,7 +55,7 @@ struct File {
 #[derive(Default, Deserialize)]
 #[serde(
     deny_unknown_fields,
-    expecting = "the section [pool] with its keys: max, compressor, cold_compressor, cold_after, cold_cpu, accept_threshold, store_deadline_ms, pressure"
+    expecting = "the section [pool] with its keys: max, compressor, cold_compressor, cold_after, cold_cpu, deduplicate, accept_threshold, store_deadline_ms, pressure"
 )]
 struct Pool {
     max: Option<Value>,
@@ -63,6 +63,7 @@ struct Pool {
     cold_compressor: Option<Value>,
     cold_after: Option<Value>,
     cold_cpu: Option<Value>,
+    deduplicate: Option<Value>,
     accept_threshold: Option<Value>,
     store_deadline_ms: Option<Value>,
     pressure: Option<Value>,
@@ -160,6 +161,7 @@ fn pool(pool: &Pool, host_bytes: u64) -> Result<PoolConfig, ConfigError> {
             },
         )?,
     };
+    let deduplicate = Key::new("pool.deduplicate", pool.deduplicate.as_ref());
     let threshold = Key::new("pool.accept_threshold", pool.accept_threshold.as_ref());
     let deadline = Key::new("pool.store_deadline_ms", pool.store_deadline_ms.as_ref());
     let pressure = Key::new("pool.pressure", pool.pressure.as_ref());
@@ -168,6 +170,7 @@ fn pool(pool: &Pool, host_bytes: u64) -> Result<PoolConfig, ConfigError> {
         compressor,
         cold_compressor,
         cold,
+        deduplicate: deduplicate.boolean(true)?,
         accept_threshold_percent: threshold.number(90, 1..=100)?,
         store_deadline: Duration::from_millis(deadline.number(5000, 0..=60_000)?.into()),
         pressure: pressure.boolean(true)?,

@@ -118,6 +118,7 @@ impl Config {
             ),
             ("pool.cold_after", Some(duration(Some(pool.cold.after)))),
             ("pool.cold_cpu", Some(Value::String(format!("{}%", pool.cold.cpu_percent)))),
+            ("pool.deduplicate", Some(Value::Boolean(pool.deduplicate))),
             ("pool.accept_threshold", number(pool.accept_threshold_percent)),
             ("pool.store_deadline_ms", whole(pool.store_deadline.as_millis())),
             ("pool.pressure", Some(Value::Boolean(pool.pressure))),

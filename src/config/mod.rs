@@ -100,6 +100,8 @@ pub struct PoolConfig {
     pub cold_compressor: Option<Compressor>,
     /// When a page is one of those, and how much of a core it takes.
     pub cold: ColdOptions,
+    /// Whether those of a VM that are the same as another of it are kept once.
+    pub deduplicate: bool,
     /// The share of `max_bytes` below which a pool that was full counts as not full again.
     pub accept_threshold_percent: u32,
     /// How long a store may wait for room before it fails; at most a minute.

@@ -37,6 +37,7 @@ const EVERY_KEY: &str = r#"
         cold_compressor = "zstd:15+dictionary"
         cold_after = "2h"
         cold_cpu = "25%"
+        deduplicate = false
         accept_threshold = 80
         store_deadline_ms = 0
         pressure = false
@@ -72,6 +73,7 @@ fn every_key_is_read() {
         compressor: Compressor::Zstd(3),
         cold_compressor: Some(Compressor::ZstdWithDictionary(15)),
         cold: ColdOptions { after: Duration::from_secs(7200), cpu_percent: 25 },
+        deduplicate: false,
         accept_threshold_percent: 80,
         store_deadline: Duration::ZERO,
         pressure: false,
@@ -125,6 +127,7 @@ const REFUSED: &[(&str, [&str; 3])] = &[
     ("[pool]\ncold_compressor = \"zstd:9+dict\"", ["pool.cold_compressor", "+dictionary", "none"]),
     ("[pool]\ncold_compressor = \"lz4\"", ["pool.cold_compressor", "\"lz4\"", "none"]),
     ("[pool]\ncold_after = \"0s\"", ["pool.cold_after", "1s", "30d"]),
+    ("[pool]\ndeduplicate = \"yes\"", ["pool.deduplicate", "\"yes\"", "true or false"]),
     ("[pool]\ncold_cpu = 10", ["pool.cold_cpu", "\"1%\"", "\"100%\""]),
     ("[pool]\ncompressor = \"zstd:23\"", ["pool.compressor", "\"zstd:23\"", "-7 to 22"]),
     ("[pool]\naccept_threshold = 0", ["pool.accept_threshold", "= 0", "1 to 100"]),

@@ -174,6 +174,11 @@ pub fn pool(pool: &PoolStatus) -> String {
     for cold in pool.pools.iter().filter(|pool| pool.state == CompressorPoolState::Cold && pool.objects > 0) {
         text.push_str(&format!("cold: {}, objects: {}\n", cold.compressor, cold.objects));
     }
+    if pool.deduplicated_bytes > 0 {
+        let saved = Bytes(pool.deduplicated_bytes);
+        let (pages, objects) = (pool.shared_pages, pool.shared_objects);
+        text.push_str(&format!("equal pages: {pages}, kept as {objects} objects; {saved} saved by that\n"));
+    }
     for old in pool.pools.iter().filter(|pool| pool.state == CompressorPoolState::Draining) {
         // A daemon that is older than its client doesn't say how many there were.
         let of = match old.objects_at_first {
@@ -360,6 +365,9 @@ web1  ready  no           0B      0B           0B     2MiB    0B     0B       0 
         let pools = vec![CompressorPool::default(), cold];
         let mut status = Status { pool: PoolStatus { pools, ..PoolStatus::default() }, ..Status::default() };
         assert!(render(&status).contains("\ncold: zstd:9+dictionary, objects: 7\n"));
+        let pool = &mut status.pool;
+        (pool.shared_pages, pool.shared_objects, pool.deduplicated_bytes) = (70, 9, 12 << 10);
+        assert!(render(&status).contains("\nequal pages: 70, kept as 9 objects; 12KiB saved by that\n"));
         let balloon = BalloonStatus {
             mode: "auto".to_owned(),
             reason: "off".to_owned(),

@@ -44,6 +44,17 @@ const NUMBERS: &[Number<VmStatus>] = &[
     gauge("ballast_vm_duplicate_pages", "Those of them that the guest read since it wrote them.", |vm| {
         vm.duplicates
     }),
+    gauge(
+        "ballast_vm_shared_pages",
+        "Those of them that are kept as objects which equal pages of the VM may share.",
+        |vm| vm.shared_pages,
+    ),
+    gauge("ballast_vm_shared_objects", "These objects.", |vm| vm.shared_objects),
+    gauge(
+        "ballast_vm_deduplicated_bytes",
+        "Bytes of the pool that these pages don't take because equal ones are kept once.",
+        |vm| vm.deduplicated_bytes,
+    ),
     gauge("ballast_vm_file_pages", "Pages in the writeback file.", |vm| vm.file_pages),
     gauge(
         "ballast_vm_lost_pages",
@@ -123,6 +134,11 @@ const NUMBERS: &[Number<VmStatus>] = &[
     counter("ballast_vm_recompressed_pages", "Pages compressed anew for another pool.", |vm| {
         vm.counters.recompressed_pages
     }),
+    counter(
+        "ballast_vm_deduplicated_pages",
+        "Those of them that were found to be the same as another page, and are kept as that.",
+        |vm| vm.counters.deduplicated_pages,
+    ),
     counter(
         "ballast_vm_given_up_pages",
         "Pages given up because what was stored of them is damaged.",

@@ -101,13 +101,13 @@ impl ColdEnd {
             Some(_) => passed.is_some_and(|passed| passed < IDLE_SCAN_EVERY),
             None => passed.is_some_and(|passed| passed < stale_after) && !exhausted && !self.only_idle,
         };
-        if self.accounting.held.objects() == 0 || !self.limits.writeback || fresh {
+        if self.accounting.held.arena_pages() == 0 || !self.limits.writeback || fresh {
             return;
         }
         let began = Instant::now();
         // Copies of guest memory may be colder and not as old: however many they are, old pages behind them are found.
         let old = |age: Age| idle.is_none_or(|idle| age.until(now) >= idle);
-        let found = coldest(vm.table(), scan_pages(self.accounting.held.objects()), now, old);
+        let found = coldest(vm.table(), scan_pages(self.accounting.held.arena_pages()), now, old);
         (self.ages, self.slots) = found.into_iter().unzip();
         (self.next, self.scanned, self.only_idle) = (0, Some(Instant::now()), idle.is_some());
         self.scan_took = began.elapsed();
@@ -138,7 +138,7 @@ impl ColdEnd {
         let over_bytes = pool_bytes.saturating_sub(self.stop_bytes);
         VmView {
             pool_bytes,
-            objects: self.accounting.held.objects(),
+            arena_pages: self.accounting.held.arena_pages(),
             over_limit_bytes: if self.over_limit { over_bytes } else { 0 },
             reserve_bytes: self.limits.reserve_bytes,
             weight: self.limits.weight,
@@ -153,9 +153,9 @@ impl ColdEnd {
         let taken = (*self.ages.get(self.next)?, *self.slots.get(self.next)?);
         self.next += 1;
         let held = &mut self.accounting.held;
-        let page_bytes = held.pool_bytes.checked_div(held.objects()).unwrap_or(0);
+        let page_bytes = held.pool_bytes.checked_div(held.arena_pages()).unwrap_or(0);
         held.pool_bytes = held.pool_bytes.saturating_sub(page_bytes);
-        held.stored_pages -= held.objects().min(1);
+        held.stored_pages -= held.arena_pages().min(1);
         Some(taken)
     }
 }

@@ -68,8 +68,8 @@ pub struct PoolView {
 pub struct VmView<'a> {
     /// Pool bytes that it holds.
     pub pool_bytes: u64,
-    /// Its objects in the arena.
-    pub objects: u64,
+    /// Its pages in the arena.
+    pub arena_pages: u64,
     /// What it has to give up: it was above its limit's start mark and has not come below the stop mark since.
     pub over_limit_bytes: u64,
     /// Pool bytes that the others leave it.
@@ -257,13 +257,13 @@ impl Policy {
 }
 
 fn page_bytes(vm: &VmView<'_>) -> u64 {
-    vm.pool_bytes.checked_div(vm.objects).unwrap_or(0)
+    vm.pool_bytes.checked_div(vm.arena_pages).unwrap_or(0)
 }
 
 fn mean_page_bytes(vms: &[VmView<'_>]) -> f64 {
-    let (bytes, objects) =
-        vms.iter().fold((0, 0), |(bytes, objects), vm| (bytes + vm.pool_bytes, objects + vm.objects));
-    if objects == 0 { 0.0 } else { bytes as f64 / objects as f64 }
+    let (bytes, pages) =
+        vms.iter().fold((0, 0), |(bytes, pages), vm| (bytes + vm.pool_bytes, pages + vm.arena_pages));
+    if pages == 0 { 0.0 } else { bytes as f64 / pages as f64 }
 }
 
 #[cfg(test)]
@@ -285,7 +285,7 @@ mod tests {
     fn vm(cold: &[Age]) -> VmView<'_> {
         VmView {
             pool_bytes: 1 << 20,
-            objects: 1 << 10,
+            arena_pages: 1 << 10,
             over_limit_bytes: 0,
             reserve_bytes: 0,
             weight: 100,
@@ -413,7 +413,7 @@ mod tests {
             let pool = if idle { PoolView { idle: Some(Duration::from_secs(500)), ..pool() } } else { full() };
             let mut vms: Vec<VmView<'_>> = ages.iter().enumerate().map(|(index, cold)| VmView {
                 pool_bytes: 1024 * 1000,
-                objects: 1000,
+                arena_pages: 1000,
                 reserve_bytes: 1024 * (1000 - spared[index]),
                 ..vm(cold)
             }).collect();
@@ -429,7 +429,7 @@ mod tests {
                 }
                 vms[vm].cold = &vms[vm].cold[pages..];
                 vms[vm].pool_bytes -= 1024 * pages as u64;
-                vms[vm].objects -= pages as u64;
+                vms[vm].arena_pages -= pages as u64;
             }
             proptest::prop_assert_eq!(merged, decided);
         }

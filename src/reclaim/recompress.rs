@@ -323,6 +323,10 @@ impl Recompression {
         let of_drain = rules.draining && !rules.is_wanted(glance.pool);
         match vm.recompress(slot, to, scratch) {
             Recompressed::Kept => {}
+            Recompressed::Shared => {
+                self.moved += 1;
+                self.drained += u64::from(of_drain);
+            }
             Recompressed::Moved(payload_bytes) => {
                 self.moved += 1;
                 self.drained += u64::from(of_drain);

@@ -89,6 +89,7 @@ impl Daemon {
         let device = Arc::new(device);
         // In a store that was just opened there is room for a second pool.
         let _ = store.shared().pools.set_cold(config.pool.cold_compressor);
+        store.shared().set_deduplicates(config.pool.deduplicate);
         let shrinker = Arc::new(start_shrinker(&config, &store, &device)?);
         let balloons = Arc::new(Balloons::new(config.balloon_budget_bytes));
         let pressure = config.pool.pressure.then(|| watch_pressure(&shrinker, &balloons)).transpose()?;

@@ -84,6 +84,7 @@ fn verdict(key: &str, same_file: bool) -> Verdict {
     match key {
         "scrub" | "pool.max" | "pool.compressor" | "pool.accept_threshold" | "balloon.budget" => now(),
         "pool.cold_compressor" | "pool.cold_after" | "pool.cold_cpu" => now(),
+        "pool.deduplicate" => now_but("for pages that get cold from now on"),
         "pool.store_deadline_ms" => now_but("for VMMs that connect from now on"),
         "writeback.idle" | "writeback.daily_limit" if same_file => now(),
         "state_dir" | "lock_memory" => restart("the pages are where and as they are"),
@@ -154,6 +155,10 @@ impl Reloader<'_> {
             "pool.cold_after" | "pool.cold_cpu" => {
                 daemon.shrinker.set_cold(to.cold);
                 pool.cold = to.cold;
+            }
+            "pool.deduplicate" => {
+                shared.set_deduplicates(to.deduplicate);
+                pool.deduplicate = to.deduplicate;
             }
             "pool.accept_threshold" => {
                 shared.set_accept_percent(to.accept_threshold_percent);

@@ -76,6 +76,9 @@ fn pool_status(daemon: &Daemon, vms: &[VmStatus], metadata_bytes: u64) -> PoolSt
         stored_pages: sum(|vm| vm.stored_pages),
         same_filled_pages: sum(|vm| vm.same_filled_pages),
         duplicates: sum(|vm| vm.duplicates),
+        shared_pages: sum(|vm| vm.shared_pages),
+        shared_objects: sum(|vm| vm.shared_objects),
+        deduplicated_bytes: sum(|vm| vm.deduplicated_bytes),
         file_pages: sum(|vm| vm.file_pages),
         lost_pages: sum(|vm| vm.lost_pages),
         waiting_stores: sum(|vm| vm.waiting_stores),
@@ -359,6 +362,9 @@ fn count(status: &mut VmStatus, pages: &VmStore) {
     status.same_filled_pages = held.same_filled_pages;
     status.incompressible_pages = held.incompressible_pages;
     status.duplicates = held.duplicate_pages;
+    status.shared_pages = held.shared_pages;
+    status.shared_objects = held.shared_objects;
+    status.deduplicated_bytes = held.deduplicated_bytes;
     status.dictionaries = pages.dictionaries().count() as u64;
     status.file_pages = held.file_pages;
     status.lost_pages = held.lost_pages;
@@ -397,6 +403,7 @@ fn counters(held: &Held, events: &Events) -> Counters {
         delayed_stores: events.delayed_stores,
         compacted_pages: events.compacted_pages,
         recompressed_pages: events.recompressed_pages,
+        deduplicated_pages: events.deduplicated_pages,
         given_up_pages: events.given_up_pages,
     }
 }

@@ -35,6 +35,12 @@ pub struct Held {
     pub pool_bytes: u64,
     /// Bytes of the payloads of the objects in the arena.
     pub payload_bytes: u64,
+    /// Pages of the arena that name an object which others may name as well: their pages are the same.
+    pub shared_pages: u64,
+    /// Those objects.
+    pub shared_objects: u64,
+    /// Bytes of the arena that these pages don't take because each object is kept, and charged, once.
+    pub deduplicated_bytes: u64,
     /// Slots whose page could not be kept.
     pub lost_pages: u64,
     /// Objects in the arena by the pool that made them.
@@ -81,10 +87,12 @@ pub struct Events {
     pub promoted_pages: u64,
     /// Pages that were brought back from the file into the pool because their guest was given memory.
     pub read_back_pages: u64,
-    /// Objects moved within the arena by compaction.
+    /// Pages whose objects were moved within the arena by compaction.
     pub compacted_pages: u64,
     /// Objects compressed anew for another pool.
     pub recompressed_pages: u64,
+    /// Pages of these that are now kept as another page of the VM that is the same.
+    pub deduplicated_pages: u64,
     /// Pages given up because what is stored of them is damaged.
     pub given_up_pages: u64,
     /// How long pages had not been used when they were loaded, in seconds.
@@ -131,6 +139,7 @@ impl AddAssign for Events {
         self.read_back_pages += more.read_back_pages;
         self.compacted_pages += more.compacted_pages;
         self.recompressed_pages += more.recompressed_pages;
+        self.deduplicated_pages += more.deduplicated_pages;
         self.given_up_pages += more.given_up_pages;
         self.refault_age_seconds += more.refault_age_seconds;
         self.store_delay_ms += more.store_delay_ms;
@@ -147,14 +156,24 @@ pub struct Share {
     pub charged_bytes: u64,
     /// For an object in the arena: the pool that made it.
     pub pool: PoolId,
-    /// For an object in the arena: whether it was loaded since it was stored.
+    /// For a page in the arena: whether it was loaded since it was stored.
     pub loaded: bool,
+    /// Whether the object is another slot's as well, which it is charged to.
+    pub others: bool,
 }
 
 impl Share {
     /// That of an empty slot.
     pub const NONE: Self =
-        Self { entry: Entry::Empty, charged_bytes: 0, pool: PoolId::EARLIER, loaded: false };
+        Self { entry: Entry::Empty, charged_bytes: 0, pool: PoolId::EARLIER, loaded: false, others: false };
+}
+
+impl Share {
+    /// The bytes that the VM's pool grows by when the slot gets this, and shrinks by when it goes.
+    #[must_use]
+    pub fn pool_bytes(&self) -> u64 {
+        if self.others { 0 } else { self.charged_bytes }
+    }
 }
 
 impl Held {
@@ -187,10 +206,17 @@ impl Held {
                 change(&mut self.stored_pages, 1);
                 change(&mut self.file_pages, 1);
             }
-            Entry::Arena(Location { payload_bytes, .. }) => {
+            Entry::Arena(Location { payload_bytes, .. }) | Entry::Shared(Location { payload_bytes, .. }) => {
                 change(&mut self.stored_pages, 1);
                 change(&mut self.incompressible_pages, u64::from(payload_bytes == PAYLOAD_MAX));
                 change(&mut self.duplicate_pages, u64::from(share.loaded));
+                let shared = matches!(share.entry, Entry::Shared(_));
+                change(&mut self.shared_pages, u64::from(shared));
+                if share.others {
+                    change(&mut self.deduplicated_bytes, share.charged_bytes);
+                    return;
+                }
+                change(&mut self.shared_objects, u64::from(shared));
                 change(&mut self.pool_bytes, share.charged_bytes);
                 change(&mut self.payload_bytes, payload_bytes as u64);
                 change(&mut self.objects_by_pool[share.pool.index()], 1);
@@ -198,10 +224,16 @@ impl Held {
         }
     }
 
+    /// Pages in the arena.
+    #[must_use]
+    pub fn arena_pages(&self) -> u64 {
+        self.stored_pages - self.same_filled_pages - self.file_pages
+    }
+
     /// Objects in the arena.
     #[must_use]
     pub fn objects(&self) -> u64 {
-        self.stored_pages - self.same_filled_pages - self.file_pages
+        self.arena_pages() - self.shared_pages + self.shared_objects
     }
 }
 

@@ -6,6 +6,7 @@ use super::accounting::Held;
 use super::dictionaries::Dictionaries;
 use super::recovery::Recovered;
 use super::room::Shared;
+use super::sharing::Sharing;
 use super::state::{StateDir, StateError};
 use super::table::Table;
 use super::vm::{Limits, VmStore};
@@ -22,12 +23,13 @@ pub(super) fn serve(
     shared: &Arc<Shared>,
 ) -> Result<Result<VmState, String>, StateError> {
     Ok(Ok(match recovered {
-        Recovered::Whole { table, held } => {
+        Recovered::Whole { table, held, sharing } => {
             let limits = spec.map_or(Limits::NONE, |spec| spec.limits);
             let tables = dir.tables_path();
             let dictionaries = Dictionaries::open(&tables, table.name(), table.vm())
                 .map_err(StateError::io("read dictionaries in", &tables))?;
-            let vm = Arc::new(VmStore::new(*table, dictionaries, Arc::clone(shared), limits, held));
+            let vm =
+                Arc::new(VmStore::new(*table, dictionaries, Arc::clone(shared), limits, (held, sharing)));
             if spec.is_some() { VmState::Ready(vm) } else { VmState::Unconfigured(vm) }
         }
         Recovered::NoHeader { reason } => return Ok(Err(reason)),
@@ -49,8 +51,8 @@ pub(super) fn create(
     let tables = dir.tables_path();
     let dictionaries = Dictionaries::open(&tables, &spec.name, id)
         .map_err(StateError::io("read dictionaries in", &tables))?;
-    let held = Held::default();
-    Ok(Arc::new(VmStore::new(table, dictionaries, Arc::clone(shared), spec.limits, held)))
+    let nothing = (Held::default(), Sharing::default());
+    Ok(Arc::new(VmStore::new(table, dictionaries, Arc::clone(shared), spec.limits, nothing)))
 }
 
 /// Why a new VM is out of service, and what to do.

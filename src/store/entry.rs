@@ -7,6 +7,7 @@
 //! │ check    │ value                                     │ kind │
 //! └──────────┴───────────────────────────────────────────┴──────┘
 //!  arena (3):        value = (payload length − 1) << 40 | offset in the arena / 16
+//!  shared (3):       value = 1 << 52 | (payload length − 1) << 40 | offset in the arena / 16
 //!  same-filled (5):  value = the word, sign-extended from 53 bits
 //!  same-filled (6):  value = 32 bits that the word repeats twice
 //!  lost (6):         value = 1 << 32
@@ -18,7 +19,7 @@
 //! differs from every entry in two: one flipped bit in a table is always noticed, and made nothing else of.
 
 use super::object::{OBJECT_BYTES_MAX, PAYLOAD_MAX};
-use crate::ids::Slot;
+use crate::ids::{Owner, Slot, VmId};
 use crate::writeback::{FILE_BYTES_MAX, Place, RECORD_ALIGN};
 
 const KIND_ARENA: u64 = 3;
@@ -27,6 +28,8 @@ const KIND_SAME_HALF: u64 = 6;
 const KIND_FILE: u64 = 7;
 /// One more than the largest value of a repeated half word.
 const VALUE_LOST: u64 = 1 << 32;
+/// Tells an object that several slots may name from one that is a slot's own.
+const VALUE_SHARED: u64 = 1 << 52;
 
 const KIND_BITS: u32 = 3;
 const VALUE_BITS: u32 = 53;
@@ -55,8 +58,10 @@ pub enum Entry {
     Empty,
     /// A page that repeats this word, and costs no pool memory.
     SameFilled(u64),
-    /// An object in the arena.
+    /// An object in the arena that is the slot's own.
     Arena(Location),
+    /// An object in the arena that other slots of the VM may name as well: their pages are the same.
+    Shared(Location),
     /// A record in the writeback file.
     File(Place),
     /// A page that could not be kept. Loads fail until it is overwritten.
@@ -79,6 +84,26 @@ impl Entry {
         same_filled_body(word).map(|_| Self::SameFilled(word))
     }
 
+    /// The object in the arena that the entry names, its own or a shared one.
+    #[must_use]
+    pub fn location(self) -> Option<Location> {
+        match self {
+            Self::Arena(location) | Self::Shared(location) => Some(location),
+            Self::Empty | Self::SameFilled(_) | Self::File(_) | Self::Lost => None,
+        }
+    }
+
+    /// Whose the object of `slot` of `vm` says it is, if this is the slot's entry: nobody else decides that.
+    #[must_use]
+    pub fn owner(self, vm: VmId, slot: Slot) -> Owner {
+        match self {
+            Self::Shared(_) => Owner::shared(vm),
+            Self::Empty | Self::SameFilled(_) | Self::Arena(_) | Self::File(_) | Self::Lost => {
+                Owner { vm, slot }
+            }
+        }
+    }
+
     /// Packs the entry for `slot`.
     ///
     /// # Panics
@@ -89,12 +114,8 @@ impl Entry {
         let body = match self {
             Self::Empty => return 0,
             Self::SameFilled(word) => same_filled_body(word).expect("the word was checked to fit an entry"),
-            Self::Arena(Location { offset, payload_bytes }) => {
-                assert!((1..=PAYLOAD_MAX).contains(&payload_bytes) && offset.is_multiple_of(OBJECT_ALIGN));
-                assert!(offset < ARENA_BYTES_MAX);
-                let length = (payload_bytes as u64 - 1) << OFFSET_BITS;
-                ((length | (offset / OBJECT_ALIGN)) << KIND_BITS) | KIND_ARENA
-            }
+            Self::Arena(location) => arena_value(location) << KIND_BITS | KIND_ARENA,
+            Self::Shared(location) => (VALUE_SHARED | arena_value(location)) << KIND_BITS | KIND_ARENA,
             Self::File(Place { offset, object_bytes }) => {
                 assert!((1..=OBJECT_BYTES_MAX).contains(&object_bytes));
                 assert!(offset < FILE_BYTES_MAX && offset.is_multiple_of(RECORD_ALIGN as u64));
@@ -122,11 +143,10 @@ impl Entry {
         match body & ((1 << KIND_BITS) - 1) {
             KIND_ARENA => {
                 let offset = (value & ((1 << OFFSET_BITS) - 1)) * OBJECT_ALIGN;
-                let payload_bytes = usize::try_from((value >> OFFSET_BITS) + 1).unwrap_or(usize::MAX);
-                if payload_bytes > PAYLOAD_MAX {
-                    return Err(BadEntry { raw, slot });
-                }
-                Ok(Self::Arena(Location { offset, payload_bytes }))
+                let length = (value & !VALUE_SHARED) >> OFFSET_BITS;
+                let payload_bytes = usize::try_from(length + 1).unwrap_or(usize::MAX);
+                let location = Location { offset, payload_bytes };
+                Ok(if value & VALUE_SHARED == 0 { Self::Arena(location) } else { Self::Shared(location) })
             }
             KIND_SAME_WORD => Ok(Self::SameFilled(sign_extend(value))),
             KIND_SAME_HALF if value < VALUE_LOST => Ok(Self::SameFilled(value * 0x1_0000_0001)),
@@ -142,6 +162,13 @@ impl Entry {
             _ => Err(BadEntry { raw, slot }),
         }
     }
+}
+
+/// Where an object lies, as 52 bits.
+fn arena_value(Location { offset, payload_bytes }: Location) -> u64 {
+    assert!((1..=PAYLOAD_MAX).contains(&payload_bytes) && offset.is_multiple_of(OBJECT_ALIGN));
+    assert!(offset < ARENA_BYTES_MAX);
+    ((payload_bytes as u64 - 1) << OFFSET_BITS) | (offset / OBJECT_ALIGN)
 }
 
 fn same_filled_body(word: u64) -> Option<u64> {
@@ -213,6 +240,9 @@ mod tests {
             (0..ARENA_BYTES_MAX / OBJECT_ALIGN, 1..=PAYLOAD_MAX).prop_map(
                 |(at, payload_bytes)| Entry::Arena(Location { offset: at * OBJECT_ALIGN, payload_bytes })
             ),
+            (0..ARENA_BYTES_MAX / OBJECT_ALIGN, 1..=PAYLOAD_MAX).prop_map(|(at, payload_bytes)| {
+                Entry::Shared(Location { offset: at * OBJECT_ALIGN, payload_bytes })
+            }),
             (0..FILE_BYTES_MAX / 16, 1..=OBJECT_BYTES_MAX)
                 .prop_map(|(at, object_bytes)| Entry::File(Place { offset: at * 16, object_bytes })),
         ]
@@ -263,6 +293,15 @@ mod tests {
         // The published check value of this polynomial is that of the digits 1 to 9.
         let body = u64::from_be_bytes(*b"\x003456789");
         assert_eq!(check(body, Slot(u32::from_be_bytes(*b"\0\x0012"))), 0xf4);
+    }
+
+    #[test]
+    fn a_shared_object_is_nobodys_own() {
+        let location = Location { offset: 0x1230, payload_bytes: PAYLOAD_MAX };
+        let (vm, slot) = (VmId(3), Slot(9));
+        assert_eq!(Entry::Arena(location).owner(vm, slot), Owner { vm, slot });
+        assert_eq!(Entry::Shared(location).owner(vm, slot), Owner { vm, slot: Slot(u32::MAX) });
+        assert_ne!(Entry::Shared(location).pack(slot), Entry::Arena(location).pack(slot));
     }
 
     #[test]

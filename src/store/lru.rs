@@ -101,7 +101,7 @@ impl Age {
 /// snapshot: a page may be used or overwritten meanwhile, so whoever evicts it looks at its age and generation.
 #[must_use]
 pub fn coldest(table: &Table, count: usize, now: Age, wanted: impl Fn(Age) -> bool) -> Vec<(Age, Slot)> {
-    first(table, count, |age| age.coldness(now), wanted, |entry| matches!(entry, Entry::Arena(_)))
+    first(table, count, |age| age.coldness(now), wanted, |entry| entry.location().is_some())
 }
 
 /// The other end of what has left: the `count` pages of the writeback file in `table` that are least cold at `now` among

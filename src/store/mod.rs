@@ -23,8 +23,10 @@ pub mod pool;
 pub mod recovery;
 pub mod room;
 pub mod same_filled;
+pub mod sharing;
 pub mod state;
 pub mod table;
+mod twins;
 pub mod vm;
 mod walk;
 

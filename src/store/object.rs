@@ -8,6 +8,7 @@
 //! └──────────┴───────┴───────┴───────────────────┴─────────┘
 //!  of all that follows        3 bits, 13 bits (0 = none)
 //! ```
+//! An object that several slots of a VM share names the slot [`u32::MAX`], which no disk has.
 //! Its length stands in the entry alone: a checksum over more or fewer bytes than were written doesn't match.
 
 use super::codec::{CodecId, Coding, DictionaryNumber};

@@ -3,6 +3,7 @@
 //! bits flip one at a time. A table with anything else wrong in it takes its VM out of service and is left as it is, and
 //! what its sound entries name stays untouched too.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -15,6 +16,7 @@ use super::entry::{BadEntry, Entry, Location};
 use super::lru::Age;
 use super::pool::PoolId;
 use super::room::Shared;
+use super::sharing::{Contradiction, Sharing};
 use super::table::{Table, TableError};
 use super::vm::Tag;
 use super::walk::Walk;
@@ -36,6 +38,8 @@ pub enum Recovered {
         table: Box<Table>,
         /// What its entries hold.
         held: Held,
+        /// Which slots share objects.
+        sharing: Sharing,
     },
     /// The table does not say whose it is. What its entries name is found by [`salvage`], after all other tables were
     /// recovered: it may be a copy of one of them.
@@ -55,7 +59,7 @@ pub enum Recovered {
 /// What the entries of a page table name.
 #[derive(Debug, Default)]
 pub struct Named {
-    /// Objects in the arena.
+    /// Objects in the arena, each once.
     pub objects: Vec<Location>,
     /// Records in the writeback file.
     pub places: Vec<Place>,
@@ -64,22 +68,19 @@ pub struct Named {
 impl Named {
     /// What the sound entries before `end` name, all of which were adopted.
     fn before(table: &Table, end: Slot) -> Self {
-        let mut named = Self::default();
+        let (mut named, mut shared) = (Self::default(), BTreeSet::new());
         for slot in table.backed_slots().take_while(|slot| *slot < end) {
             let entry = table.record(slot).map(|record| record.entry.load(Ordering::Acquire));
-            if let Some(Ok(entry)) = entry.map(|entry| Entry::unpack(entry, slot)) {
-                named.add(entry);
+            match entry.map(|entry| Entry::unpack(entry, slot)) {
+                Some(Ok(Entry::Arena(location))) => named.objects.push(location),
+                Some(Ok(Entry::Shared(location))) if shared.insert(location.offset) => {
+                    named.objects.push(location)
+                }
+                Some(Ok(Entry::File(place))) => named.places.push(place),
+                _ => {}
             }
         }
         named
-    }
-
-    fn add(&mut self, entry: Entry) {
-        match entry {
-            Entry::Arena(location) => self.objects.push(location),
-            Entry::File(place) => self.places.push(place),
-            Entry::Empty | Entry::SameFilled(_) | Entry::Lost => {}
-        }
     }
 }
 
@@ -105,8 +106,7 @@ pub fn recover(
         }
     };
     let mut held = Held::default();
-    // Only kept of a VM that stays out of service: of a sound one it would be as much again as its table.
-    let mut named = None;
+    let mut adoption = Adoption::default();
     let (mut first_damage, mut lost) = (None, Vec::new());
     let mut told = Instant::now();
     for (slots, slot) in (0u64..).zip(table.backed_slots()) {
@@ -117,20 +117,16 @@ pub fn recover(
                 told = Instant::now();
             }
         }
-        match adopt(&table, slot, shared) {
-            Ok(share) => {
-                held.add(share);
-                if let Some(named) = &mut named {
-                    Named::add(named, share.entry);
-                }
-            }
+        match adoption.adopt(&table, slot, shared) {
+            Ok(share) => held.add(share),
             Err(Damage::Entry(bad)) if lost.len() < LOST_ENTRIES_MAX => lost.push((slot, bad)),
             Err(damage) => {
                 first_damage.get_or_insert(damage);
-                named.get_or_insert_with(|| Named::before(&table, slot));
+                adoption.named.get_or_insert_with(|| Named::before(&table, slot));
             }
         }
     }
+    let Adoption { named, sharing } = adoption;
     if let Some(damage) = first_damage {
         let named = named.unwrap_or_default();
         return Ok(Recovered::Damaged { reason: format!("{}: {damage}; {advice}", path.display()), named });
@@ -146,7 +142,7 @@ pub fn recover(
                 tracing::error!(vm = name, "{bad}: its page is lost");
                 held.add(give_up(&table, slot));
             }
-            Recovered::Whole { table: Box::new(table), held }
+            Recovered::Whole { table: Box::new(table), held, sharing }
         }
     })
 }
@@ -166,14 +162,12 @@ fn give_up(table: &Table, slot: Slot) -> Share {
 /// When the file can't be opened or mapped.
 pub fn salvage(path: &Path, shared: &Shared) -> io::Result<Named> {
     let table = Table::open_without_header(path)?;
-    let mut named = Named::default();
+    let mut adoption = Adoption { named: Some(Named::default()), ..Adoption::default() };
     for slot in table.backed_slots() {
         // What is not sound, or belongs to another VM, is not this one's to keep.
-        if let Ok(share) = adopt(&table, slot, shared) {
-            named.add(share.entry);
-        }
+        let _ = adoption.adopt(&table, slot, shared);
     }
-    Ok(named)
+    Ok(adoption.named.unwrap_or_default())
 }
 
 /// What is wrong with an entry.
@@ -185,33 +179,66 @@ enum Damage {
     /// It names a place that can't be, or is another's.
     #[error("slot {slot}: {source}")]
     Object { slot: Slot, source: arena::AdoptError },
-    /// The same, in the writeback file.
+    /// It names a shared object that can't be the one that an entry before it named.
+    #[error("slot {slot}: {source}")]
+    Sharer { slot: Slot, source: Contradiction },
+    /// The same as of objects, in the writeback file.
     #[error("slot {slot}: {source}")]
     Record { slot: Slot, source: writeback::AdoptError },
 }
 
-/// Tells arena and writeback file what the entry of `slot` names, which is in a backed chunk.
-fn adopt(table: &Table, slot: Slot, shared: &Shared) -> Result<Share, Damage> {
-    let Some(record) = table.record(slot) else { return Ok(Share::NONE) };
-    let entry = Entry::unpack(record.entry.load(Ordering::Acquire), slot)?;
-    let age = Age::from_bits(record.age.load(Ordering::Relaxed));
-    let mut share = Share { entry, charged_bytes: 0, pool: PoolId::EARLIER, loaded: age.is_loaded() };
-    match entry {
-        Entry::Arena(location) => {
-            let bytes = object_bytes(location);
-            let adopted = shared.arena.adopt(location.offset, bytes);
-            adopted.map_err(|source| Damage::Object { slot, source })?;
-            if share.loaded {
-                Tag::of(record.tag).loaded().keep_in(record.tag);
+/// What was told to arena and writeback file of one table.
+#[derive(Debug, Default)]
+struct Adoption {
+    /// Kept of a VM that stays out of service: of a sound one it would be as much again as its table.
+    named: Option<Named>,
+    sharing: Sharing,
+}
+
+impl Adoption {
+    /// Tells arena and writeback file what the entry of `slot` names, which is in a backed chunk.
+    fn adopt(&mut self, table: &Table, slot: Slot, shared: &Shared) -> Result<Share, Damage> {
+        let Some(record) = table.record(slot) else { return Ok(Share::NONE) };
+        let entry = Entry::unpack(record.entry.load(Ordering::Acquire), slot)?;
+        let age = Age::from_bits(record.age.load(Ordering::Relaxed));
+        let mut share = Share { entry, loaded: age.is_loaded(), ..Share::NONE };
+        match entry {
+            Entry::Arena(location) | Entry::Shared(location) => {
+                let bytes = object_bytes(location);
+                share.others = self.is_known(entry).map_err(|source| Damage::Sharer { slot, source })?;
+                if !share.others {
+                    let adopted = shared.arena.adopt(location.offset, bytes);
+                    adopted.map_err(|source| Damage::Object { slot, source })?;
+                    if let Some(named) = &mut self.named {
+                        named.objects.push(location);
+                    }
+                }
+                if matches!(entry, Entry::Shared(_)) {
+                    self.sharing.join(location, slot, PoolId::EARLIER);
+                }
+                if share.loaded {
+                    Tag::of(record.tag).loaded().keep_in(record.tag);
+                }
+                share.charged_bytes = shared.arena.charged_bytes(bytes) as u64;
             }
-            share.charged_bytes = shared.arena.charged_bytes(bytes) as u64;
-        }
-        Entry::File(place) => {
-            if let Some(file) = &shared.file {
-                file.adopt(place).map_err(|source| Damage::Record { slot, source })?;
+            Entry::File(place) => {
+                if let Some(file) = &shared.file {
+                    file.adopt(place).map_err(|source| Damage::Record { slot, source })?;
+                }
+                if let Some(named) = &mut self.named {
+                    named.places.push(place);
+                }
             }
+            Entry::Empty | Entry::SameFilled(_) | Entry::Lost => {}
         }
-        Entry::Empty | Entry::SameFilled(_) | Entry::Lost => {}
+        Ok(share)
     }
-    Ok(share)
+
+    /// Whether an entry before this one named the same shared object.
+    fn is_known(&self, entry: Entry) -> Result<bool, Contradiction> {
+        match entry {
+            Entry::Shared(location) => self.sharing.knows(location),
+            _ => Ok(false),
+        }
+    }
 }

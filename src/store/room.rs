@@ -31,6 +31,8 @@ pub struct Shared {
     pub(super) unclaimed_bytes: AtomicU64,
     accept_percent: AtomicU32,
     outlook: AtomicU8,
+    /// Whether pages of a VM that are the same are to be kept once.
+    deduplicates: AtomicBool,
     /// Whether the state directory had no memory left for a store.
     shortage: AtomicBool,
     written_off: WrittenOff,
@@ -74,6 +76,7 @@ impl Shared {
             unclaimed_bytes: AtomicU64::new(0),
             accept_percent: AtomicU32::new(accept_percent),
             outlook: AtomicU8::new(Outlook::Open as u8),
+            deduplicates: AtomicBool::new(true),
             shortage: AtomicBool::new(false),
             written_off: WrittenOff::default(),
         }
@@ -95,6 +98,17 @@ impl Shared {
     pub fn set_accept_percent(&self, percent: u32) {
         self.accept_percent.store(percent, Ordering::Relaxed);
         self.bell.ring();
+    }
+
+    /// Whether pages of a VM that are the same are to be kept once, from when they get cold on.
+    #[must_use]
+    pub fn deduplicates(&self) -> bool {
+        self.deduplicates.load(Ordering::Relaxed)
+    }
+
+    /// Changes that. Those that share an object go on doing so.
+    pub fn set_deduplicates(&self, deduplicates: bool) {
+        self.deduplicates.store(deduplicates, Ordering::Relaxed);
     }
 
     /// What reserves may still claim, in bytes.

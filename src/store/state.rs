@@ -29,8 +29,9 @@ use crate::private;
 
 const MAGIC: &[u8; 8] = b"BALLAST\0";
 /// The version of all state files. A state of another version is refused, never misread.
-pub const STATE_VERSION: u32 = 4;
-/// The oldest version that is read, and made the current one. Version 3 knew no dictionaries; nothing else is different.
+pub const STATE_VERSION: u32 = 5;
+/// The oldest version that is read, and made the current one. Version 3 knew no dictionaries, version 4 no
+/// objects that slots share; nothing else is different.
 pub const STATE_VERSION_MIN: u32 = 3;
 const RECORD_BYTES: usize = 64;
 /// The same record stands there so often, so that no flipped bit costs the state.
@@ -355,11 +356,11 @@ mod tests {
         let good = fs::read(&path).unwrap();
 
         let mut newer = good[..RECORD_BYTES].to_vec();
-        newer[8] = 5;
+        newer[8] = 6;
         let checksum = crc32c::crc32c(&newer[..60]);
         newer[60..].copy_from_slice(&checksum.to_le_bytes());
         fs::write(&path, newer).unwrap();
-        assert!(matches!(StateDir::open(dir.path(), 1 << 30), Err(StateError::Version { found: 5, .. })));
+        assert!(matches!(StateDir::open(dir.path(), 1 << 30), Err(StateError::Version { found: 6, .. })));
 
         for damaged in [&good[..63], &[0; 64][..], &[0; 128][..]] {
             fs::write(&path, damaged).unwrap();
@@ -368,15 +369,19 @@ mod tests {
     }
 
     #[test]
-    fn the_version_before_is_read_and_becomes_this_one() {
+    fn earlier_versions_are_read_and_become_this_one() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path(), 1 << 30).unwrap();
         let (id, path) = (state.id(), dir.path().join("state"));
-        fs::write(&path, state.header.encode(STATE_VERSION_MIN)).unwrap();
         drop(state);
-        let state = StateDir::open(dir.path(), 1 << 30).unwrap();
-        assert_eq!(state.id(), id);
-        assert_eq!(fs::read(&path).unwrap(), state.header.encode(STATE_VERSION));
+        for version in STATE_VERSION_MIN..STATE_VERSION {
+            let state = StateDir::open(dir.path(), 1 << 30).unwrap();
+            fs::write(&path, state.header.encode(version)).unwrap();
+            drop(state);
+            let state = StateDir::open(dir.path(), 1 << 30).unwrap();
+            assert_eq!(state.id(), id);
+            assert_eq!(fs::read(&path).unwrap(), state.header.encode(STATE_VERSION));
+        }
     }
 
     #[test]

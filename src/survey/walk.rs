@@ -38,7 +38,7 @@ pub fn walk(vm: &VmStore, arena: &Arena, now: Age, sample_max: usize, seed: u64)
             }
             let Ok(entry) = Entry::unpack(raw, slot) else { continue };
             let Some(pages) = pages_of(entry, arena) else { continue };
-            if matches!(entry, Entry::Arena(_)) {
+            if entry.location().is_some() {
                 sample.offer(slot);
             }
             ages.add(Age::from_bits(age.load(Ordering::Relaxed)).until(now), pages);
@@ -55,7 +55,8 @@ fn pages_of(entry: Entry, arena: &Arena) -> Option<Pages> {
     match entry {
         Entry::Empty | Entry::Lost => None,
         Entry::SameFilled(_) => Some(Pages { memory_pages: 1, same_filled_pages: 1, ..none }),
-        Entry::Arena(location) => {
+        // A shared object counts for each of its pages: what it saves is told elsewhere.
+        Entry::Arena(location) | Entry::Shared(location) => {
             let object_bytes = object_bytes(location);
             Some(Pages {
                 memory_pages: 1,

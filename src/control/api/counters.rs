@@ -46,6 +46,8 @@ pub struct Counters {
     pub compacted_pages: u64,
     /// Pages compressed anew for another pool.
     pub recompressed_pages: u64,
+    /// Those of them that were found to be the same as another page of their VM, and are kept as that.
+    pub deduplicated_pages: u64,
     /// Pages given up because what was stored of them is damaged: their slots are lost until they are written again.
     pub given_up_pages: u64,
 }
@@ -71,6 +73,7 @@ impl Sum for Counters {
             delayed_stores: sum.delayed_stores + one.delayed_stores,
             compacted_pages: sum.compacted_pages + one.compacted_pages,
             recompressed_pages: sum.recompressed_pages + one.recompressed_pages,
+            deduplicated_pages: sum.deduplicated_pages + one.deduplicated_pages,
             given_up_pages: sum.given_up_pages + one.given_up_pages,
         })
     }

@@ -60,6 +60,12 @@ pub struct PoolStatus {
     pub same_filled_pages: u64,
     /// Those of them that their guest read since it wrote them, and may still have.
     pub duplicates: u64,
+    /// Those of them that are kept as objects which equal pages of their VM may share.
+    pub shared_pages: u64,
+    /// These objects.
+    pub shared_objects: u64,
+    /// Bytes of the arena that these pages don't take because equal ones are kept once.
+    pub deduplicated_bytes: u64,
     /// Pages that are in the writeback file now.
     pub file_pages: u64,
     /// Pages that could not be kept: reading them is an error until they are written again.
@@ -278,6 +284,12 @@ pub struct VmStatus {
     pub incompressible_pages: u64,
     /// Those of them that the guest read since it wrote them, and may still have.
     pub duplicates: u64,
+    /// Those of them that are kept as objects which equal pages of the VM may share.
+    pub shared_pages: u64,
+    /// These objects.
+    pub shared_objects: u64,
+    /// Bytes of the pool that these pages don't take because equal ones are kept once.
+    pub deduplicated_bytes: u64,
     /// Pages that are in the writeback file now.
     pub file_pages: u64,
     /// Dictionaries that its pages are compressed with, the latest one included.

@@ -35,6 +35,10 @@ pub(super) enum Cause {
     Clean,
     /// Its object was compressed anew.
     Recompress,
+    /// Its object becomes one that others may share.
+    Lend,
+    /// It is the same as another page, whose object it shares from now on.
+    Share,
     /// It is damaged.
     GiveUp,
 }
@@ -50,7 +54,9 @@ impl Cause {
             // From here on the mark tells whether it was loaded from the file.
             Self::WriteBack => before.not_loaded(),
             // It was not used: its age says, as before, which page leaves first should room be wanted.
-            Self::ReadBack | Self::Compact | Self::Clean | Self::Recompress => before,
+            Self::ReadBack | Self::Compact | Self::Clean | Self::Recompress | Self::Lend | Self::Share => {
+                before
+            }
         }
     }
 
@@ -61,8 +67,13 @@ impl Cause {
             // Its guest may have loaded it from there.
             Self::ReadBack => age.is_loaded(),
             Self::Store(_) | Self::Invalidate | Self::WriteBack | Self::GiveUp => false,
-            Self::Compact | Self::Clean | Self::Recompress => before.is_loaded(),
+            Self::Compact | Self::Clean | Self::Recompress | Self::Lend | Self::Share => before.is_loaded(),
         }
+    }
+
+    /// Whether a VM's limit may forbid it. What moves for one slot after the other takes its room twice for a moment.
+    pub fn is_limited(self) -> bool {
+        self != Self::Compact
     }
 
     /// Counts it.
@@ -82,8 +93,12 @@ impl Cause {
             Self::ReadBack => events.read_back_pages += 1,
             Self::Compact => events.compacted_pages += 1,
             Self::Recompress => events.recompressed_pages += 1,
+            Self::Share => {
+                events.recompressed_pages += 1;
+                events.deduplicated_pages += 1;
+            }
             Self::GiveUp => events.given_up_pages += 1,
-            Self::Clean => {}
+            Self::Clean | Self::Lend => {}
         }
     }
 }

@@ -41,7 +41,8 @@ impl VmStore {
             return Ok(Checked::Empty);
         }
         let numbers = self.numbers.lock();
-        let length = match Entry::unpack(entry.load(Ordering::Relaxed), slot)? {
+        let entry = Entry::unpack(entry.load(Ordering::Relaxed), slot)?;
+        let length = match entry {
             Entry::Empty => return Ok(Checked::Empty),
             Entry::SameFilled(_) => return Ok(Checked::SameFilled),
             Entry::Lost => return Err(LoadError::Lost),
@@ -50,14 +51,14 @@ impl VmStore {
                 let pin = file.begin_read(place).ok_or(LoadError::NotInFile)?;
                 return Ok(Checked::InFile(InFile { slot, generation: Tag::of(tag).generation(), pin }));
             }
-            Entry::Arena(location) => {
+            Entry::Arena(location) | Entry::Shared(location) => {
                 let length = object_bytes(location);
                 self.shared.arena.read(location.offset, scratch.object(length));
                 length
             }
         };
         drop(numbers);
-        self.decode(slot, length, page, scratch)?;
+        self.decode(entry.owner(self.id(), slot), length, page, scratch)?;
         Ok(Checked::Arena(length))
     }
 
@@ -73,7 +74,7 @@ impl VmStore {
         }
         let object = record?.open(self.owner(slot), &self.cipher)?;
         scratch.object(object.len()).copy_from_slice(&object);
-        self.decode(slot, object.len(), &mut ZERO_PAGE.clone(), scratch)?;
+        self.decode(self.owner(slot), object.len(), &mut ZERO_PAGE.clone(), scratch)?;
         Ok(true)
     }
 

@@ -18,6 +18,7 @@ impl VmStore {
     /// Returns the entry that stands for each of them from now on.
     pub(super) fn write_damage_off(&self, numbers: &mut Numbers) -> Entry {
         let mut held = Held::default();
+        numbers.sharing.forget_sharers();
         for slot in self.table.backed_slots() {
             let Some(record) = self.table.record(slot) else { continue };
             let mut tag = Tag::of(record.tag);
@@ -27,8 +28,10 @@ impl VmStore {
                 record.entry.store(Entry::Lost.pack(slot), Ordering::Release);
                 Entry::Lost
             });
-            held.add(self.share(entry, tag));
+            held.add(self.share(entry, tag, &numbers.sharing, 0));
+            numbers.exchange(slot, Entry::Lost, entry, tag.pool());
         }
+        numbers.sharing.forget_unnamed();
         self.shared.write_off(&numbers.accounting.held, &held);
         numbers.accounting.held = held;
         self.claim(numbers);

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use super::change::Cause;
 use super::tag::{Generation, Tag};
 use super::{Numbers, StoreError, VmStore};
-use crate::ids::Slot;
+use crate::ids::{Owner, Slot};
 use crate::page::{Page, ZERO_PAGE};
 use crate::store::accounting::object_bytes;
 use crate::store::codec::{Coding, DecompressError, DictionaryNumber, Scratch};
@@ -176,7 +176,7 @@ impl VmStore {
         let result = found.and_then(|found| match found {
             Found::InFile(pin) => Ok(Loaded::InFile(InFile { slot, generation, pin })),
             Found::Entry(entry) => {
-                let source = if matches!(entry, Entry::Arena(_)) { Source::Pool } else { Source::SameFilled };
+                let source = if entry.location().is_some() { Source::Pool } else { Source::SameFilled };
                 self.unpack(slot, entry, page, scratch).map(|()| Loaded::Page(source))
             }
         });
@@ -213,25 +213,26 @@ impl VmStore {
             Entry::Empty => *page = ZERO_PAGE,
             Entry::SameFilled(word) => same_filled::fill(page, word),
             Entry::Lost | Entry::File(_) => return Err(LoadError::Lost),
-            Entry::Arena(location) => {
-                self.decode(slot, object_bytes(location), page, scratch)?;
+            Entry::Arena(location) | Entry::Shared(location) => {
+                let owner = entry.owner(self.id(), slot);
+                self.decode(owner, object_bytes(location), page, scratch)?;
             }
         }
         Ok(())
     }
 
-    /// Makes a page of the object of `slot` in the first `length` bytes of the scratch buffer; how it was made.
+    /// Makes a page of the object of `owner` in the first `length` bytes of the scratch buffer; how it was made.
     ///
     /// # Errors
     /// When it is damaged, another's, or made with a dictionary that is not to be had.
     pub(super) fn decode(
         &self,
-        slot: Slot,
+        owner: Owner,
         length: usize,
         page: &mut Page,
         scratch: &mut Scratch,
     ) -> Result<Coding, LoadError> {
-        let (coding, _) = object::open(scratch.object(length), self.owner(slot))?;
+        let (coding, _) = object::open(scratch.object(length), owner)?;
         let dictionary = match coding.dictionary {
             None => None,
             Some(number) => Some(self.dictionaries.get(number).ok_or(LoadError::Dictionary(number))?),
@@ -266,7 +267,7 @@ impl VmStore {
             Err(err) => return (Err(err.into()), generation),
         };
         events.loads += 1;
-        if let Entry::Arena(location) = entry {
+        if let Some(location) = entry.location() {
             self.shared.arena.read(location.offset, scratch.object(object_bytes(location)));
             let before = Age::from_bits(age.load(Ordering::Relaxed));
             events.refault(before.until(now));
@@ -293,7 +294,7 @@ impl VmStore {
         }
         let object = record?.open(self.owner(slot), &self.cipher)?;
         scratch.object(object.len()).copy_from_slice(&object);
-        let coding = self.decode(slot, object.len(), page, scratch)?;
+        let coding = self.decode(self.owner(slot), object.len(), page, scratch)?;
         let Some(comes_back) = self.note_load_from_file(slot, expected, now) else { return Ok(false) };
         if comes_back {
             self.bring_back(slot, expected, coding, &object, Cause::Promote(now));

@@ -46,13 +46,15 @@ impl VmStore {
         }
     }
 
-    /// Whether the `copy` of an object of the arena is no good. If another copy is none either, the page is given up.
-    pub(super) fn is_damaged(&self, slot: Slot, expected: Generation, copy: &[u8]) -> bool {
-        if !is_damaged(object::open(copy, self.owner(slot))) {
+    /// Whether the `copy` of the object that the `entry` of `slot` names is no good. If another copy is none either, the
+    /// page is given up: of those that share an object, this one.
+    pub(super) fn is_damaged(&self, slot: Slot, expected: Generation, entry: Entry, copy: &[u8]) -> bool {
+        let owner = entry.owner(self.id(), slot);
+        if !is_damaged(object::open(copy, owner)) {
             return false;
         }
         let Some(again) = self.copy_again(slot, expected) else { return true };
-        if let Err(err) = object::open(&again, self.owner(slot))
+        if let Err(err) = object::open(&again, owner)
             && is_damaged(Err::<(), _>(err))
         {
             self.give_up(slot, expected, &err);
@@ -66,9 +68,7 @@ impl VmStore {
         if Tag::of(record.tag).generation() != expected {
             return None;
         }
-        let Ok(Entry::Arena(location)) = Entry::unpack(record.entry.load(Ordering::Relaxed), slot) else {
-            return None;
-        };
+        let location = Entry::unpack(record.entry.load(Ordering::Relaxed), slot).ok()?.location()?;
         let mut copy = vec![0; object_bytes(location)];
         self.shared.arena.read(location.offset, &mut copy);
         Some(copy)

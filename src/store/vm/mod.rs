@@ -15,7 +15,9 @@ mod lost;
 mod moves;
 mod read_back;
 mod recompress;
+mod share;
 mod tag;
+mod validate;
 
 pub use check::Checked;
 pub use limits::Limits;
@@ -36,14 +38,16 @@ use change::{Cause, Change};
 
 use super::accounting::{Accounting, Events, Held, Share, object_bytes};
 use super::arena::AllocateError;
-use super::codec::{CodecId, Compressor, Encoder, Kept, Scratch};
+use super::codec::{Compressor, Encoder, Kept, Scratch};
 use super::dictionaries::Dictionaries;
 use super::entry::{Entry, Location};
 use super::lru::Age;
 use super::object;
 use super::pool::{Pool, PoolId};
 use super::room::Shared;
-use super::table::{CHUNK_SLOTS, Record, Table};
+use super::sharing::Sharing;
+use super::table::{CHUNK_SLOTS, Table};
+use super::twins::Twins;
 use crate::ids::{Owner, Slot, VmId};
 use crate::page::Page;
 use crate::writeback::Cipher;
@@ -56,6 +60,8 @@ pub struct VmStore {
     shared: Arc<Shared>,
     cipher: Cipher,
     numbers: Mutex<Numbers>,
+    /// Where pages that are the same may be found: for the shrinker's thread, which never holds another lock with it.
+    twins: Mutex<Twins>,
     /// This VM's part of [`Shared::unclaimed_bytes`].
     unclaimed_bytes: AtomicU64,
 }
@@ -64,6 +70,7 @@ pub struct VmStore {
 #[derive(Debug)]
 struct Numbers {
     accounting: Accounting,
+    sharing: Sharing,
     limits: Limits,
     /// The age of the page that left for the file last. What is as cold as that does not stay.
     left: Option<Age>,
@@ -94,20 +101,21 @@ enum Published {
 }
 
 impl VmStore {
-    /// Serves the pages in `table`; what it holds already was counted as `held`.
+    /// Serves the pages in `table`; what it holds already was counted, and which slots share what is known.
     #[must_use]
     pub fn new(
         table: Table,
         dictionaries: Dictionaries,
         shared: Arc<Shared>,
         limits: Limits,
-        held: Held,
+        (held, sharing): (Held, Sharing),
     ) -> Self {
         let cipher = Cipher::new(table.key());
         let accounting = Accounting { held, ..Accounting::default() };
-        let numbers = Numbers { accounting, limits, left: None, bad: BTreeMap::new() };
+        let numbers = Numbers { accounting, sharing, limits, left: None, bad: BTreeMap::new() };
         let (numbers, unclaimed_bytes) = (Mutex::new(numbers), AtomicU64::new(0));
-        let vm = Self { table, dictionaries, shared, cipher, numbers, unclaimed_bytes };
+        let twins = Mutex::default();
+        let vm = Self { table, dictionaries, shared, cipher, numbers, twins, unclaimed_bytes };
         vm.claim(&vm.numbers.lock());
         vm
     }
@@ -136,10 +144,10 @@ impl VmStore {
         &self.dictionaries
     }
 
-    /// Bytes of memory that are kept for it beside its pages: the page table, tags, dictionaries.
+    /// Bytes of memory that are kept for it beside its pages: the page table, tags, dictionaries, which pages are the same.
     #[must_use]
     pub fn metadata_bytes(&self) -> u64 {
-        self.table.metadata_bytes() + self.dictionaries.memory_bytes()
+        self.table.metadata_bytes() + self.dictionaries.memory_bytes() + self.sharing_bytes()
     }
 
     /// Bytes of the process's own memory that are kept beside the page table: its [`Table::metadata_bytes`] has them, too.
@@ -204,14 +212,19 @@ impl VmStore {
     }
 
     fn charged_bytes(&self, entry: Entry) -> u64 {
-        match entry {
-            Entry::Arena(location) => self.shared.arena.charged_bytes(object_bytes(location)) as u64,
-            _ => 0,
-        }
+        entry.location().map_or(0, |location| self.shared.arena.charged_bytes(object_bytes(location)) as u64)
     }
 
-    fn share(&self, entry: Entry, tag: Tag) -> Share {
-        Share { entry, charged_bytes: self.charged_bytes(entry), pool: tag.pool(), loaded: tag.is_loaded() }
+    /// What an entry adds to what is held. Its object is others' as well if more than `sharers_own` name it: 1 if this
+    /// entry is counted among them.
+    fn share(&self, entry: Entry, tag: Tag, sharing: &Sharing, sharers_own: usize) -> Share {
+        let mut share = Share { entry, pool: tag.pool(), loaded: tag.is_loaded(), ..Share::NONE };
+        share.charged_bytes = self.charged_bytes(entry);
+        if let Entry::Shared(location) = entry {
+            share.others = sharing.count(location) > sharers_own;
+            share.pool = sharing.pool(location).unwrap_or(share.pool);
+        }
+        share
     }
 
     /// Stores `page` in `slot`. When this returns, it outlives the process.
@@ -355,7 +368,9 @@ impl VmStore {
 
     fn free(&self, entry: Entry) {
         match entry {
-            Entry::Arena(location) => self.shared.arena.free(location.offset, object_bytes(location)),
+            Entry::Arena(location) | Entry::Shared(location) => {
+                self.shared.arena.free(location.offset, object_bytes(location));
+            }
             Entry::File(place) => {
                 if let Some(file) = &self.shared.file {
                     file.free(place);
@@ -366,7 +381,7 @@ impl VmStore {
     }
 
     /// Replaces the entry of `slot`, if it still has the generation that is expected of it, and frees what it stood
-    /// for. The slot's chunk is backed.
+    /// for, unless other slots share that. The slot's chunk is backed. A shared object that is published is held.
     fn publish(&self, slot: Slot, change: Change, expected: Option<Generation>) -> Published {
         let Change { entry, pool: made_by, cause } = change;
         let record = self.table.record(slot).expect("a slot is backed before an entry is made for it");
@@ -380,16 +395,19 @@ impl VmStore {
             Err(_) => self.write_damage_off(&mut numbers),
         };
         let old_age = Age::from_bits(record.age.load(Ordering::Relaxed));
-        let tag = old_tag.next(self.shared.pools.counted_under(made_by), cause.is_loaded(old_tag, old_age));
-        let (new_share, old_share) = (self.share(entry, tag), self.share(old, old_tag));
-        let pool_bytes =
-            numbers.accounting.held.pool_bytes + new_share.charged_bytes - old_share.charged_bytes;
+        let pool = numbers.pool_of(entry).unwrap_or_else(|| self.shared.pools.counted_under(made_by));
+        let tag = old_tag.next(pool, cause.is_loaded(old_tag, old_age));
+        let new_share = self.share(entry, tag, &numbers.sharing, 0);
+        let old_share = self.share(old, old_tag, &numbers.sharing, 1);
+        let (more_bytes, less_bytes) = (new_share.pool_bytes(), old_share.pool_bytes());
+        let pool_bytes = numbers.accounting.held.pool_bytes + more_bytes - less_bytes;
         let limit_bytes = numbers.limits.limit_bytes;
-        if new_share.charged_bytes > old_share.charged_bytes && pool_bytes > limit_bytes {
+        if more_bytes > less_bytes && pool_bytes > limit_bytes && cause.is_limited() {
             return Published::OverLimit;
         }
         numbers.accounting.held.remove(old_share);
         numbers.accounting.held.add(new_share);
+        let is_free = numbers.exchange(slot, old, entry, pool);
         cause.count(&mut numbers.accounting.events, old, entry);
         if numbers.limits.reserve_bytes > 0 {
             self.claim(&numbers);
@@ -402,7 +420,9 @@ impl VmStore {
         record.entry.store(entry.pack(slot), Ordering::Release);
         tag.keep_in(record.tag);
         drop(numbers);
-        self.free(old);
+        if is_free {
+            self.free(old);
+        }
         if limit_bytes != u64::MAX && pool_bytes > self.shared.marks(limit_bytes).start_bytes {
             self.shared.bell.ring();
         }
@@ -426,39 +446,6 @@ impl VmStore {
             self.invalidate(Slot(slot));
         }
         (chunk_end < end.0).then_some(Slot(chunk_end))
-    }
-
-    /// Recounts what is held from the entries and compares with the running numbers. `in_file` is called with every
-    /// place in the writeback file that an entry names.
-    ///
-    /// # Panics
-    /// When they differ, or an object is not whole.
-    #[must_use]
-    pub fn validate(&self, mut in_file: impl FnMut(crate::writeback::Place)) -> Held {
-        let mut held = Held::default();
-        let numbers = self.numbers.lock();
-        for slot in self.table.backed_slots() {
-            let Record { entry, tag, .. } = self.table.record(slot).expect("backed slots have records");
-            let entry = Entry::unpack(entry.load(Ordering::Relaxed), slot).expect("entries are sound");
-            match entry {
-                Entry::Arena(location) => {
-                    let mut copy = vec![0; object_bytes(location)];
-                    self.shared.arena.read(location.offset, &mut copy);
-                    let (coding, payload) = object::open(&copy, self.owner(slot)).expect("objects are sound");
-                    assert_eq!(coding.codec == CodecId::Raw, payload.len() == object::PAYLOAD_MAX);
-                    let known =
-                        coding.dictionary.is_none_or(|number| self.dictionaries.get(number).is_some());
-                    assert!(known, "a dictionary stays as long as objects that were made with it");
-                }
-                Entry::File(place) => in_file(place),
-                Entry::Empty | Entry::SameFilled(_) | Entry::Lost => {}
-            }
-            held.add(self.share(entry, Tag::of(tag)));
-        }
-        assert_eq!(held, numbers.accounting.held, "the running numbers are those of the entries");
-        let unclaimed = numbers.limits.reserve_bytes.saturating_sub(held.pool_bytes);
-        assert_eq!(unclaimed, self.unclaimed_bytes.load(Ordering::Relaxed), "reserves are up to date");
-        held
     }
 
     /// How long before `now` the page in `slot` was last used.

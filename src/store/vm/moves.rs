@@ -23,24 +23,24 @@ impl VmStore {
         &self.cipher
     }
 
-    /// Appends a copy of the object in `slot` to `buffer`: its generation and length. `None` when the slot has no object
-    /// in the arena, or was used since it was `found` cold with this age: then its turn has not come. One that is damaged
-    /// is given up.
+    /// Appends a copy of the object in `slot` to `buffer`, as the slot's own even if others share it: its generation and
+    /// length. `None` when the slot has no object in the arena, or was used since it was `found` cold with this age: then
+    /// its turn has not come. One that is damaged is given up.
     pub fn isolate(&self, slot: Slot, found: Age, buffer: &mut Vec<u8>) -> Option<(Generation, usize)> {
         let record = self.table.record(slot)?;
         let numbers = self.numbers.lock();
         if Age::from_bits(record.age.load(Ordering::Relaxed)) != found {
             return None;
         }
-        let Ok(Entry::Arena(location)) = Entry::unpack(record.entry.load(Ordering::Relaxed), slot) else {
-            return None;
-        };
+        let entry = Entry::unpack(record.entry.load(Ordering::Relaxed), slot).ok()?;
+        let location = entry.location()?;
         let (start, length) = (buffer.len(), object_bytes(location));
         buffer.resize(start + length, 0);
         self.shared.arena.read(location.offset, &mut buffer[start..]);
         let generation = Tag::of(record.tag).generation();
         drop(numbers);
-        if self.is_damaged(slot, generation, &buffer[start..]) {
+        let copy = &mut buffer[start..];
+        if self.is_damaged(slot, generation, entry, copy) || !self.make_own(slot, entry, copy) {
             buffer.truncate(start);
             return None;
         }
@@ -71,24 +71,27 @@ impl VmStore {
         self.settle(slot, expected, Entry::File(place), PoolId::EARLIER, Cause::Clean)
     }
 
-    /// Moves an object of the arena. False when it is not the slot's (any more): nothing was moved, and the place is
-    /// still the caller's.
+    /// Moves an object of the arena, for all who share it. False when it is not the slot's (any more): nothing was moved,
+    /// and the place is still the caller's.
     pub fn relocate(&self, planned: &Move, scratch: &mut Scratch) -> bool {
-        let Move { owner: Owner { slot, .. }, from, to } = planned;
+        let Move { owner: owner @ Owner { slot, .. }, from, to } = planned;
+        if owner.is_shared() {
+            return self.relocate_shared(*from, to, scratch);
+        }
         if slot.0 >= self.slots() {
             return false;
         }
         let Some(record) = self.table.record(*slot) else { return false };
         let numbers = self.numbers.lock();
         let tag = Tag::of(record.tag);
-        let location = match Entry::unpack(record.entry.load(Ordering::Relaxed), *slot) {
-            Ok(Entry::Arena(location)) if location.offset == *from => location,
+        let (entry, location) = match Entry::unpack(record.entry.load(Ordering::Relaxed), *slot) {
+            Ok(entry @ Entry::Arena(location)) if location.offset == *from => (entry, location),
             _ => return false,
         };
         let object = scratch.object(object_bytes(location));
         self.shared.arena.read(*from, object);
         drop(numbers);
-        if self.is_damaged(*slot, tag.generation(), object) {
+        if self.is_damaged(*slot, tag.generation(), entry, object) {
             return false;
         }
         self.shared.arena.write(to, object);

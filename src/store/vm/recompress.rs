@@ -7,7 +7,7 @@ use super::change::Cause;
 use super::tag::{Generation, Tag};
 use super::{LoadError, StoreError, VmStore};
 use crate::ids::Slot;
-use crate::page::ZERO_PAGE;
+use crate::page::{Page, ZERO_PAGE};
 use crate::store::accounting::object_bytes;
 use crate::store::codec::{CodecId, Coding, Compressor, Scratch};
 use crate::store::entry::{Entry, Location};
@@ -22,6 +22,8 @@ pub enum Recompressed {
     Kept,
     /// It is in the other pool now, with a payload of so many bytes.
     Moved(usize),
+    /// It is the same as another page of that pool, and kept as that from now on.
+    Shared,
     /// To be tried again when there is room, in the pool or below its VM's limit; or it changed meanwhile.
     NoRoom,
 }
@@ -45,7 +47,7 @@ impl VmStore {
         let record = self.table.record(slot)?;
         let entry = Entry::unpack(record.entry.load(Ordering::Relaxed), slot);
         let (tag, age) = (Tag::of(record.tag), Age::from_bits(record.age.load(Ordering::Relaxed)));
-        matches!(entry, Ok(Entry::Arena(_))).then(|| Glance {
+        entry.ok()?.location().map(|_| Glance {
             pool: tag.pool(),
             age: age.until(now),
             loaded: age.is_loaded(),
@@ -53,64 +55,77 @@ impl VmStore {
     }
 
     /// Moves the page in `slot` to the pool `to`, if it is in the arena and another pool made it. A page that would be kept
-    /// no smaller there only changes its pool on the books.
+    /// no smaller there only changes its pool on the books. One that gets cold and is the same as another cold one shares
+    /// the other's object.
     pub fn recompress(&self, slot: Slot, to: Pool, scratch: &mut Scratch) -> Recompressed {
-        let Some((location, tag)) = self.of_other_pool(slot, to.id, scratch) else {
+        let Some((entry, location, tag)) = self.of_other_pool(slot, to.id, scratch) else {
             return Recompressed::Kept;
         };
-        match self.compress_anew(slot, location, tag, to, scratch) {
-            Ok(Some(made)) => {
-                let (entry, payload_bytes) = (Entry::Arena(made), made.payload_bytes);
-                match self.settle(slot, tag.generation(), entry, to.id, Cause::Recompress) {
-                    true => Recompressed::Moved(payload_bytes),
-                    false => Recompressed::NoRoom,
+        let (expected, mut page) = (tag.generation(), ZERO_PAGE);
+        let length = object_bytes(location);
+        let made = match self.decode(entry.owner(self.id(), slot), length, &mut page, scratch) {
+            Ok(made) => made,
+            Err(err) => {
+                if matches!(err, LoadError::Object(_)) {
+                    self.is_damaged(slot, expected, entry, scratch.object(length));
+                }
+                self.adopt_into(slot, expected, to.id);
+                return Recompressed::Kept;
+            }
+        };
+        let hint = self.hint(&page, to.id);
+        if let Some(hint) = hint
+            && let Some(shared) = self.share_with_twin(slot, (entry, expected), (&page, hint), to, scratch)
+        {
+            return shared;
+        }
+        let outcome = match self.compress_anew(slot, length, (&page, made, tag.pool()), to, scratch) {
+            Ok(Some(location)) => {
+                match self.settle(slot, expected, Entry::Arena(location), to.id, Cause::Recompress) {
+                    true => Recompressed::Moved(location.payload_bytes),
+                    false => return Recompressed::NoRoom,
                 }
             }
             Ok(None) => {
-                self.adopt_into(slot, tag.generation(), to.id);
+                self.adopt_into(slot, expected, to.id);
                 Recompressed::Kept
             }
-            Err(_) => Recompressed::NoRoom,
+            Err(_) => return Recompressed::NoRoom,
+        };
+        if let Some(hint) = hint {
+            self.twins.lock().insert(hint, slot);
         }
+        outcome
     }
 
-    fn of_other_pool(&self, slot: Slot, pool: PoolId, scratch: &mut Scratch) -> Option<(Location, Tag)> {
+    fn of_other_pool(
+        &self,
+        slot: Slot,
+        pool: PoolId,
+        scratch: &mut Scratch,
+    ) -> Option<(Entry, Location, Tag)> {
         let record = self.table.record(slot)?;
         let _numbers = self.numbers.lock();
         let tag = Tag::of(record.tag);
-        match Entry::unpack(record.entry.load(Ordering::Relaxed), slot) {
-            Ok(Entry::Arena(location)) if tag.pool() != pool => {
-                self.shared.arena.read(location.offset, scratch.object(object_bytes(location)));
-                Some((location, tag))
-            }
-            _ => None,
-        }
+        let entry = Entry::unpack(record.entry.load(Ordering::Relaxed), slot).ok()?;
+        let location = entry.location().filter(|_| tag.pool() != pool)?;
+        self.shared.arena.read(location.offset, scratch.object(object_bytes(location)));
+        Some((entry, location, tag))
     }
 
-    /// Compresses the object in the scratch buffer anew. `None` when that gains nothing.
+    /// Compresses `page` anew, whose object of `length` bytes a pool has made in some way. `None` when that gains nothing.
     fn compress_anew(
         &self,
         slot: Slot,
-        location: Location,
-        tag: Tag,
+        length: usize,
+        (page, made, pool): (&Page, Coding, PoolId),
         Pool { compressor, .. }: Pool,
         scratch: &mut Scratch,
     ) -> Result<Option<Location>, StoreError> {
-        let length = object_bytes(location);
-        let mut page = ZERO_PAGE;
-        let made = match self.decode(slot, length, &mut page, scratch) {
-            Ok(coding) => coding,
-            Err(err) => {
-                if matches!(err, LoadError::Object(_)) {
-                    self.is_damaged(slot, tag.generation(), scratch.object(length));
-                }
-                return Ok(None);
-            }
-        };
-        if self.would_be_the_same(made, tag.pool(), compressor) {
+        if self.would_be_the_same(made, pool, compressor) {
             return Ok(None);
         }
-        let (coding, object) = scratch.compress(compressor, self.encoder(compressor).as_deref(), &page);
+        let (coding, object) = scratch.compress(compressor, self.encoder(compressor).as_deref(), page);
         // A faster codec is chosen for its speed, not for its size.
         let faster = compressor == Compressor::Lz4;
         let charged = |bytes| self.shared.arena.charged_bytes(bytes);
@@ -121,7 +136,7 @@ impl VmStore {
         let length = object.len();
         // A dictionary stays in memory for months, and a bit of it that flips would spoil all that is made with it.
         let mut back = ZERO_PAGE;
-        if self.decode(slot, length, &mut back, scratch).is_err() || back != page {
+        if self.decode(self.owner(slot), length, &mut back, scratch).is_err() || back != *page {
             return Ok(None);
         }
         self.keep(scratch.object(length)).map(Some)
@@ -147,13 +162,18 @@ impl VmStore {
         let Some(record) = self.table.record(slot) else { return };
         let mut numbers = self.numbers.lock();
         let tag = Tag::of(record.tag);
-        let entry = Entry::unpack(record.entry.load(Ordering::Relaxed), slot);
-        if tag.generation() != expected || !matches!(entry, Ok(Entry::Arena(_))) {
+        let Ok(entry) = Entry::unpack(record.entry.load(Ordering::Relaxed), slot) else { return };
+        if tag.generation() != expected || entry.location().is_none() {
             return;
         }
         let pool = self.shared.pools.counted_under(pool);
+        // A shared object is counted once, and goes with the first of its sharers.
+        let before = numbers.pool_of(entry).unwrap_or(tag.pool());
+        if let Entry::Shared(location) = entry {
+            numbers.sharing.set_pool(location, pool);
+        }
         let objects = &mut numbers.accounting.held.objects_by_pool;
-        objects[tag.pool().index()] -= 1;
+        objects[before.index()] -= 1;
         objects[pool.index()] += 1;
         tag.made_by(pool).keep_in(record.tag);
     }

@@ -175,7 +175,8 @@ impl Template {
             0 => {
                 let offset = place % (1 << 20) / 16 * 16 + (place >> 60) * (ARENA_BYTES_MAX / 16);
                 let payload_bytes = usize::from(length) % 4096 + 1;
-                Entry::Arena(Location { offset, payload_bytes })
+                let location = Location { offset, payload_bytes };
+                if kind & 4 == 0 { Entry::Arena(location) } else { Entry::Shared(location) }
             }
             1 => {
                 let (offset, object_bytes) =
