@@ -141,12 +141,16 @@ fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// What `ballast vm args` prints for the VM.
-fn arguments(daemon: &Daemon, name: &str, more: &[&str]) -> Vec<String> {
+/// What `ballast vm args --json` prints for the VM.
+fn described(daemon: &Daemon, name: &str, more: &[&str]) -> Value {
     let output = daemon.ask(&[&["vm", "args", name, "--memory", "128MiB", "--json"], more].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let mut json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    serde_json::from_value(json["args"].take()).unwrap()
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The arguments among it.
+fn arguments(daemon: &Daemon, name: &str, more: &[&str]) -> Vec<String> {
+    serde_json::from_value(described(daemon, name, more)["args"].take()).unwrap()
 }
 
 fn boots_linux(program: &Path, directory: &Path) -> bool {
@@ -198,10 +202,7 @@ fn a_guest_of_a_cloud_hypervisor_that_is_told_by_its_api_gets_every_page_back() 
         false => Guest::bare(),
     };
     let mut daemon = Daemon::start(dir.path(), CONFIG);
-    let args = ["vm", "args", "web2", "--vmm", PROGRAM, "--memory", "128MiB", "--format", "json", "--whole"];
-    let output = daemon.ask(&args);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let document = serde_json::from_slice(&output.stdout).unwrap();
+    let document = described(&daemon, "web2", &["--vmm", PROGRAM, "--format", "json", "--whole"]);
     let mut vm = by_api(&program, document, &guest, dir.path());
     judge(&mut vm, "web2", &guest, &mut daemon);
 }
