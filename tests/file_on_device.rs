@@ -95,7 +95,7 @@ fn a_block_device_is_written_read_and_given_back_like_a_file() {
             (DEVICE_BYTES, WritebackState::On, 0)
         );
         assert!(vm.accounting().held.file_pages > 4000);
-        assert!(matches!(Writeback::open(&options), Err(OpenError::InUse { .. })), "it is ours alone");
+        assert!(matches!(Writeback::open(&options), Err(OpenError::Busy { .. })), "it is ours alone");
         store.validate();
     }
     let store = open(dir.path(), &options);
