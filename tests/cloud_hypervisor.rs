@@ -207,6 +207,57 @@ fn a_guest_of_a_cloud_hypervisor_that_is_told_by_its_api_gets_every_page_back() 
     judge(&mut vm, "web2", &guest, &mut daemon);
 }
 
+/// Waits until the daemon says something of the VM's balloon.
+fn wait_for_balloon(daemon: &Daemon, vm: &Vm, what: &str, is_so: impl Fn(&Value) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so(&daemon.vm("web1")["balloon"]) {
+        let says = || format!("{}\n{}\ndaemon:\n{}", daemon.vm("web1"), vm.words(), daemon.log());
+        assert!(Instant::now() < deadline, "{what}: {}", says());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_guest_of_a_real_cloud_hypervisor_is_squeezed_by_its_api_and_by_our_own_balloon() {
+    let Some(program) = program() else {
+        say(&format!("skipped: there is no {PROGRAM} on PATH"));
+        return;
+    };
+    let probe = tempfile::tempdir_in("/dev/shm").unwrap();
+    let linux = boots_linux(&program, probe.path());
+    for own in [false, true] {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let squeeze = match own {
+            true => "vmm = \"vhost-user\"".to_owned(),
+            false => format!("vmm = {PROGRAM:?}, socket = {:?}", dir.path().join("api")),
+        };
+        let config = format!(
+            "[pool]\nmax = \"50%\"\n[balloon]\ninterval = \"1s\"\n[[vm]]\nname = \"web1\"\nsize = \"512MiB\"\nqueues = 1\n\
+             squeeze = {{ {squeeze}, min = \"64MiB\", mode = \"off\" }}\n"
+        );
+        let daemon = Daemon::start(dir.path(), &config);
+        let guest = if linux { Guest::linux("ballast.idle=1") } else { Guest::bare() };
+        let arguments = arguments(&daemon, "web1", &["--vmm", PROGRAM]);
+        let vm = cloud_hypervisor(&program, &arguments, &guest, dir.path());
+        let has = |bytes: u64| move |balloon: &Value| balloon["actual_bytes"] == bytes;
+        if !linux && own {
+            // A guest without a driver has no balloon, but its VMM connects the device.
+            let connected = |_: &Value| daemon.log().contains("device=\"balloon\"");
+            wait_for_balloon(&daemon, &vm, "the balloon's device is connected", connected);
+            continue;
+        }
+        wait_for_balloon(&daemon, &vm, "the VMM answers", |balloon| balloon["reachable"] == true);
+        wait_for_balloon(&daemon, &vm, "it has all of its memory", has(128 << 20));
+        println!("web1: {}", daemon.vm("web1")["balloon"]);
+        if linux {
+            for bytes in [96 << 20, 128 << 20] {
+                assert!(daemon.ask(&["vm", "squeeze", "web1", "--to", &bytes.to_string()]).status.success());
+                wait_for_balloon(&daemon, &vm, "it has what it should have", has(bytes));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_guest_without_an_operating_system_gets_every_page_back_from_qemu_though_the_daemon_is_killed() {
     let found = Qemu::find().unwrap_or_else(|error| panic!("{error}"));

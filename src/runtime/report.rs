@@ -61,10 +61,10 @@ pub(super) fn make(daemon: &Daemon, reporting: &Reporting) -> Result<Report, Set
 /// What all VMs share.
 fn shared(daemon: &Daemon) -> Shared {
     let (arena, vms) = (daemon.store.arena(), daemon.store.in_use());
-    let tag_bytes: u64 = vms.iter().map(|vm| vm.tag_bytes()).sum();
+    let process_bytes: u64 = vms.iter().map(|vm| vm.process_bytes()).sum();
     let arena_metadata_bytes = arena.metadata_bytes();
     // What is counted as metadata is not counted twice.
-    let counted_bytes = tag_bytes + arena_metadata_bytes;
+    let counted_bytes = process_bytes + arena_metadata_bytes;
     Shared {
         arena_bytes: arena.used_bytes(),
         charged_bytes: arena.charged_bytes_total(),

@@ -150,10 +150,11 @@ impl VmStore {
         self.table.metadata_bytes() + self.dictionaries.memory_bytes() + self.sharing_bytes()
     }
 
-    /// Bytes of the process's own memory that are kept beside the page table: its [`Table::metadata_bytes`] has them, too.
+    /// Bytes of the process's own memory among these: tags, which pages are the same.
     #[must_use]
-    pub fn tag_bytes(&self) -> u64 {
-        (self.table.backed_chunks().count() * CHUNK_SLOTS * size_of::<u32>()) as u64
+    pub fn process_bytes(&self) -> u64 {
+        let tags_bytes = self.table.backed_chunks().count() * CHUNK_SLOTS * size_of::<u32>();
+        tags_bytes as u64 + self.sharing_bytes()
     }
 
     /// What the VM may hold.
