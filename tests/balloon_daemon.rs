@@ -161,3 +161,17 @@ fn a_vm_that_is_cleared_keeps_its_balloon_and_one_that_is_removed_does_not() {
     obey(&mut guest, WANTED_PAGES);
     assert_eq!(daemon.vm("web1")["stored_pages"], 1);
 }
+
+#[test]
+fn changes_one_after_the_other_are_few_ticks() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let began = Instant::now();
+    let daemon = Daemon::start(dir.path(), &config("{ vmm = \"vhost-user\", min = \"1MiB\" }"));
+    for way in ["--observe", "--auto"].into_iter().cycle().take(60) {
+        assert!(daemon.ask(&["vm", "squeeze", "web1", way]).status.success());
+    }
+    let trace = std::fs::read_to_string(dir.path().join("state/balloon.trace")).unwrap();
+    // Each is a step for every VM, and an interval is a second.
+    let (ticks, halves) = (trace.lines().count() as u128, began.elapsed().as_millis() / 500 + 2);
+    assert!((1..=halves).contains(&ticks), "{ticks} ticks, {halves} half intervals");
+}

@@ -233,7 +233,7 @@ fn a_guest_of_a_real_cloud_hypervisor_is_squeezed_by_its_api_and_by_our_own_ball
         };
         let config = format!(
             "[pool]\nmax = \"50%\"\n[balloon]\ninterval = \"1s\"\n[[vm]]\nname = \"web1\"\nsize = \"512MiB\"\nqueues = 1\n\
-             squeeze = {{ {squeeze}, min = \"64MiB\", mode = \"off\" }}\n"
+             squeeze = {{ {squeeze}, min = \"64MiB\", mode = \"observe\" }}\n"
         );
         let daemon = Daemon::start(dir.path(), &config);
         let guest = if linux { Guest::linux("ballast.idle=1") } else { Guest::bare() };
@@ -250,9 +250,10 @@ fn a_guest_of_a_real_cloud_hypervisor_is_squeezed_by_its_api_and_by_our_own_ball
         wait_for_balloon(&daemon, &vm, "it has all of its memory", has(128 << 20));
         println!("web1: {}", daemon.vm("web1")["balloon"]);
         if linux {
-            for bytes in [96 << 20, 128 << 20] {
-                assert!(daemon.ask(&["vm", "squeeze", "web1", "--to", &bytes.to_string()]).status.success());
-                wait_for_balloon(&daemon, &vm, "it has what it should have", has(bytes));
+            for mib in [96, 128] {
+                let size = format!("{mib}MiB");
+                assert!(daemon.ask(&["vm", "squeeze", "web1", "--to", &size]).status.success());
+                wait_for_balloon(&daemon, &vm, "it has what it should have", has(mib << 20));
             }
         }
     }

@@ -244,6 +244,20 @@ fn a_vm_that_cannot_be_asked_keeps_its_part_of_the_budget() {
 }
 
 #[test]
+fn an_observed_vm_takes_nothing_of_the_budget_whether_it_answers_or_not() {
+    let guest = |sets: &[Set]| (Guest::new(512 * MIB, 2048 * MIB, sets), 96 * MIB);
+    let guests = vec![guest(&[hot(300), cold(64)]), guest(&[hot(400), cold(0)])];
+    let mut simulation = Simulation::new(guests, INTERVAL_MS, Some(512 * MIB));
+    simulation.snapshots()[0].mode = Mode::Observe;
+    for silent in [None, Some(Vmm::Silent(busy()))] {
+        simulation.silence(0, silent);
+        (0..24).for_each(|_| drop(simulation.tick()));
+        let has_bytes = simulation.guests()[1].memory().actual_bytes;
+        assert!(has_bytes >= 400 * MIB, "{} MiB", has_bytes / MIB);
+    }
+}
+
+#[test]
 fn a_most_that_was_lowered_is_reached_step_by_step() {
     let mut simulation = one(&[hot(32), cold(64)], 64);
     simulation.tick();

@@ -20,10 +20,8 @@ pub fn decide_all(host: &Host, snapshots: &[Snapshot], states: &mut [State]) -> 
     let wishes = snapshots.iter().zip(states.iter_mut());
     let mut wishes: Vec<Wish> = wishes.map(|(snapshot, state)| policy::wish(host, snapshot, state)).collect();
     let mut guests: Vec<Guest<'_>> = snapshots.iter().zip(&mut wishes).filter_map(Guest::of).collect();
-    // Whoever can't be asked keeps what it was told to have.
-    let unasked =
-        snapshots.iter().zip(states.iter()).filter(|(snapshot, _)| matches!(snapshot.vmm, Vmm::Silent(_)));
-    let unasked_bytes = unasked.filter_map(|(_, state)| state.target_bytes).fold(0, u64::saturating_add);
+    let unasked = snapshots.iter().zip(states.iter()).map(|(snapshot, state)| unasked_bytes(snapshot, state));
+    let unasked_bytes = unasked.fold(0, u64::saturating_add);
     let budget_bytes = host.budget_bytes.unwrap_or(u64::MAX).saturating_sub(unasked_bytes);
     let lacking_bytes = lacking_bytes(host, &guests, budget_bytes);
     take(&mut guests, lacking_bytes, budget_bytes);
@@ -34,6 +32,15 @@ pub fn decide_all(host: &Host, snapshots: &[Snapshot], states: &mut [State]) -> 
         }
     }
     wishes.into_iter().map(|wish| wish.decision).collect()
+}
+
+/// What a VM that can't be asked has of the budget: what it had when it was seen last, or was told to have, if that is more.
+/// One that is only observed has no part in it, as when it answers.
+fn unasked_bytes(snapshot: &Snapshot, state: &State) -> u64 {
+    let counts =
+        matches!(snapshot.mode, Mode::Auto | Mode::Fixed(_)) && matches!(snapshot.vmm, Vmm::Silent(_));
+    let seen_bytes = state.look.map_or(0, |look| look.actual_bytes);
+    if counts { state.target_bytes.unwrap_or(0).max(seen_bytes) } else { 0 }
 }
 
 /// A VM whose memory is the host's to count.

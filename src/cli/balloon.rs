@@ -61,7 +61,9 @@ pub fn replay(global: &Global, file: &Path) -> anyhow::Result<()> {
         }
     }
     if others > 0 {
-        bail!("{others} of {decisions} decisions would be others");
+        bail!(
+            "{others} of {decisions} decisions would be others: the policy has changed since, so replay it with the ballast that wrote it, or see above what changed"
+        );
     }
     Ok(())
 }

@@ -38,7 +38,7 @@ pub fn squeeze(text: &str) -> Result<Squeeze, String> {
         return Ok(Squeeze { vmm: text.to_owned(), ..squeeze });
     }
     for part in text.split(',') {
-        let (key, value) = part.split_once('=').ok_or_else(|| format!("{part:?} is not KEY=VALUE"))?;
+        let (key, value) = part.split_once('=').ok_or_else(|| format!("{part:?} is not KEY=VALUE: give pairs with commas between, as in vmm=qemu,socket=/run/vms/web1.qmp"))?;
         let word = || Some(value.to_owned());
         let bytes =
             || value.parse::<Bytes>().map(|Bytes(bytes)| Some(bytes)).map_err(|error| error.to_string());

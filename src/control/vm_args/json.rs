@@ -44,7 +44,8 @@ pub(super) fn cloud_hypervisor(vm: &VmConfig, socket: &Path, wanted: Wanted) -> 
     }
     if wanted.whole {
         document["payload"] = json!({ "kernel": "/var/lib/vms/vmlinux", "cmdline": "root=/dev/vda1 console=hvc0 zswap.enabled=0" });
-        document["disks"] = json!([{ "path": "/var/lib/vms/web1.raw", "image_type": "Raw" }, disk]);
+        document["disks"] =
+            json!([{ "path": format!("/var/lib/vms/{}.raw", vm.name), "image_type": "Raw" }, disk]);
     }
     VmArgs { content: Content::Document(document), notes }
 }
@@ -88,7 +89,7 @@ fn firecracker_whole(vm: &VmConfig, drive: &Value, wanted: Wanted) -> Value {
 fn firecracker_notes(drive: &Value) -> Vec<String> {
     let body = shell::shell_quote(&drive.to_string());
     vec![
-        "Firecracker (checked against the source of 1.16.1, where vhost-user is a developer preview; not tried).".to_owned(),
+        "Firecracker (checked against the source of 1.16.1; 1.17.0-dev starts with it; vhost-user is a developer preview).".to_owned(),
         "It connects once and keeps no in-flight region: when the daemon ends, what its guest waits for never comes. \
          Restart the daemon only after its VMs."
             .to_owned(),

@@ -208,3 +208,17 @@ fn memory_is_whole_mebibytes() {
         assert!(parse_memory(text).unwrap_err().contains(text), "{text}");
     }
 }
+
+#[test]
+fn what_is_printed_for_one_vm_has_nothing_of_another() {
+    let config = Config::parse(&EXAMPLE.replace("web1", "db"), 16 << 30).unwrap();
+    for vmm in [Vmm::Qemu, Vmm::Libvirt, Vmm::CloudHypervisor, Vmm::Firecracker, Vmm::Crosvm] {
+        for format in [Format::Cli, Format::Json, Format::Xml] {
+            for whole in [false, true] {
+                let wanted = Wanted { format, whole, ..wanted(vmm) };
+                let text = vm_args(config.vm("db").unwrap(), &config.socket_path("db"), wanted).text();
+                assert!(text.contains("/db.sock") && !text.contains("web1"), "{vmm:?} {format:?}: {text}");
+            }
+        }
+    }
+}

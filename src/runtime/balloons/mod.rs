@@ -70,16 +70,21 @@ impl Balloons {
         self.shown.lock().get(name).cloned()
     }
 
-    /// How a VM is squeezed was changed, or there is one more or less: the next tick is now.
+    /// How a VM is squeezed was changed, or there is one more or less: the next tick is now, or half an interval after the
+    /// last one.
     pub(super) fn look_now(&self) {
         *self.changed.lock() = true;
         self.bell.notify_one();
     }
 
-    /// Waits until then, or until something is changed.
-    fn sleep_until(&self, then: Instant) {
+    /// Waits until then, or until something is changed, which is looked at no sooner than at `soonest`: a tick is a step for
+    /// every VM, however many of them somebody changes one after the other.
+    fn sleep_until(&self, then: Instant, soonest: Instant) {
         let mut changed = self.changed.lock();
         while !*changed && !self.bell.wait_until(&mut changed, then).timed_out() {}
+        while Instant::now() < soonest {
+            self.bell.wait_until(&mut changed, soonest);
+        }
         *changed = false;
     }
 
@@ -120,7 +125,7 @@ pub(super) fn start(daemon: Arc<Daemon>, interval: Duration) -> io::Result<()> {
             controller.tick();
             // A tick that took too long is not made up for.
             next = (next + interval).max(Instant::now());
-            controller.daemon.balloons.sleep_until(next);
+            controller.daemon.balloons.sleep_until(next, Instant::now() + interval / 2);
         }
     })?;
     Ok(())

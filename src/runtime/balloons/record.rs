@@ -3,10 +3,10 @@
 //! stops anything.
 
 use std::fs::{self, File};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use crate::balloon::trace::Tick;
+use crate::balloon::trace::{self, Tick};
 use crate::private;
 
 /// The trace's name in the state directory.
@@ -47,15 +47,70 @@ impl Recorder {
         tick.write(&mut line)?;
         let mut file = match self.file.take() {
             Some(file) => file,
-            None => private::open_or_create(&self.path)?,
+            None => self.open()?,
         };
-        if file.seek(SeekFrom::End(0))? >= BYTES_MAX {
-            fs::rename(&self.path, &self.before)?;
-            file = private::open_or_create(&self.path)?;
+        let mut end = file.seek(SeekFrom::End(0))?;
+        if end >= BYTES_MAX {
+            file = self.begin_another()?;
+            end = 0;
         }
-        // In one piece: a daemon that is killed leaves whole lines, but for the last.
-        file.write_all(&line)?;
+        // A part of a line would make what comes after it unreadable.
+        file.write_all(&line).inspect_err(|_| drop(file.set_len(end)))?;
         self.file = Some(file);
         Ok(())
+    }
+
+    /// The file of the daemon before, if it ends with a whole tick that this version reads; else another one.
+    fn open(&self) -> io::Result<File> {
+        let mut file = private::open_or_create(&self.path)?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text)?;
+        let lines = text.strip_suffix(b"\n");
+        let last = lines.and_then(|lines| lines.rsplit(|byte| *byte == b'\n').next());
+        let whole = last.is_some_and(|last| trace::read(last).all(|tick| tick.is_ok()));
+        if text.is_empty() || whole { Ok(file) } else { self.begin_another() }
+    }
+
+    fn begin_another(&self) -> io::Result<File> {
+        fs::rename(&self.path, &self.before)?;
+        private::open_or_create(&self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balloon::Host;
+    use std::fs::OpenOptions;
+
+    fn tick(now_ms: u64) -> Tick {
+        Tick::decide(Host { now_ms, ..Host::default() }, Vec::new(), &mut [])
+    }
+
+    fn times(path: &Path) -> Vec<u64> {
+        let ticks = trace::read(io::BufReader::new(File::open(path).unwrap()));
+        ticks.map(|tick| tick.unwrap().host.now_ms).collect()
+    }
+
+    #[test]
+    fn whatever_a_daemon_left_what_the_next_one_writes_can_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, before) = (dir.path().join(NAME), dir.path().join(NAME_BEFORE));
+        let note = |now_ms| Recorder::new(dir.path()).note(&tick(now_ms));
+        note(1);
+        note(2);
+        assert_eq!(times(&path), [1, 2]);
+        // Killed in the middle of a line.
+        let length = fs::metadata(&path).unwrap().len();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(length - 5).unwrap();
+        note(3);
+        assert_eq!(times(&path), [3]);
+        assert!(fs::read_to_string(&before).unwrap().starts_with(&fs::read_to_string(&path).unwrap()[..10]));
+        // Of another version.
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains("\"version\":"), "{text}");
+        fs::write(&path, text.replace("\"version\":", "\"version\":9")).unwrap();
+        note(4);
+        assert_eq!(times(&path), [4]);
     }
 }
