@@ -166,7 +166,7 @@ fn a_vm_that_is_cleared_keeps_its_balloon_and_one_that_is_removed_does_not() {
 fn changes_one_after_the_other_are_few_ticks() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let began = Instant::now();
-    let daemon = Daemon::start(dir.path(), &config("{ vmm = \"vhost-user\", min = \"1MiB\" }"));
+    let daemon = Daemon::start(dir.path(), &config("{ vmm = \"vhost-user\", min = \"64MiB\" }"));
     for way in ["--observe", "--auto"].into_iter().cycle().take(60) {
         assert!(daemon.ask(&["vm", "squeeze", "web1", way]).status.success());
     }

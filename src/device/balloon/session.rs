@@ -47,6 +47,8 @@ pub struct Attachment {
     features: u64,
     replies: bool,
     channel: Option<Arc<Channel>>,
+    /// Whether the guest was told to look since there is this channel.
+    greeted: bool,
     poison_val: u32,
     given: Given,
     /// Whether these are the rings that run.
@@ -77,6 +79,7 @@ impl Attachment {
             features: 0,
             replies: false,
             channel: None,
+            greeted: false,
             poison_val: 0,
             given: Given::default(),
             claimed: false,
@@ -181,6 +184,7 @@ impl Attachment {
     fn run(&mut self) -> VhostResult<()> {
         loop {
             let mut busy = self.turn();
+            self.greet();
             if !busy && self.claimed {
                 // Each has to ask, whatever the others find.
                 busy = self.rings.iter().flatten().filter(|ring| ring.listen()).count() > 0;
@@ -193,11 +197,19 @@ impl Attachment {
             let Some(channel) = channel.map(Arc::new) else { return Ok(()) };
             self.channel = Some(Arc::clone(&channel));
             self.tell(|guest| guest.channel = Some(Arc::clone(&channel)));
-            // A guest may have been told in vain, while its VMM had no back end. One for whose balloon nobody has said a size
-            // yet is not told, because it would take back what we don't know of.
-            if self.claimed && self.balloon.state.lock().target_pages.is_some() {
+            self.greeted = false;
+        }
+    }
+
+    /// Has the guest look, once there is a way to say so and its rings run, whichever comes first: it may have been told in
+    /// vain, while its VMM had no back end. One for whose balloon nobody has said a size yet is not told, because it would
+    /// take back what we don't know of.
+    fn greet(&mut self) {
+        if let Some(channel) = self.channel.as_ref().filter(|_| self.claimed && !self.greeted) {
+            if self.balloon.state.lock().target_pages.is_some() {
                 let _ = channel.config_changed();
             }
+            self.greeted = true;
         }
     }
 
