@@ -494,3 +494,20 @@ fn the_shrinker_takes_those_who_share_one_by_one() {
     }
     store.validate();
 }
+
+#[test]
+fn a_pool_that_is_denser_takes_no_page_out_of_what_it_shares() {
+    let mut world = World::with_equal(6);
+    let (vm, before) = (world.vm("web1"), world.vm("web1").accounting().held);
+    world.store().shared().set_deduplicates(false);
+    let pools = &world.store().shared().pools;
+    pools.set_current(Compressor::Zstd(19)).unwrap();
+    let denser = pools.current();
+    for slot in 0..6 {
+        assert_eq!(vm.recompress(Slot(slot), denser, &mut world.scratch), Recompressed::Kept, "slot {slot}");
+    }
+    let held = vm.accounting().held;
+    assert_eq!((held.pool_bytes, held.shared_pages), (before.pool_bytes, before.shared_pages));
+    assert_eq!(held.objects_by_pool[denser.id.index()], 1, "all are there with the first");
+    world.check();
+}

@@ -248,7 +248,11 @@ fn play(steps: Vec<Step>) -> bool {
 #[test]
 fn the_store_is_a_map_from_slot_to_page() {
     let shared = AtomicU32::new(0);
-    let mut runner = TestRunner::new(ProptestConfig { cases: 96, ..ProptestConfig::default() });
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: 96,
+        source_file: Some(file!()),
+        ..ProptestConfig::default()
+    });
     let played = runner.run(&steps(), |steps| {
         shared.fetch_add(u32::from(play(steps)), Ordering::Relaxed);
         Ok(())

@@ -3,7 +3,7 @@
 //! is lost, so that neither its segment nor its guest waits for it any longer.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::cold::ColdEnd;
@@ -18,14 +18,12 @@ const FREE_SEGMENTS_PERCENT_MIN: u64 = 25;
 const CLEAN_TRIES: usize = 4;
 /// Damaged records that are read once more at a time.
 const READ_AGAIN_MAX: usize = 256;
-/// Segments that wait to be looked at because something in them could not be moved.
-const SUSPECTS_MAX: usize = 64;
 
 /// The VMs in use, in the order of their numbers.
 pub(super) type Vms = BTreeMap<VmId, (Arc<VmStore>, ColdEnd)>;
 
 /// See [`Cleaning::look_at_suspect`].
-pub(super) type Suspects = RefCell<VecDeque<SegmentIndex>>;
+pub(super) type Suspects = RefCell<BTreeSet<SegmentIndex>>;
 
 /// What cleaning works with.
 pub(super) struct Cleaning<'a> {
@@ -65,10 +63,7 @@ impl Cleaning<'_> {
     fn empty(&self, segment: SegmentIndex, records: Vec<RecordRef>) -> bool {
         let Some(moved) = self.move_live(records) else { return false };
         if self.file.live_bytes(segment) > 0 {
-            let mut suspects = self.suspects.borrow_mut();
-            if suspects.len() < SUSPECTS_MAX && !suspects.contains(&segment) {
-                suspects.push_back(segment);
-            }
+            self.suspects.borrow_mut().insert(segment);
         }
         moved > 0
     }
@@ -76,7 +71,7 @@ impl Cleaning<'_> {
     /// Gives up what is damaged in one of the segments that could not be emptied. That takes a walk through all page
     /// tables, so nobody may wait meanwhile. Whether there was one.
     pub(super) fn look_at_suspect(&self) -> bool {
-        let Some(segment) = self.suspects.borrow_mut().pop_front() else { return false };
+        let Some(segment) = self.suspects.borrow_mut().pop_first() else { return false };
         if self.file.live_bytes(segment) > 0 {
             self.give_up_damaged(segment);
         }

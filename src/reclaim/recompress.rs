@@ -130,7 +130,7 @@ pub(super) struct Recompression {
     withheld: bool,
     /// Whether pages of that VM were compressed with one.
     encoded: bool,
-    /// Whether a cold page found no room in this pass: then none will.
+    /// Whether a cold page of that VM found no room: then none will.
     no_room: bool,
     /// Pages that this pass moved.
     moved: u64,
@@ -268,7 +268,7 @@ impl Recompression {
         self.sample = (preparation == Preparation::Wanted).then(Sample::default);
         self.withheld = preparation != Preparation::Ready;
         self.busy |= preparation == Preparation::Waiting;
-        self.encoded = false;
+        (self.encoded, self.no_room) = (false, false);
     }
 
     /// The pass is through with a VM.

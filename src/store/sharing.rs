@@ -18,6 +18,9 @@ pub const SHARERS_MAX: usize = 256;
 /// What an object costs here beside its slots, roughly: its part of a node of the map, and a short allocation.
 const OBJECT_BYTES: usize = 96;
 
+/// Places for sharers that an object may have in vain.
+const SPARE_PLACES: usize = 4;
+
 /// The shared objects of one VM, by their offsets in the arena.
 #[derive(Clone, Debug, Default)]
 pub struct Sharing {
@@ -113,6 +116,11 @@ impl Sharing {
             self.objects.get_mut(&location.offset).expect("an object is known while a slot names it");
         let at = object.sharers.iter().position(|sharer| *sharer == slot).expect("a sharer leaves once");
         object.sharers.swap_remove(at);
+        // A guest may make many share an object and leave it one by one: what was known of them goes as well.
+        let (count, places) = (object.sharers.len(), object.sharers.capacity());
+        if places > SPARE_PLACES && places >= 4 * count {
+            object.sharers.shrink_to(2 * count);
+        }
         self.sharers -= 1;
         self.forget_unused(location)
     }
@@ -146,7 +154,7 @@ impl Sharing {
     /// Bytes of ordinary memory that it takes.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
-        (self.objects.len() * OBJECT_BYTES + self.sharers * size_of::<Slot>()) as u64
+        (self.objects.len() * OBJECT_BYTES + 2 * self.sharers * size_of::<Slot>()) as u64
     }
 
     /// Compares with what the entries say.
@@ -251,5 +259,19 @@ mod tests {
         sharing.forget_unnamed();
         sharing.validate(&read);
         assert_eq!((sharing.count(OTHER), sharing.pool(PLACE)), (0, Some(PoolId::from_bits(3))));
+    }
+
+    #[test]
+    fn what_is_known_of_sharers_goes_with_them() {
+        let (mut sharing, location) = (Sharing::default(), Location { offset: 64, payload_bytes: 900 });
+        for slot in (0..256).map(Slot) {
+            sharing.join(location, slot, PoolId::EARLIER);
+        }
+        for slot in (1..256).map(Slot) {
+            assert!(!sharing.leave(location, slot));
+            let sharers = &sharing.objects[&64].sharers;
+            assert!(sharers.capacity() <= 4 * sharers.len().max(SPARE_PLACES), "{}", sharers.capacity());
+        }
+        assert!(sharing.leave(location, Slot(0)) && sharing.memory_bytes() == 0);
     }
 }

@@ -120,9 +120,13 @@ impl Dictionary {
         mended
     }
 
-    /// What writes with it at this level. Takes some hundred microseconds and a few hundred KiB. `None` when memory is short.
+    /// What writes with it at this level. Takes some hundred microseconds and a few hundred KiB. `None` when memory is short, or
+    /// what the dictionary consists of is damaged.
     #[must_use]
     pub fn encoder(&self, level: i32) -> Option<Encoder> {
+        if id_of(&self.bytes) != Some(self.id) {
+            return None;
+        }
         Some(Encoder { number: self.number, level, encoder: CDict::try_create(&self.bytes, level)? })
     }
 }

@@ -79,6 +79,11 @@ impl VmStore {
         {
             return shared;
         }
+        // What leaves others behind frees nothing, however much smaller it is.
+        if hint.is_none() && to.compressor != Compressor::Lz4 && self.shares_with_others(entry) {
+            self.adopt_into(slot, expected, to.id);
+            return Recompressed::Kept;
+        }
         let outcome = match self.compress_anew(slot, length, (&page, made, tag.pool()), to, scratch) {
             Ok(Some(location)) => {
                 match self.settle(slot, expected, Entry::Arena(location), to.id, Cause::Recompress) {
@@ -96,6 +101,13 @@ impl VmStore {
             self.twins.lock().insert(hint, slot);
         }
         outcome
+    }
+
+    fn shares_with_others(&self, entry: Entry) -> bool {
+        match entry {
+            Entry::Shared(location) => self.numbers.lock().sharing.count(location) > 1,
+            _ => false,
+        }
     }
 
     fn of_other_pool(
@@ -171,6 +183,11 @@ impl VmStore {
         let before = numbers.pool_of(entry).unwrap_or(tag.pool());
         if let Entry::Shared(location) = entry {
             numbers.sharing.set_pool(location, pool);
+            // Those that share it are where it is: none is looked at for a pool that it has left.
+            let sharers = numbers.sharing.at(location.offset).map_or(&[][..], |(_, sharers)| sharers);
+            for record in sharers.iter().filter_map(|sharer| self.table.record(*sharer)) {
+                Tag::of(record.tag).made_by(pool).keep_in(record.tag);
+            }
         }
         let objects = &mut numbers.accounting.held.objects_by_pool;
         objects[before.index()] -= 1;
