@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ballast::ids::{Owner, Slot};
 use ballast::page::Page;
@@ -12,7 +12,7 @@ use ballast::reclaim::shrinker::{Options, Shrinker, Step};
 use ballast::store::codec::{Compressor, Scratch};
 use ballast::store::entry::Entry;
 use ballast::store::lru::Age;
-use ballast::store::state::StateDir;
+use ballast::store::state::{StateDir, StateError};
 use ballast::store::vm::{Fetched, InFile, Limits, LoadError, Loaded, StoreError, VmStore};
 use ballast::store::{Store, VmSpec};
 use ballast::writeback::io::faulty::Faulty;
@@ -60,14 +60,23 @@ fn open_with(
     dir: &Path,
     vms: &[(&str, u32, Limits)],
     pool_bytes: u64,
-    open_file: impl FnMut() -> Result<Option<Writeback>, OpenError>,
+    mut open_file: impl FnMut() -> Result<Option<Writeback>, OpenError>,
 ) -> Store {
-    let specs = vms
+    let specs: Vec<_> = vms
         .iter()
         .map(|(name, slots, limits)| VmSpec { name: (*name).to_owned(), slots: *slots, limits: *limits })
         .collect();
-    let config = store_config(&dir.join("state"), Compressor::Lz4, pool_bytes);
-    Store::open(config, specs, open_file).expect("the state opens")
+    // A process that another thread of the test starts has the lock, too, from its fork until its exec.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let config = store_config(&dir.join("state"), Compressor::Lz4, pool_bytes);
+        match Store::open(config, specs.clone(), &mut open_file) {
+            Err(StateError::InUse { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            opened => return opened.expect("the state opens"),
+        }
+    }
 }
 
 /// Where the page in `slot` is in the writeback file, if it is there.
