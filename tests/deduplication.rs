@@ -45,11 +45,16 @@ impl World {
 
     /// One in which the slots of web1 from 0 on have the same page, and are cold.
     fn with_equal(slots: u32) -> Self {
+        Self::with_kinds(slots, 1)
+    }
+
+    /// The same with so many kinds of pages in turn.
+    fn with_kinds(slots: u32, kinds: u32) -> Self {
         let mut world = Self::new();
         for slot in 0..slots {
-            world.put("web1", slot, page_of(2, 7));
+            world.put("web1", slot, page_of(2, u64::from(7 + slot % kinds)));
         }
-        assert_eq!(world.cool("web1"), slots as usize - 1);
+        assert_eq!(world.cool("web1"), (slots - kinds) as usize);
         world
     }
 
@@ -270,11 +275,7 @@ fn each_goes_to_the_file_as_its_own_and_comes_back() {
 
 #[test]
 fn a_shared_object_moves_for_all_who_share_it() {
-    let mut world = World::new();
-    for slot in 0..300 {
-        world.put("web1", slot, page_of(2, u64::from(slot % 100)));
-    }
-    assert_eq!(world.cool("web1"), 200);
+    let mut world = World::with_kinds(300, 100);
     // One object is left in each span.
     let before: Vec<_> = (0..100).map(|slot| world.shared(slot)).collect();
     for slot in (0..100).filter(|slot| slot % 8 != 0) {
@@ -346,11 +347,7 @@ fn a_flipped_bit_costs_those_who_share_it_and_is_never_a_wrong_byte() {
 
 #[test]
 fn compaction_gives_a_damaged_object_up_for_all_who_share_it() {
-    let mut world = World::new();
-    for slot in 0..300 {
-        world.put("web1", slot, page_of(2, u64::from(slot % 100)));
-    }
-    world.cool("web1");
+    let mut world = World::with_kinds(300, 100);
     let arena = world.file("state/arena");
     for slot in 0..100 {
         match slot % 8 {
