@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ballast::frontend::Manners;
+use serde_json::Value;
 use support::Random;
 use support::daemon::Daemon;
 use support::load::Load;
@@ -49,15 +50,41 @@ struct Tally {
 }
 
 impl Tally {
-    fn note(&mut self, daemon: &Daemon) {
+    /// Adds what a daemon has counted in its life; `None` if it can't be asked any more.
+    fn note(&mut self, daemon: &Daemon) -> Option<Value> {
         // Asked of a daemon that may be about to die.
         let output = daemon.ask(&["status", "--json"]);
-        let Ok(status) = serde_json::from_slice::<serde_json::Value>(&output.stdout) else { return };
+        let status: Value = serde_json::from_slice(&output.stdout).ok()?;
         let number = |name: &str| status["shrinker"][name].as_u64().unwrap();
         self.evicted_pages += number("evicted_pages");
         self.cleaned_segments += number("cleaned_segments");
         self.recompressed_objects += number("recompressed_objects");
         self.deduplicated_pages += status["pool"]["counters"]["deduplicated_pages"].as_u64().unwrap();
+        Some(status)
+    }
+
+    /// Waits until a daemon without load compresses pages anew, so that it has begun when the load does, and until
+    /// some that are equal have met: that it does at leisure.
+    fn wait_for_leisure(&mut self, daemon: &Daemon) {
+        daemon.ask(&["pool", "set", "--compressor", "zstd:5", "--recompress"]);
+        let start = Instant::now();
+        loop {
+            let mut life = Self::default();
+            let status = life.note(daemon).unwrap();
+            // All pages may be where they should be: cold ones in the cold pool.
+            let pools = status["pool"]["pools"].as_array().unwrap();
+            let mut drain = pools.iter().filter(|pool| pool["state"] == "draining");
+            let moved = life.recompressed_objects > 0 || drain.all(|pool| pool["objects"] == 0);
+            if moved && self.deduplicated_pages + life.deduplicated_pages > 0 {
+                break;
+            }
+            assert!(
+                start.elapsed() < LEISURE,
+                "nothing is compressed anew, or found equal: {status}\n{}",
+                daemon.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
@@ -125,7 +152,9 @@ fn nothing_is_lost_however_often_the_daemon_dies() {
     let config = format!(
         "[pool]\nmax = \"6MiB\"\ncold_after = \"1s\"\ncold_cpu = \"50%\"\n[writeback]\npath = {:?}\nsize = \"64MiB\"\n{}",
         files.path().join("writeback"),
-        NAMES.map(|name| format!("[[vm]]\nname = \"{name}\"\nsize = \"64MiB\"\n")).concat()
+        NAMES
+            .map(|name| format!("[[vm]]\nname = \"{name}\"\nsize = \"64MiB\"\nreserve = \"1MiB\"\n"))
+            .concat()
     );
     let mut daemon = Daemon::start(dir.path(), &config);
     let manners = [Manners::Qemu, Manners::CloudHypervisor];
@@ -153,20 +182,7 @@ fn nothing_is_lost_however_often_the_daemon_dies() {
         }
         if rounds % CHECK_EVERY == 0 {
             check(&daemon, &mut loads);
-            // So that it has begun to compress pages anew when the load does: that it does at leisure.
-            daemon.ask(&["pool", "set", "--compressor", "zstd:5", "--recompress"]);
-            let (start, before) = (Instant::now(), tally.recompressed_objects);
-            // Unless all pages are where they should be: cold ones in the cold pool.
-            let mut left = 1;
-            while tally.recompressed_objects == before && left > 0 {
-                assert!(start.elapsed() < LEISURE, "nothing is compressed anew: {}", daemon.log());
-                std::thread::sleep(Duration::from_millis(20));
-                let status = daemon.status();
-                tally.recompressed_objects += status["shrinker"]["recompressed_objects"].as_u64().unwrap();
-                let pools = status["pool"]["pools"].as_array().unwrap();
-                let drain = pools.iter().filter(|pool| pool["state"] == "draining");
-                left = drain.map(|pool| pool["objects"].as_u64().unwrap()).sum();
-            }
+            tally.wait_for_leisure(&daemon);
         }
     }
     daemon.restart();

@@ -7,8 +7,7 @@ mod support;
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,37 +19,11 @@ use ballast::store::vm::Limits;
 use ballast::store::{Store, VmSpec};
 use ballast::writeback::{OpenError, Options, Writeback, WritebackState};
 use support::file::{file_options, load_waiting, neutral_shrinker, settle, store_waiting};
+use support::mount::Loop;
 use support::{page_of, store_config};
 
 const DEVICE_BYTES: u64 = 16 << 20;
 const PAGES: u32 = 6000;
-
-/// A loop device, given back in the end.
-struct Loop(PathBuf);
-
-impl Loop {
-    /// `None` where the machine has none to give.
-    fn over(file: &Path) -> Option<Self> {
-        let output = Command::new("losetup").args(["-f", "--show"]).arg(file).output();
-        let reason = match output {
-            Ok(output) if output.status.success() => {
-                return Some(Self(String::from_utf8(output.stdout).unwrap().trim().into()));
-            }
-            Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
-            Err(err) => err.to_string(),
-        };
-        eprintln!("NOT TESTED on a block device, for want of a loop device: {reason}");
-        let possible = OpenOptions::new().read(true).write(true).open("/dev/loop-control").is_ok();
-        assert!(!possible || std::env::var("CI").as_deref() != Ok("true"), "this machine could have one");
-        None
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
-    }
-}
 
 fn open(dir: &Path, options: &Options) -> Arc<Store> {
     let spec = VmSpec { name: "a".to_owned(), slots: PAGES, limits: Limits::NONE };
@@ -65,12 +38,15 @@ fn a_block_device_is_written_read_and_given_back_like_a_file() {
     File::create(&backing).unwrap().set_len(DEVICE_BYTES).unwrap();
     let Some(device) = Loop::over(&backing) else { return };
     // Larger than it is: a device has as much as it has.
-    let options =
-        Options { path: device.0.clone(), lock_wait: Duration::ZERO, ..file_options(dir.path(), u64::MAX) };
+    let options = Options {
+        path: device.path.clone(),
+        lock_wait: Duration::ZERO,
+        ..file_options(dir.path(), u64::MAX)
+    };
 
     fs::create_dir(dir.path().join("state")).unwrap();
     // Somebody's data at its start, and old data elsewhere.
-    let raw = OpenOptions::new().write(true).open(&device.0).unwrap();
+    let raw = OpenOptions::new().write(true).open(&device.path).unwrap();
     raw.write_all_at(&[0xff; 4096], 65536).unwrap();
     raw.sync_all().unwrap();
     let refused = Writeback::open(&options);

@@ -20,6 +20,7 @@ use crate::control::listing;
 use crate::control::socket::Sockets;
 use crate::device::Device;
 use crate::device::complaints::Chain;
+use crate::device::signals::mend::Mending;
 use crate::metrics;
 use crate::reclaim::policy::Policy;
 use crate::reclaim::pressure::{Files, Monitor};
@@ -34,6 +35,8 @@ use crate::writeback::{LOCK_WAIT, OpenError, Options, Writeback};
 pub struct Daemon {
     /// What it was started with.
     pub(super) config: Config,
+    /// As long as threads may touch the arena: the process's life.
+    _mending: Mending,
     pub(super) store: Arc<Store>,
     pub(super) device: Arc<Device>,
     pub(super) shrinker: Arc<shrinker::Handle>,
@@ -82,6 +85,7 @@ impl Daemon {
         }
         let device = Device::start(config.workers, config.poll, config.pool.store_deadline, store.state_id())
             .map_err(ServeError::Thread)?;
+        let mending = Mending::of(&store).map_err(ServeError::Thread)?;
         let mut vms = Vec::new();
         for vm in &config.vms {
             vms.push(serve_or_not(vm, &store));
@@ -100,6 +104,7 @@ impl Daemon {
         let (sockets, served) = (Mutex::new(sockets), RwLock::new(vms));
         Ok(Self {
             config,
+            _mending: mending,
             store,
             device,
             shrinker,

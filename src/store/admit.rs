@@ -12,7 +12,7 @@ use super::table::Table;
 use super::vm::{Limits, VmStore};
 use super::{ClearError, Damaged, VmSpec, VmState};
 
-/// The VM of a table, or what is wrong with its header.
+/// The VM of a table, or what is wrong with the table as a whole.
 ///
 /// # Errors
 /// When its dictionaries can't be read, which says nothing about them.
@@ -32,7 +32,7 @@ pub(super) fn serve(
                 Arc::new(VmStore::new(*table, dictionaries, Arc::clone(shared), limits, (held, sharing)));
             if spec.is_some() { VmState::Ready(vm) } else { VmState::Unconfigured(vm) }
         }
-        Recovered::NoHeader { reason } => return Ok(Err(reason)),
+        Recovered::Unusable { reason } => return Ok(Err(reason)),
         Recovered::Damaged { reason, named } => VmState::Damaged(Damaged { reason, named: Arc::new(named) }),
     }))
 }

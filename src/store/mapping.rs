@@ -10,6 +10,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::crash_point;
@@ -111,20 +112,29 @@ impl Mapping {
     /// Those of fallocate: `StorageFull` when the file system has no room left.
     pub fn back(&self, offset: u64, length: u64) -> io::Result<()> {
         crash_point::after(self.fallocate(FallocateFlags::KEEP_SIZE, offset, length))?;
-        self.map_in(offset, length);
+        // What can't be touched says so again, by a signal.
+        let _ = self.map_in(offset, length);
         Ok(())
     }
 
-    /// Enters a backed range into this process's page table: one system call instead of a fault for every page.
-    fn map_in(&self, offset: u64, length: u64) {
-        let Ok(length) = usize::try_from(length) else { return };
+    /// Backs a range that has data and says whether all of it can be read. Where it can't it may not be touched: its disk
+    /// is failing, or the memory that it was in.
+    ///
+    /// # Errors
+    /// As [`Self::back`].
+    pub fn back_data(&self, offset: u64, length: u64) -> io::Result<bool> {
+        crash_point::after(self.fallocate(FallocateFlags::KEEP_SIZE, offset, length))?;
+        // EFAULT is a SIGBUS that was spared us.
+        Ok(!matches!(self.map_in(offset, length), Err(Errno::FAULT | Errno::HWPOISON)))
+    }
+
+    /// Enters a backed range into this process's page table: one system call instead of a fault for every page. Kernels
+    /// before 5.14 don't know it; then the first touch of each page does the same.
+    fn map_in(&self, offset: u64, length: u64) -> rustix::io::Result<()> {
+        let Ok(length) = usize::try_from(length) else { return Err(Errno::INVAL) };
         let start = self.at(offset, length);
         // SAFETY: `at` checked the range, which is backed; populating changes no byte of it.
-        let advised = unsafe {
-            rustix::mm::madvise(start.as_ptr().cast(), length, rustix::mm::Advice::LinuxPopulateWrite)
-        };
-        // Kernels before 5.14 don't know it; then the first touch of each page does the same.
-        let _ = advised;
+        unsafe { rustix::mm::madvise(start.as_ptr().cast(), length, rustix::mm::Advice::LinuxPopulateWrite) }
     }
 
     /// Gives a range back to the host. Nobody may touch it until it is backed again.
@@ -139,6 +149,12 @@ impl Mapping {
     /// A tmpfs gives up at any signal, also at one that only stops the process for a while.
     fn fallocate(&self, flags: FallocateFlags, offset: u64, length: u64) -> rustix::io::Result<()> {
         rustix::io::retry_on_intr(|| rustix::fs::fallocate(&self.file, flags, offset, length))
+    }
+
+    /// Where it is in the address space, and how many bytes it has.
+    #[must_use]
+    pub fn range(&self) -> (*const u8, usize) {
+        (self.base.as_ptr(), self.length)
     }
 
     /// The file behind the mapping.

@@ -176,7 +176,7 @@ impl Store {
             .map_err(StateError::io("map", &path))?;
         let pools = Pools::new(config.compressor);
         let shared = Arc::new(Shared::new(arena, pools, file, config.accept_percent));
-        let (mut vms, mut headless) = (BTreeMap::new(), Vec::new());
+        let (mut vms, mut unusable) = (BTreeMap::new(), Vec::new());
         let names = dir.vm_names()?;
         let mut walk = Walk::over(names.iter().map(|name| dir.table_path(name)), tell);
         for name in names {
@@ -188,10 +188,10 @@ impl Store {
             walk.end_table();
             match serve(recovered, spec, &dir, &shared)? {
                 Ok(vm) => drop(vms.insert(name, vm)),
-                Err(reason) => headless.push((name, table, reason)),
+                Err(reason) => unusable.push((name, table, reason)),
             }
         }
-        for (name, table, reason) in headless {
+        for (name, table, reason) in unusable {
             let named = recovery::salvage(&table, &shared).map_err(StateError::io("open", &table))?;
             vms.insert(name, VmState::Damaged(Damaged { reason, named: Arc::new(named) }));
         }

@@ -41,9 +41,9 @@ pub enum Recovered {
         /// Which slots share objects.
         sharing: Sharing,
     },
-    /// The table does not say whose it is. What its entries name is found by [`salvage`], after all other tables were
-    /// recovered: it may be a copy of one of them.
-    NoHeader {
+    /// The table does not say whose it is, or can't be read everywhere. What its entries name is found by [`salvage`],
+    /// after all other tables were recovered: it may be a copy of one of them.
+    Unusable {
         /// What is wrong, and what to do, in a sentence.
         reason: String,
     },
@@ -102,7 +102,7 @@ pub fn recover(
         Err(TableError::Io(err)) => return Err(err),
         Err(err) => {
             let reason = format!("{}: {err}; {advice}", path.display());
-            return Ok(Recovered::NoHeader { reason });
+            return Ok(Recovered::Unusable { reason });
         }
     };
     let mut held = Held::default();
@@ -155,8 +155,8 @@ fn give_up(table: &Table, slot: Slot) -> Share {
     Share { entry: Entry::Lost, ..Share::NONE }
 }
 
-/// Finds what the sound entries of a table without a sound header name, so that it stays untouched until somebody mends
-/// or clears the VM.
+/// Finds what the sound entries of a table name that has no sound header, or parts that can't be read, so that it stays
+/// untouched until somebody mends or clears the VM.
 ///
 /// # Errors
 /// When the file can't be opened or mapped.

@@ -25,6 +25,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 
 use super::crashes::Crashes;
 use super::mapping::{HalfWord, Mapping, Word};
@@ -57,6 +58,11 @@ const CHUNK_BYTES: u64 = ENTRIES_BYTES + CHUNK_SLOTS as u64 * 4;
 pub fn seconds_since_boot() -> u32 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     u32::try_from(now.tv_sec).unwrap_or(u32::MAX)
+}
+
+/// Whether an error of reading says that what is there can't be read, now or later.
+fn is_unreadable(err: &io::Error) -> bool {
+    matches!(Errno::from_io_error(err), Some(Errno::IO | Errno::HWPOISON))
 }
 
 /// One VM's page table.
@@ -99,7 +105,10 @@ pub enum TableError {
         /// Slots in the configuration.
         wanted: u32,
     },
-    /// The file can't be created, read or mapped.
+    /// Its disk, or the memory that it was in, is failing.
+    #[error("parts of the page table can't be read: its disk is failing, or the host's memory")]
+    Unreadable,
+    /// The file can't be created or mapped, or not be read for now.
     #[error("the page table can't be opened")]
     Io(#[from] io::Error),
 }
@@ -136,6 +145,7 @@ impl Table {
         let mut page = [0; PAGE_SIZE];
         file.read_exact_at(&mut page, 0).map_err(|err| match err.kind() {
             io::ErrorKind::UnexpectedEof => TableError::Header,
+            _ if is_unreadable(&err) => TableError::Unreadable,
             _ => TableError::Io(err),
         })?;
         let copies = page.chunks_exact_mut(COPY_AT);
@@ -166,11 +176,13 @@ impl Table {
         if found < wanted {
             return Err(TableError::CutShort { found, wanted });
         }
-        Ok(Self::map(file, header, name)?)
+        let (table, whole) = Self::map(file, header, name)?;
+        if whole { Ok(table) } else { Err(TableError::Unreadable) }
     }
 
-    /// Opens what is left of the table at `path` when its header is damaged: the length of the file says how many slots
-    /// there are. For looking at its entries, and for nothing else.
+    /// Opens what is left of the table at `path` when its header is damaged, or parts of it can't be read: the length of
+    /// the file says how many slots there are, and a chunk that can't be read passes for one that was never used. For
+    /// looking at its entries, and for nothing else.
     ///
     /// # Errors
     /// When the file can't be opened or mapped.
@@ -178,42 +190,52 @@ impl Table {
         let file = private::open(path)?;
         let chunks = file.metadata()?.len().saturating_sub(HEADER_BYTES) / CHUNK_BYTES;
         let slots = u32::try_from(chunks * CHUNK_SLOTS as u64).map_err(io::Error::other)?;
-        Self::map(file, Header { vm: VmId(0), slots, key: [0; KEY_BYTES] }, "")
+        Ok(Self::map(file, Header { vm: VmId(0), slots, key: [0; KEY_BYTES] }, "")?.0)
     }
 
-    fn map(file: File, Header { vm, slots, key }: Header, name: &str) -> io::Result<Self> {
+    /// And whether all of its chunks can be read.
+    fn map(file: File, Header { vm, slots, key }: Header, name: &str) -> io::Result<(Self, bool)> {
         let (chunks, length) = (chunks(slots), file_bytes(slots));
         let mapping = Mapping::new(file, length)?;
         let chunks = std::iter::repeat_with(OnceLock::new).take(chunks).collect();
         let table = Self { mapping, vm, name: name.to_owned(), slots, key, chunks };
-        table.back_chunks_with_data(length)?;
-        Ok(table)
+        let whole = table.back_chunks_with_data(length)?;
+        Ok((table, whole))
     }
 
-    fn back_chunks_with_data(&self, length: u64) -> io::Result<()> {
-        let mut at = HEADER_BYTES;
+    /// Whether all of them can be read.
+    fn back_chunks_with_data(&self, length: u64) -> io::Result<bool> {
+        let (mut at, mut whole) = (HEADER_BYTES, true);
         while at < length {
             at = match rustix::fs::seek(self.mapping.file(), SeekFrom::Data(at)) {
                 Ok(data) => data,
                 // No data from here to the end.
-                Err(rustix::io::Errno::NXIO) => break,
+                Err(Errno::NXIO) => break,
                 Err(err) => return Err(err.into()),
             };
             let chunk = usize::try_from((at - HEADER_BYTES) / CHUNK_BYTES).unwrap_or(usize::MAX);
             if chunk >= self.chunks.len() {
                 break;
             }
-            self.back_chunk(chunk)?;
+            if self.mapping.back_data(chunk_offset(chunk), CHUNK_BYTES)? {
+                self.set_backed(chunk);
+            } else {
+                whole = false;
+            }
             at = chunk_offset(chunk + 1);
         }
-        Ok(())
+        Ok(whole)
     }
 
     fn back_chunk(&self, chunk: usize) -> io::Result<()> {
         // Two threads may both back it: the second changes nothing.
         self.mapping.back(chunk_offset(chunk), CHUNK_BYTES)?;
-        self.chunks[chunk].get_or_init(|| (0..CHUNK_SLOTS).map(|_| AtomicU32::new(0)).collect());
+        self.set_backed(chunk);
         Ok(())
+    }
+
+    fn set_backed(&self, chunk: usize) {
+        self.chunks[chunk].get_or_init(|| (0..CHUNK_SLOTS).map(|_| AtomicU32::new(0)).collect());
     }
 
     /// The VM's number.

@@ -52,8 +52,8 @@ const COMMON_CALLS: &[c_long] = &[
     libc::SYS_epoll_wait,
 ];
 
-/// What a worker may call beside those: the arena and the tables grow.
-const WORKER_CALLS: &[c_long] = &[libc::SYS_fallocate];
+/// What a worker may call beside those: the arena and the tables grow, and a page that can't be read is mended.
+const WORKER_CALLS: &[c_long] = &[libc::SYS_fallocate, libc::SYS_pread64];
 
 /// What the thread of a balloon's session may call beside the common ones: it reads and writes a VMM's messages, looks at
 /// the files that come with them, and punches holes into those.

@@ -1,6 +1,6 @@
 //! Signals that end a process by its own doing: memory that isn't there, an impossible instruction, an abort. Some of
-//! them are a VMM's doing, who cut the memory short that it shares: [`watch`] puts zeros there and the thread goes on.
-//! For all others it is written down whose request was carried out ([`blame`]), and the process ends as if nobody had
+//! them are a VMM's doing, who cut the memory short that it shares: [`watch`] puts zeros there and the thread goes on;
+//! and some come from a page of the arena that can't be read any more, which [`mend`] replaces. For all others it is written down whose request was carried out ([`blame`]), and the process ends as if nobody had
 //! looked. What is sent from outside is nobody's fault here.
 //!
 //! The handler runs on the thread that it is about, whatever that holds: it reads and writes atomics, makes a few system
@@ -9,6 +9,7 @@
 #![allow(unsafe_code)]
 
 pub mod blame;
+pub mod mend;
 pub mod watch;
 
 use std::io;
@@ -20,8 +21,8 @@ use libc::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, c_int, c_void, sigaction, s
 const FATAL: [c_int; 5] = [SIGSEGV, SIGILL, SIGFPE, SIGABRT, SIGBUS];
 
 /// What is said before a SIGBUS ends the daemon, where nothing can be formatted any more.
-const LAST_WORDS: &str = "ballast: a file in the state directory was cut short or can't be backed with memory, and the daemon \
-                          ends; start it again, and it says which VMs that took out of service\n";
+const LAST_WORDS: &str = "ballast: a file in the state directory was cut short, can't be read any more or can't be backed with \
+                          memory, and the daemon ends; start it again, and it says which VMs that took out of service\n";
 
 /// What was done about each of them before.
 static BEFORE: [OnceLock<sigaction>; FATAL.len()] = [const { OnceLock::new() }; FATAL.len()];

@@ -1,14 +1,18 @@
 //! Memory that a VMM shares can be cut short by it: the next touch is SIGBUS, which would end the daemon and with it
 //! every other VM. So the mappings are watched. When one of them faults, zeros are put in its place, it is marked as
 //! lost, and the thread goes on as if nothing had happened; whoever works with the memory asks [`Watch::is_lost`]
-//! before it believes what it read. A SIGBUS anywhere else is our own and ends the process, as ever.
+//! before it believes what it read. The arena is watched too, and mended ([`mend`]). A SIGBUS anywhere else ends the
+//! process, as ever.
 
 #![allow(unsafe_code)]
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
+
+use super::mend;
 
 /// Mappings that can be watched at once: as many as the kernel lets a process have. What one VM may have is bounded, and
 /// a small part of it.
@@ -18,11 +22,18 @@ struct Watched {
     /// Where the mapping starts; 0 for none.
     start: AtomicUsize,
     length: AtomicUsize,
+    /// The file whose pages are mended one by one, or -1 where zeros take the place of everything.
+    file: AtomicI32,
     lost: AtomicBool,
 }
 
 static WATCHED: [Watched; WATCHED_MAX] = [const {
-    Watched { start: AtomicUsize::new(0), length: AtomicUsize::new(0), lost: AtomicBool::new(false) }
+    Watched {
+        start: AtomicUsize::new(0),
+        length: AtomicUsize::new(0),
+        file: AtomicI32::new(-1),
+        lost: AtomicBool::new(false),
+    }
 }; WATCHED_MAX];
 
 /// How many of the places were ever used, so that nobody looks at the others.
@@ -41,6 +52,14 @@ impl Watch {
     /// # Errors
     /// When the handler can't be installed, or too many mappings are watched.
     pub fn new(start: *const u8, length: usize) -> io::Result<Self> {
+        Self::over_file(start, length, -1)
+    }
+
+    /// Watches a mapping of all of `file`, which is ours: pages that can't be read are mended.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(super) fn over_file(start: *const u8, length: usize, file: RawFd) -> io::Result<Self> {
         super::install()?;
         let _taking = TAKING.lock();
         let free = WATCHED.iter().position(|watched| watched.start.load(Ordering::Relaxed) == 0);
@@ -50,6 +69,7 @@ impl Watch {
             })?;
         watched.lost.store(false, Ordering::Relaxed);
         watched.length.store(length, Ordering::Relaxed);
+        watched.file.store(file, Ordering::Relaxed);
         HIGHEST.fetch_max(index.saturating_add(1), Ordering::Release);
         watched.start.store(start.addr(), Ordering::Release);
         Ok(Self(index))
@@ -70,7 +90,8 @@ impl Drop for Watch {
     }
 }
 
-/// Puts zeros into the watched mapping that has this address. False when there is none. For the signal handler.
+/// Puts zeros into the watched mapping that has this address, or mends it. False when there is none, or it can't be mended.
+/// For the signal handler.
 pub(super) fn put_zeros_at(address: usize) -> bool {
     let used = HIGHEST.load(Ordering::Acquire);
     let found = WATCHED.iter().take(used).find(|watched| {
@@ -80,7 +101,10 @@ pub(super) fn put_zeros_at(address: usize) -> bool {
         offset.is_some_and(|offset| offset < watched.length.load(Ordering::Relaxed))
             && watched.start.load(Ordering::Acquire) == start
     });
-    found.is_some_and(put_zeros)
+    found.is_some_and(|watched| match watched.file.load(Ordering::Relaxed) {
+        -1 => put_zeros(watched),
+        file => mend::mend(watched.start.load(Ordering::Acquire), address, file),
+    })
 }
 
 /// Puts zeros in the place of all of the mapping: a part of it can't be replaced when it has huge pages.

@@ -106,6 +106,12 @@ impl Arena {
         })
     }
 
+    /// Its file, mapped.
+    #[must_use]
+    pub fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
     /// Keeps the host from swapping it out.
     ///
     /// # Errors
