@@ -30,6 +30,9 @@ const FIGURES: [&str; 10] = [
     "latency_us_max",
 ];
 
+const PHASES: [&str; 8] =
+    ["store", "load", "overwrite", "load_overwritten", "mixed", "load_depth_1", "discard", "load_discarded"];
+
 fn daemon() -> (tempfile::TempDir, Daemon) {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let daemon = Daemon::start(dir.path(), CONFIG);
@@ -38,9 +41,13 @@ fn daemon() -> (tempfile::TempDir, Daemon) {
 
 /// Exit status, stdout, stderr.
 fn bench(socket: &Path, args: &[&str]) -> (Option<i32>, String, String) {
+    let sockets = [socket.to_str().unwrap(), "--pages", &PAGES.to_string()];
+    bench_with(&[&sockets, args].concat())
+}
+
+fn bench_with(args: &[&str]) -> (Option<i32>, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ballast"));
-    command.arg("bench").arg(socket).args(args).args(["--pages", &PAGES.to_string()]);
-    let output = command.stdin(Stdio::null()).output().unwrap();
+    let output = command.arg("bench").args(args).stdin(Stdio::null()).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
@@ -62,6 +69,8 @@ fn every_phase_has_its_figures_and_the_daemon_is_asked_for_the_ratio() {
             ("pages", PAGES.into()),
             ("first_slot", 1.into()),
             ("block_bytes", (block_pages * 4096).into()),
+            ("vms", 1.into()),
+            ("queues", 1.into()),
             ("queue_depth", 32.into()),
             ("polling", true.into()),
             ("synthetic", true.into()),
@@ -73,8 +82,10 @@ fn every_phase_has_its_figures_and_the_daemon_is_asked_for_the_ratio() {
         }
         let ratio = found["compression_ratio"].as_f64();
         assert!(ratio > Some(2.0) && ratio < Some(6.0), "{stdout}");
-        for phase in ["store", "load", "overwrite", "load_overwritten", "load_depth_1", "load_discarded"] {
+        for phase in PHASES {
             let figures = &found["phases"][phase];
+            let idle = figures["front_end_idle_percent"].as_f64();
+            assert!(idle >= Some(0.0) && idle < Some(100.0), "{phase}: {stdout}");
             for figure in FIGURES {
                 assert!(figures[figure].as_f64() > Some(0.0), "{phase} {figure}: {stdout}");
             }
@@ -84,6 +95,73 @@ fn every_phase_has_its_figures_and_the_daemon_is_asked_for_the_ratio() {
             assert_eq!(figures["pages"], blocks * block_pages, "{phase}: {stdout}");
         }
     }
+}
+
+#[test]
+fn several_vms_and_queues_share_one_load() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let names = ["web1", "web2", "web3"];
+    let vm = |name| format!("[[vm]]\nname = \"{name}\"\nsize = \"16MiB\"\nqueues = 2\n");
+    let config = names.map(vm).concat();
+    let daemon = Daemon::start(dir.path(), &format!("workers = 2\n[pool]\nmax = \"64MiB\"\n{config}"));
+    let sockets = names.map(|name| daemon.socket(name).to_str().unwrap().to_owned());
+    let all = |options: &[&str]| {
+        let args = sockets.iter().map(String::as_str).chain(options.iter().copied());
+        bench_with(&args.collect::<Vec<_>>())
+    };
+    for (depth, phases) in
+        [("7", "store,load,overwrite,mixed,latency"), ("128", "store,load,discard"), ("1", "store,mixed")]
+    {
+        let options = ["--pages", "4000", "--queues", "2", "--qd", depth, "--phases", phases, "--json"];
+        let (code, stdout, stderr) = all(&options);
+        assert_eq!(code, Some(0), "{stderr}");
+        let found = report(&stdout);
+        for (field, right) in
+            [("vms", 3), ("queues", 2), ("pages", 4000), ("device_pages", 4096), ("mismatched_pages", 0)]
+        {
+            assert_eq!(found[field], right, "{field}: {stdout}");
+        }
+        for (_, figures) in found["phases"].as_object().unwrap() {
+            assert!(figures["requests"] == 4000 || figures["requests"] == 2000, "{stdout}");
+        }
+        assert!(found["compression_ratio"].as_f64() > Some(2.0), "{stdout}");
+    }
+    let status = daemon.status();
+    let held = |name: &str| {
+        status["vms"].as_array().unwrap().iter().find(|vm| vm["name"] == name).unwrap()["stores"].clone()
+    };
+    let stores = names.map(|name| held(name).as_u64().unwrap());
+    assert!(stores.iter().all(|count| stores[0].abs_diff(*count) < 400 && *count > 2000), "{stores:?}");
+    let (code, _, stderr) = all(&["--queues", "3"]);
+    assert!(code == Some(1) && stderr.contains("has 2 queues, not 3"), "{stderr}");
+    let (code, _, stderr) = all(&["--pages", "2"]);
+    assert!(
+        code == Some(1) && stderr.contains("2 pages are not a block of 4KiB for each of 3 VMs"),
+        "{stderr}"
+    );
+    let (code, _, stderr) = all(&["--no-poll"]);
+    assert!(code == Some(1) && stderr.contains("one socket and one queue"), "{stderr}");
+    let (code, _, stderr) = all(&[&sockets[0]]);
+    assert!(code == Some(1) && stderr.contains("is given twice"), "{stderr}");
+    let (code, stdout, stderr) = all(&["--phases", "store"]);
+    assert!(
+        code == Some(0) && stdout.contains(" and 2 more ") && stdout.contains("in 3 queues"),
+        "{stdout}{stderr}"
+    );
+}
+
+#[test]
+fn the_codec_is_measured_without_a_back_end() {
+    let (code, stdout, stderr) = bench_with(&["--codec-alone", "--pages", "2000", "--json"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let found = report(&stdout);
+    assert_eq!((&found["compressor"], &found["synthetic"]), (&"lz4".into(), &true.into()), "{stdout}");
+    for way in ["store", "load"] {
+        assert_eq!(found[way]["pages"], 2000, "{stdout}");
+        assert!(found[way]["pages_per_second"].as_f64() > Some(0.0), "{stdout}");
+    }
+    let (code, stdout, stderr) = bench_with(&["--codec-alone", "--pages", "2000", "--compressor", "zstd:1"]);
+    assert!(code == Some(0) && stdout.starts_with("zstd:1 alone: 2000 pages"), "{stdout}{stderr}");
 }
 
 #[test]

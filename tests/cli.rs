@@ -134,6 +134,13 @@ const WRONG_CHANGES: &[(&[&str], [&str; 2])] = &[
     (&["vm", "args", "web1", "--vmm", "qemu", "--memory", "2"], ["--memory", "write \"2MiB\""]),
     (&["check", "--rate", "256"], ["--rate", "write \"256MiB\""]),
     (&["bench", "/s", "--block-size", "4096"], ["--block-size", "write \"4096MiB\""]),
+    (&["bench"], ["<SOCKET>", "--codec-alone"]),
+    (&["bench", "/s", "--queues", "0"], ["--queues", "1..=64"]),
+    (&["bench", "/s", "--codec-alone"], ["SOCKET", "cannot be used"]),
+    (
+        &["bench", "--codec-alone", "--compressor", "zstd+dictionary"],
+        ["--compressor", "leave \"+dictionary\" out"],
+    ),
     (&["pool"], ["pool", "set"]),
     (&["pool", "set"], ["--compressor", "required"]),
     (&["pool", "set", "--recompress", "--forget", "--compressor", "lz4"], ["--forget", "cannot be used"]),

@@ -7,7 +7,7 @@ use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::PATIENCE;
+use super::lanes::Lanes;
 use crate::frontend::{Completion, Error, Queue, Status};
 use crate::page::PAGE_SIZE_U64;
 
@@ -40,10 +40,13 @@ pub struct Figures {
     pub latency_us_p999: f64,
     /// The slowest.
     pub latency_us_max: f64,
+    /// How much of the time the front end had nothing to do but wait for answers. Near to none, it is the front end that
+    /// limits the throughput.
+    pub front_end_idle_percent: f64,
 }
 
 impl Figures {
-    fn new(latency: &Histogram<u64>, pages: u64, elapsed: Duration) -> Self {
+    fn new(latency: &Histogram<u64>, pages: u64, elapsed: Duration, idle: Duration) -> Self {
         let seconds = elapsed.as_secs_f64();
         let at = |quantile| latency.value_at_quantile(quantile) as f64 / 1000.0;
         Self {
@@ -57,6 +60,7 @@ impl Figures {
             latency_us_p99: at(0.99),
             latency_us_p999: at(0.999),
             latency_us_max: latency.max() as f64 / 1000.0,
+            front_end_idle_percent: 100.0 * idle.as_secs_f64() / seconds,
         }
     }
 }
@@ -74,65 +78,90 @@ pub(crate) struct Plan<'a> {
 
 /// The two ends of a request. `key` is whatever `stage` needs to be told back: a block.
 pub(crate) trait Work {
-    /// Stages the next request under this tag and returns its key; `None` when there are no more.
-    fn stage(&mut self, queue: &mut Queue, tag: u16) -> Result<Option<u64>, Error>;
+    /// Stages this lane's next request under this tag and returns its key; `None` when it has no more.
+    fn stage(&mut self, lane: usize, queue: &mut Queue, tag: u16) -> Result<Option<u64>, Error>;
     /// Looks at what came back, with status OK.
     fn finish(&mut self, queue: &Queue, tag: u16, key: u64) -> Result<(), Error>;
 }
 
 /// Runs the plan; returns its figures and the number of requests that failed.
 pub(crate) fn drive(
-    queue: &mut Queue,
+    lanes: &mut Lanes,
     plan: &Plan<'_>,
     work: &mut impl Work,
 ) -> Result<(Figures, u64), Error> {
     let mut latency = Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3)
         .map_err(|_| Error::Usage("the latency histogram has impossible bounds"))?;
-    let depth = plan.depth.min(queue.depth());
     // Publishing in parts keeps the back end busy while the rest of a batch is compared.
-    let batch = (depth / 4).max(1);
-    let mut keys = vec![0; usize::from(depth)];
-    let mut failed = 0;
+    let batch = (plan.depth / 4).max(1);
+    let mut keys = Keys::new(lanes);
+    let (mut done, mut failed) = (0_u64, 0);
+    let mut idle = Duration::ZERO;
     let progress = progress(plan);
     let start = Instant::now();
-    for tag in 0..depth {
-        let Some(key) = work.stage(queue, tag)? else { break };
-        keys[usize::from(tag)] = key;
+    for _ in 0..plan.depth {
+        if !keys.stage(lanes, work)? {
+            break;
+        }
     }
-    queue.publish()?;
-    let mut done: u64 = 0;
-    while queue.in_flight() > 0 {
+    lanes.publish()?;
+    while lanes.busy() {
         let mut staged = 0;
-        let mut next = Some(queue.wait(PATIENCE)?);
-        while let Some(Completion { tag, status, latency: took, .. }) = next {
+        let (back, waited) = lanes.wait()?;
+        idle += waited;
+        let mut next = Some(back);
+        while let Some((lane, Completion { tag, status, latency: took, .. })) = next {
             let took_ns = u64::try_from(took.as_nanos()).unwrap_or(LATENCY_NS_MAX);
             latency.saturating_record(took_ns);
             if status == Status::Ok {
-                work.finish(queue, tag, keys[usize::from(tag)])?;
+                work.finish(lanes.queue(lane), tag, keys.get(lane, tag))?;
             } else {
                 failed += 1;
             }
-            if let Some(key) = work.stage(queue, tag)? {
-                keys[usize::from(tag)] = key;
-                staged += 1;
-            }
+            staged += u16::from(keys.stage(lanes, work)?);
             if staged >= batch {
-                queue.publish()?;
+                lanes.publish()?;
                 staged = 0;
             }
             done += 1;
             if done.is_multiple_of(PROGRESS_INTERVAL) {
                 progress.set_position(done);
             }
-            next = queue.poll()?;
+            next = lanes.poll()?;
         }
-        if staged > 0 {
-            queue.publish()?;
-        }
+        lanes.publish()?;
     }
-    let figures = Figures::new(&latency, done * plan.pages_per_request, start.elapsed());
+    let figures = Figures::new(&latency, done * plan.pages_per_request, start.elapsed(), idle);
     progress.finish_and_clear();
     Ok((figures, failed))
+}
+
+/// What each lane's tags are in flight for.
+struct Keys {
+    keys: Vec<u64>,
+    tags: usize,
+}
+
+impl Keys {
+    fn new(lanes: &mut Lanes) -> Self {
+        let tags = usize::from(lanes.queue(0).depth());
+        Self { keys: vec![0; lanes.count() * tags], tags }
+    }
+
+    fn get(&self, lane: usize, tag: u16) -> u64 {
+        self.keys[lane * self.tags + usize::from(tag)]
+    }
+
+    /// Stages the next request, if there is one.
+    fn stage(&mut self, lanes: &mut Lanes, work: &mut impl Work) -> Result<bool, Error> {
+        lanes.stage(|lane, queue, tag| {
+            let key = work.stage(lane, queue, tag)?;
+            if let Some(key) = key {
+                self.keys[lane * self.tags + usize::from(tag)] = key;
+            }
+            Ok(key.is_some())
+        })
+    }
 }
 
 /// A bar on a terminal; indicatif shows nothing elsewhere.
@@ -154,7 +183,8 @@ mod tests {
         for us in 1..=1000u64 {
             latency.saturating_record(us * 1000);
         }
-        let figures = Figures::new(&latency, 512, Duration::from_millis(500));
+        let figures = Figures::new(&latency, 512, Duration::from_millis(500), Duration::from_millis(50));
+        assert!((figures.front_end_idle_percent - 10.0).abs() < 1e-9);
         assert_eq!((figures.requests, figures.pages), (1000, 512));
         assert!((figures.pages_per_second - 1024.0).abs() < 1e-9);
         assert!((figures.mib_per_second - 4.0).abs() < 1e-9);

@@ -1,12 +1,14 @@
-//! The parts of a run, each a [`Work`] for the engine: store in order, load shuffled, overwrite, load one by
-//! one, discard. Which page belongs in a slot follows from the slot and from one bit per block: whether it
-//! was overwritten.
+//! The parts of a run, each a [`Work`] for the engine: store in order, load shuffled, overwrite, both mixed, load one by
+//! one, discard. Which page belongs in a block follows from the block and from how often it was overwritten. A part
+//! visits no block twice, so no request in flight can change what another is to bring back.
 
 use vm_memory::GuestAddress;
 
 use super::drive::{Figures, Plan, Work, drive};
-use super::report::Report;
-use super::source::{Shuffle, Source};
+use super::lanes::Lanes;
+use super::order::Order;
+use super::report::{Phases, Report};
+use super::source::Source;
 use super::{Phase, Span};
 use crate::frontend::{BlkConfig, Error, Op, Queue, Range, SECTORS_PER_PAGE, Status};
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
@@ -14,35 +16,50 @@ use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
 /// Requests of the depth-1 phase: enough for a p99.9, few enough for a slow device.
 const LATENCY_REQUESTS: u64 = 20_000;
 
+/// Bytes of a sector, as requests count them.
+const SECTOR: u32 = 512;
+
 /// Pages of the write-zeroes check.
 const ZEROED_PAGES: u64 = 1024;
 
-/// A run over one span of a device.
+/// A run over one span of each device.
 pub(crate) struct Run<'a> {
     source: &'a Source,
     pages_at: GuestAddress,
     span: Span,
     depth: u16,
-    overwritten: Vec<bool>,
+    /// How often each block was overwritten.
+    generations: Vec<u8>,
     buffer: Vec<u8>,
     mismatched_pages: u64,
     failed_requests: u64,
 }
 
-/// What a load must bring back.
+/// What a request does to its block, and what comes back.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Expect {
-    Stored,
-    Zeros,
-    Anything,
+enum Deed {
+    /// Stores the pages of its generation.
+    Store,
+    /// Stores those of the next one.
+    Overwrite,
+    /// Loads those of its generation.
+    Load,
+    /// Overwrites one block and loads another, as a guest does that swaps both ways.
+    Mixed,
+    /// Loads zeros.
+    LoadZeros,
+    /// Loads, whatever comes.
+    LoadAnything,
+    /// Gives the block up.
+    Discard,
 }
 
 impl<'a> Run<'a> {
     pub(crate) fn new(source: &'a Source, pages_at: GuestAddress, span: Span, depth: u16) -> Self {
         let blocks = usize::try_from(span.blocks).unwrap_or(usize::MAX);
         let buffer = vec![0; span.block_pages * PAGE_SIZE];
-        let overwritten = vec![false; blocks];
-        Self { source, pages_at, span, depth, overwritten, buffer, mismatched_pages: 0, failed_requests: 0 }
+        let generations = vec![0; blocks];
+        Self { source, pages_at, span, depth, generations, buffer, mismatched_pages: 0, failed_requests: 0 }
     }
 
     /// Runs the wanted phases in their order. `ratio` is asked once, when all pages are there:
@@ -50,118 +67,95 @@ impl<'a> Run<'a> {
     pub(crate) fn all(
         &mut self,
         wanted: &[Phase],
-        queue: &mut Queue,
+        lanes: &mut Lanes,
         config: &BlkConfig,
         report: &mut Report,
         ratio: &dyn Fn() -> Option<f64>,
     ) -> Result<(), Error> {
         let has = |phase| wanted.contains(&phase);
-        let (blocks, depth) = (self.span.blocks, self.depth);
-        let phases = &mut report.phases;
         if has(Phase::Store) {
-            phases.store = Some(self.store("store", queue, Order::Ascending(0..blocks), 0)?);
+            let all = Order::ascending(self.span.blocks, lanes.count());
+            report.phases.store = Some(self.run("store", lanes, all, Deed::Store)?);
         }
         report.compression_ratio = ratio();
-        if has(Phase::Load) {
-            phases.load = Some(self.load("load", queue, blocks, depth, Expect::Stored)?);
-        }
-        if has(Phase::Overwrite) {
-            phases.overwrite = Some(self.overwrite(queue)?);
-            phases.load_overwritten =
-                Some(self.load("load overwritten", queue, blocks, depth, Expect::Stored)?);
-        }
-        if has(Phase::Latency) {
-            let requests = blocks.min(LATENCY_REQUESTS);
-            phases.load_depth_1 = Some(self.load("load depth 1", queue, requests, 1, Expect::Stored)?);
-        }
+        self.loads(wanted, lanes, &mut report.phases)?;
         if has(Phase::Discard) && config.discard_sectors_max > 0 {
-            self.discard(queue, config)?;
+            let sectors_max = u64::from(config.discard_sectors_max);
+            if self.span.block_pages as u64 * SECTORS_PER_PAGE > sectors_max {
+                return Err(Error::Usage(
+                    "the device discards no block as large as that at once: take smaller ones",
+                ));
+            }
+            let all = self.shuffled(lanes, 4);
+            report.phases.discard = Some(self.run("discard", lanes, all, Deed::Discard)?);
             report.discarded_pages = self.span.pages();
             // Contents are unspecified now, but the device must still answer.
-            phases.load_discarded =
-                Some(self.load("load discarded", queue, blocks, depth, Expect::Anything)?);
+            let all = self.shuffled(lanes, 2);
+            report.phases.load_discarded =
+                Some(self.run("load discarded", lanes, all, Deed::LoadAnything)?);
         }
         if has(Phase::Discard) && config.write_zeroes_sectors_max > 0 {
-            report.zeroed_pages = self.zero(queue, config)?;
+            report.zeroed_pages = self.zero(lanes, config)?;
         }
         report.mismatched_pages = self.mismatched_pages;
         report.failed_requests = self.failed_requests;
         Ok(())
     }
 
-    fn store(
-        &mut self,
-        name: &str,
-        queue: &mut Queue,
-        order: Order,
-        generation: u64,
-    ) -> Result<Figures, Error> {
-        let plan = self.plan(name, order.requests(self.span.blocks), self.depth);
-        let mut work =
-            Store { source: self.source, pages_at: self.pages_at, span: self.span, order, generation };
-        let (figures, failed) = drive(queue, &plan, &mut work)?;
-        self.failed_requests += failed;
-        Ok(figures)
-    }
-
-    /// Overwrites half of the blocks, spread at random.
-    fn overwrite(&mut self, queue: &mut Queue) -> Result<Figures, Error> {
-        let half = self.span.blocks.div_ceil(2);
-        for block in Shuffle::new(self.span.blocks, 1).take(usize::try_from(half).unwrap_or(usize::MAX)) {
-            self.overwritten[usize::try_from(block).unwrap_or(0)] = true;
+    /// The phases between storing and discarding.
+    fn loads(&mut self, wanted: &[Phase], lanes: &mut Lanes, phases: &mut Phases) -> Result<(), Error> {
+        let has = |phase| wanted.contains(&phase);
+        if has(Phase::Load) {
+            let all = self.shuffled(lanes, 2);
+            phases.load = Some(self.run("load", lanes, all, Deed::Load)?);
         }
-        self.store("overwrite", queue, Order::Shuffled(Shuffle::new(self.span.blocks, 1), half), 1)
-    }
-
-    fn load(
-        &mut self,
-        name: &str,
-        queue: &mut Queue,
-        requests: u64,
-        depth: u16,
-        expect: Expect,
-    ) -> Result<Figures, Error> {
-        let plan = self.plan(name, requests, depth);
-        let order = Order::Shuffled(Shuffle::new(self.span.blocks, 2), requests);
-        let mut work = Load { run: self, order, expect };
-        let (figures, failed) = drive(queue, &plan, &mut work)?;
-        self.failed_requests += failed;
-        Ok(figures)
-    }
-
-    fn plan<'n>(&self, name: &'n str, requests: u64, depth: u16) -> Plan<'n> {
-        Plan { name, requests, pages_per_request: self.span.block_pages as u64, depth }
-    }
-
-    fn discard(&mut self, queue: &mut Queue, config: &BlkConfig) -> Result<(), Error> {
-        let sectors = self.span.pages() * SECTORS_PER_PAGE;
-        for range in ranges(self.span.first_slot, sectors, config.discard_sectors_max) {
-            self.run_range(queue, range, Op::Discard { ranges: 1 })?;
+        if has(Phase::Overwrite) {
+            let half =
+                Order::shuffled(self.span.blocks, lanes.count(), 1).first(self.span.blocks.div_ceil(2));
+            phases.overwrite = Some(self.run("overwrite", lanes, half, Deed::Overwrite)?);
+            let all = self.shuffled(lanes, 2);
+            phases.load_overwritten = Some(self.run("load overwritten", lanes, all, Deed::Load)?);
+        }
+        if has(Phase::Mixed) {
+            let all = self.shuffled(lanes, 3);
+            phases.mixed = Some(self.run("mixed", lanes, all, Deed::Mixed)?);
+        }
+        if has(Phase::Latency) {
+            let some = self.shuffled(lanes, 2).first(LATENCY_REQUESTS);
+            let depth = std::mem::replace(&mut self.depth, 1);
+            phases.load_depth_1 = Some(self.run("load depth 1", lanes, some, Deed::Load)?);
+            self.depth = depth;
         }
         Ok(())
     }
 
-    /// Makes the first pages zeros and checks that they are; returns how many.
-    fn zero(&mut self, queue: &mut Queue, config: &BlkConfig) -> Result<u64, Error> {
-        let pages = self.span.pages().min(ZEROED_PAGES);
+    fn shuffled(&self, lanes: &Lanes, seed: u64) -> Order {
+        Order::shuffled(self.span.blocks, lanes.count(), seed)
+    }
+
+    fn run(&mut self, name: &str, lanes: &mut Lanes, order: Order, deed: Deed) -> Result<Figures, Error> {
+        let pages_per_request = self.span.block_pages as u64;
+        let plan = Plan { name, requests: order.requests(), pages_per_request, depth: self.depth };
+        let (figures, failed) = drive(lanes, &plan, &mut Part { run: self, order, deed })?;
+        self.failed_requests += failed;
+        Ok(figures)
+    }
+
+    /// Makes the first pages of the first device zeros and checks that they are; returns how many.
+    fn zero(&mut self, lanes: &mut Lanes, config: &BlkConfig) -> Result<u64, Error> {
+        let pages = (self.span.pages() / self.span.vms).min(ZEROED_PAGES);
         let (first_slot, block_pages) = (self.span.first_slot, self.span.block_pages as u64);
         for range in ranges(first_slot, pages * SECTORS_PER_PAGE, config.write_zeroes_sectors_max) {
-            self.run_range(queue, range, Op::WriteZeroes { ranges: 1 })?;
+            let queue = lanes.queue(0);
+            queue.write_ranges(0, &[range])?;
+            if queue.run(Op::WriteZeroes { ranges: 1 })? != Status::Ok {
+                self.failed_requests += 1;
+            }
         }
-        let blocks = pages / block_pages;
-        let plan = self.plan("load zeroed", blocks, self.depth);
-        let mut work = Load { run: self, order: Order::Ascending(0..blocks), expect: Expect::Zeros };
-        let (_, failed) = drive(queue, &plan, &mut work)?;
-        self.failed_requests += failed;
+        let order =
+            Order::ascending(pages / block_pages * self.span.vms, lanes.count()).of_first_vm(self.span.vms);
+        self.run("load zeroed", lanes, order, Deed::LoadZeros)?;
         Ok(pages)
-    }
-
-    fn run_range(&mut self, queue: &mut Queue, range: Range, op: Op) -> Result<(), Error> {
-        queue.write_ranges(0, &[range])?;
-        if queue.run(op)? != Status::Ok {
-            self.failed_requests += 1;
-        }
-        Ok(())
     }
 }
 
@@ -176,36 +170,10 @@ fn ranges(first_slot: u64, sectors: u64, sectors_max: u32) -> impl Iterator<Item
     })
 }
 
-/// In which order blocks are visited.
-enum Order {
-    Ascending(std::ops::Range<u64>),
-    /// Shuffled, and how many of them.
-    Shuffled(Shuffle, u64),
-}
-
-impl Order {
-    fn requests(&self, blocks: u64) -> u64 {
-        match self {
-            Self::Ascending(range) => range.end - range.start,
-            Self::Shuffled(_, count) => blocks.min(*count),
-        }
-    }
-
-    #[inline]
-    fn next(&mut self) -> Option<u64> {
-        match self {
-            Self::Ascending(range) => range.next(),
-            Self::Shuffled(shuffle, left) => {
-                *left = left.checked_sub(1)?;
-                shuffle.next()
-            }
-        }
-    }
-}
-
 impl Span {
+    /// Where a block begins on its device. Blocks go round the VMs, so that all have as many.
     fn sector(&self, block: u64) -> u64 {
-        (self.first_slot + block * self.block_pages as u64) * SECTORS_PER_PAGE
+        (self.first_slot + block / self.vms * self.block_pages as u64) * SECTORS_PER_PAGE
     }
 
     fn block_bytes(&self) -> u32 {
@@ -213,63 +181,75 @@ impl Span {
     }
 }
 
-struct Store<'a> {
-    source: &'a Source,
-    pages_at: GuestAddress,
-    span: Span,
-    order: Order,
-    generation: u64,
-}
-
-impl Work for Store<'_> {
-    #[inline]
-    fn stage(&mut self, queue: &mut Queue, tag: u16) -> Result<Option<u64>, Error> {
-        let Some(block) = self.order.next() else { return Ok(None) };
-        let index = self.source.index(block * self.span.block_pages as u64, self.generation);
-        let at = GuestAddress(self.pages_at.0 + index as u64 * PAGE_SIZE_U64);
-        let bytes = self.span.block_bytes();
-        queue.stage_buffers(tag, Op::Write { sector: self.span.sector(block), bytes }, &[(at, bytes)])?;
-        Ok(Some(block))
-    }
-
-    fn finish(&mut self, _: &Queue, _: u16, _: u64) -> Result<(), Error> {
-        Ok(())
-    }
-}
-
-struct Load<'r, 'a> {
+/// A part that is being run.
+struct Part<'r, 'a> {
     run: &'r mut Run<'a>,
     order: Order,
-    expect: Expect,
+    deed: Deed,
 }
 
-impl Work for Load<'_, '_> {
+impl Part<'_, '_> {
+    /// What becomes of this block.
+    fn deed_for(&self, block: u64) -> Deed {
+        match self.deed {
+            // Known from its number alone, by the highest bit of a multiplicative hash: a lane's are every n-th.
+            Deed::Mixed if block.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 63 == 0 => Deed::Overwrite,
+            Deed::Mixed => Deed::Load,
+            deed => deed,
+        }
+    }
+}
+
+impl Work for Part<'_, '_> {
     #[inline]
-    fn stage(&mut self, queue: &mut Queue, tag: u16) -> Result<Option<u64>, Error> {
-        let Some(block) = self.order.next() else { return Ok(None) };
-        let span = &self.run.span;
-        queue.stage(tag, Op::Read { sector: span.sector(block), bytes: span.block_bytes() })?;
+    fn stage(&mut self, lane: usize, queue: &mut Queue, tag: u16) -> Result<Option<u64>, Error> {
+        let Some(block) = self.order.next(lane) else { return Ok(None) };
+        let deed = self.deed_for(block);
+        let span = self.run.span;
+        let (sector, bytes) = (span.sector(block), span.block_bytes());
+        match deed {
+            Deed::Store | Deed::Overwrite => {
+                let generation = &mut self.run.generations[usize::try_from(block).unwrap_or(0)];
+                *generation = generation.wrapping_add(u8::from(deed == Deed::Overwrite));
+                let index = self.run.index(block);
+                let at = GuestAddress(self.run.pages_at.0 + index as u64 * PAGE_SIZE_U64);
+                queue.stage_buffers(tag, Op::Write { sector, bytes }, &[(at, bytes)])?;
+            }
+            Deed::Discard => {
+                queue.write_ranges(tag, &[Range { sector, sectors: bytes / SECTOR, flags: 0 }])?;
+                queue.stage(tag, Op::Discard { ranges: 1 })?;
+            }
+            _ => queue.stage(tag, Op::Read { sector, bytes })?,
+        }
         Ok(Some(block))
     }
 
     #[inline]
     fn finish(&mut self, queue: &Queue, tag: u16, block: u64) -> Result<(), Error> {
-        if self.expect == Expect::Anything {
+        let deed = self.deed_for(block);
+        if deed != Deed::Load && deed != Deed::LoadZeros {
             return Ok(());
         }
-        let Run { source, span, overwritten, buffer, mismatched_pages, .. } = &mut *self.run;
+        let index = self.run.index(block);
+        let Run { source, span, buffer, mismatched_pages, .. } = &mut *self.run;
         queue.read_data(tag, 0, buffer)?;
-        if self.expect == Expect::Zeros {
+        if deed == Deed::LoadZeros {
             *mismatched_pages += wrong_pages(buffer, None);
             return Ok(());
         }
-        let generation = u64::from(overwritten[usize::try_from(block).unwrap_or(0)]);
-        let index = source.index(block * span.block_pages as u64, generation);
         let right = source.bytes_at(index, span.block_pages);
         if buffer.as_slice() != right {
             *mismatched_pages += wrong_pages(buffer, Some(right));
         }
         Ok(())
+    }
+}
+
+impl Run<'_> {
+    /// Where the pages that belong in a block are in the source.
+    fn index(&self, block: u64) -> usize {
+        let generation = self.generations[usize::try_from(block).unwrap_or(0)];
+        self.source.index(block * self.span.block_pages as u64, u64::from(generation))
     }
 }
 

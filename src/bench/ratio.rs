@@ -1,5 +1,5 @@
-//! The compression ratio of a run, which only the back end knows: asked of the Ballast daemon whose device it is, on its
-//! control socket. Another back end has none.
+//! The compression ratio of a run, which only the back end knows: asked of the Ballast daemon whose devices it drives, on
+//! its control socket. Another back end has none.
 
 use std::path::{Path, PathBuf};
 
@@ -15,29 +15,35 @@ const DEVICE_ID_BYTES: usize = 20;
 /// Whom to ask.
 pub(super) struct Daemon {
     client: Client,
-    /// The socket of the VM's device.
-    socket: PathBuf,
+    /// The sockets of the VMs' devices.
+    sockets: Vec<PathBuf>,
 }
 
 impl Daemon {
-    /// The daemon whose device is at `socket`: it listens on `control`, which somebody named and so has to answer, or else
-    /// beside the device's socket, if there is one at all.
-    pub(super) fn of(socket: &Path, control: Option<&Path>) -> Result<Option<Self>, Error> {
-        let beside = || socket.with_file_name(CONTROL_SOCKET_NAME);
+    /// The daemon whose devices are at `sockets`: it listens on `control`, which somebody named and so has to answer, or
+    /// else beside the first device's socket, if there is one at all.
+    pub(super) fn of(sockets: &[PathBuf], control: Option<&Path>) -> Result<Option<Self>, Error> {
+        let beside =
+            || sockets.first().map_or_else(PathBuf::new, |socket| socket.with_file_name(CONTROL_SOCKET_NAME));
         let client = Client::new(control.map_or_else(beside, Path::to_owned)).map_err(Error::EventLoop)?;
         match client.status() {
-            Ok(_) => Ok(Some(Self { client, socket: socket.to_owned() })),
+            Ok(_) => Ok(Some(Self { client, sockets: sockets.to_owned() })),
             Err(err) if control.is_some() => Err(Error::Control(err)),
             Err(_) => Ok(None),
         }
     }
 
-    /// Bytes of the VM's pages in memory for each byte of the pool that they take.
-    pub(super) fn ratio(&self, device_id: Option<&str>) -> Option<f64> {
+    /// Bytes of the VMs' pages in memory for each byte of the pool that they take; `device_ids` in the order of the
+    /// sockets. `None` unless all of them are the daemon's.
+    pub(super) fn ratio(&self, device_ids: &[Option<String>]) -> Option<f64> {
         let status = self.client.status().ok()?;
-        let vm = find(&status, &self.socket, device_id?)?;
-        let stored_bytes = vm.stored_pages * PAGE_SIZE_U64;
-        (vm.pool_bytes > 0).then(|| stored_bytes as f64 / vm.pool_bytes as f64)
+        let (mut stored_bytes, mut pool_bytes) = (0, 0);
+        for (socket, device_id) in self.sockets.iter().zip(device_ids) {
+            let vm = find(&status, socket, device_id.as_deref()?)?;
+            stored_bytes += vm.stored_pages * PAGE_SIZE_U64;
+            pool_bytes += vm.pool_bytes;
+        }
+        (pool_bytes > 0).then(|| stored_bytes as f64 / pool_bytes as f64)
     }
 }
 

@@ -13,13 +13,19 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::store::histogram::power_of_two;
 use crate::store::vm::Source;
 
-/// What the first bucket counts at most, in nanoseconds; each of the others counts up to twice the one before.
-pub const FIRST_BUCKET_NS: u64 = 256;
-/// Buckets: the last but one ends at 17 s, and the last one counts what took longer.
-pub const BUCKETS: usize = 28;
+/// What the first bucket counts at most, in nanoseconds.
+pub const FIRST_BUCKET_NS: u64 = 1 << FIRST_BUCKET_BITS;
+const FIRST_BUCKET_BITS: u32 = 8;
+/// How often the buckets' ends double: up to 17 s. The last bucket counts what took longer.
+pub const DOUBLINGS: usize = 26;
+/// Buckets of the same width from an end to its double, so that a quantile is known to an eighth.
+const PARTS: usize = 1 << PARTS_BITS;
+const PARTS_BITS: u32 = 3;
+const PART_MASK: u64 = PARTS as u64 - 1;
+/// All of them: the first, those of each doubling, and the last.
+const BUCKETS: usize = 1 + DOUBLINGS * PARTS + 1;
 
 /// What a request asked for, and where that was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,16 +50,47 @@ impl Path {
     }
 }
 
-/// A histogram: bucket n counts what took at most 2^n times [`FIRST_BUCKET_NS`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The bucket that counts what took so long. As in HdrHistogram, the highest bits that are set choose it.
+fn bucket_of(took_ns: u64) -> usize {
+    // A bucket's end is still in it.
+    let Some(last_bit) = took_ns.saturating_sub(1).checked_ilog2() else { return 0 };
+    let Some(doubling) = last_bit.checked_sub(FIRST_BUCKET_BITS) else { return 0 };
+    let part = took_ns.wrapping_sub(1).wrapping_shr(last_bit.wrapping_sub(PARTS_BITS)) & PART_MASK;
+    let bucket = u64::from(doubling).saturating_mul(PARTS as u64).saturating_add(part).saturating_add(1);
+    usize::try_from(bucket).unwrap_or(usize::MAX).min(BUCKETS.saturating_sub(1))
+}
+
+/// What a bucket counts at most, in nanoseconds.
+fn end_ns(bucket: usize) -> u64 {
+    let Some(behind_first) = bucket.checked_sub(1) else { return FIRST_BUCKET_NS };
+    // An end has this many eighths of the power of two that it lies beyond.
+    let eighths = (behind_first % PARTS).saturating_add(PARTS).saturating_add(1) as u64;
+    let power = u32::try_from(behind_first / PARTS).unwrap_or(u32::MAX);
+    eighths.saturating_mul((FIRST_BUCKET_NS >> PARTS_BITS).saturating_mul(2_u64.saturating_pow(power)))
+}
+
+/// A histogram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Latency {
-    /// How often each bucket was hit.
-    pub counts: [u64; BUCKETS],
+    counts: [u64; BUCKETS],
     /// The sum of all times, in nanoseconds.
     pub sum_ns: u64,
 }
 
+impl Default for Latency {
+    fn default() -> Self {
+        Self { counts: [0; BUCKETS], sum_ns: 0 }
+    }
+}
+
 impl Latency {
+    /// The buckets that were hit, the shortest times first: what each counts at most, in nanoseconds, and how often.
+    /// The last one's end is only the next in the row: it counts all that took longer.
+    pub fn buckets(&self) -> impl Iterator<Item = (u64, u64)> {
+        let all = self.counts.iter().enumerate().map(|(bucket, count)| (end_ns(bucket), *count));
+        all.filter(|(_, count)| *count > 0)
+    }
+
     fn add(&mut self, cells: &Cells) {
         for (count, more) in self.counts.iter_mut().zip(&cells.counts) {
             *count = count.saturating_add(more.load(Ordering::Relaxed));
@@ -62,18 +99,23 @@ impl Latency {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Cells {
     counts: [AtomicU64; BUCKETS],
     sum_ns: AtomicU64,
+}
+
+impl Default for Cells {
+    fn default() -> Self {
+        Self { counts: [const { AtomicU64::new(0) }; BUCKETS], sum_ns: AtomicU64::new(0) }
+    }
 }
 
 impl Cells {
     /// Only ever called by one thread at a time, so that a load and a store are enough.
     fn count(&self, took: Duration) {
         let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        let bucket = power_of_two(took_ns.div_ceil(FIRST_BUCKET_NS)).min(BUCKETS.saturating_sub(1));
-        if let Some(count) = self.counts.get(bucket) {
+        if let Some(count) = self.counts.get(bucket_of(took_ns)) {
             count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         }
         let sum_ns = self.sum_ns.load(Ordering::Relaxed).saturating_add(took_ns);
@@ -152,19 +194,27 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_counts_twice_as_much_as_the_one_before() {
+    fn a_bucket_is_an_eighth_of_a_power_of_two_and_ends_with_what_it_counts() {
         let latencies = Arc::new(Latencies::default());
         let mut ring = latencies.begin_ring();
-        for took in [0, 256, 257, 512, 513, 1 << 34, (1 << 34) + 1, 1 << 60] {
+        for took in [0, 256, 257, 288, 289, 512, 513, 1 << 34, (1 << 34) + 1, 1 << 60] {
             ring.count(Path::Store, ns(took));
         }
         let latency = latencies.get(Path::Store);
-        let mut expected = [0; BUCKETS];
-        for (bucket, count) in [(0, 2), (1, 2), (2, 1), (26, 1), (27, 2)] {
-            expected[bucket] = count;
+        let expected = [(256, 2), (288, 2), (320, 1), (512, 1), (576, 1), (1 << 34, 1), (9 << 31, 2)];
+        assert_eq!(latency.buckets().collect::<Vec<_>>(), expected);
+        let sum_ns = 256 + 257 + 288 + 289 + 512 + 513 + (1 << 34) + (1 << 34) + 1 + (1 << 60);
+        assert_eq!(latency.sum_ns, sum_ns);
+    }
+
+    #[test]
+    fn every_end_is_the_last_of_its_bucket_and_powers_of_two_are_ends() {
+        for bucket in 0..BUCKETS - 1 {
+            assert_eq!(bucket_of(end_ns(bucket)), bucket);
+            assert_eq!(bucket_of(end_ns(bucket) + 1), bucket + 1);
         }
-        assert_eq!(latency.counts, expected);
-        assert_eq!(latency.sum_ns, 256 + 257 + 512 + 513 + (1 << 34) + (1 << 34) + 1 + (1 << 60));
+        assert_eq!(end_ns(BUCKETS - 2), FIRST_BUCKET_NS << DOUBLINGS);
+        assert!((0..=DOUBLINGS).all(|n| (0..BUCKETS).any(|bucket| end_ns(bucket) == FIRST_BUCKET_NS << n)));
     }
 
     #[test]
@@ -176,7 +226,9 @@ mod tests {
         second.count(Path::Load(Source::Pool), ns(1));
         let seen = || {
             let paths = [Source::SameFilled, Source::Pool, Source::File].map(Path::Load);
-            paths.map(|path| latencies.get(path)).map(|latency| (latency.counts.iter().sum(), latency.sum_ns))
+            paths
+                .map(|path| latencies.get(path))
+                .map(|x| (x.buckets().map(|(_, count)| count).sum(), x.sum_ns))
         };
         assert_eq!(seen(), [(0, 0), (1, 1), (2, 4000)]);
         drop(first);

@@ -24,7 +24,7 @@ const _: () = assert!(CONFIG_LENGTH as usize == CONFIG_BYTES);
 
 /// What the device says about itself. A field whose feature was not negotiated has the value that the
 /// specification gives to a device without it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlkConfig {
     /// Size in sectors of 512 bytes.
     pub capacity_sectors: u64,

@@ -234,8 +234,8 @@ fn doubling(first: u64, buckets: usize) -> impl Iterator<Item = u64> {
 }
 
 fn write_latencies(vms: &[VmStatus], writer: &mut Writer) {
-    // The last bucket of each has no end.
-    let les = || doubling(latency::FIRST_BUCKET_NS, latency::BUCKETS - 1);
+    // Coarser than the status has them: each bucket is a series.
+    let les = || doubling(latency::FIRST_BUCKET_NS, latency::DOUBLINGS + 1);
     let write = |labels: &[(&str, &str)], Histogram { sum, buckets }: &Histogram, writer: &mut Writer| {
         writer.histogram(labels, buckets, les(), *sum, NANOSECONDS);
     };

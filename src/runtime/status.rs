@@ -13,7 +13,7 @@ use crate::control::api::{
     VmState as ApiVmState, VmStatus, WritebackState as ApiWritebackState, WritebackStatus, buckets,
 };
 use crate::device::complaints::Chain;
-use crate::device::latency::{FIRST_BUCKET_NS, Path};
+use crate::device::latency::Path;
 use crate::device::vm::DeviceVm;
 use crate::page::PAGE_SIZE_U64;
 use crate::scrub;
@@ -338,7 +338,7 @@ fn balloon(daemon: &Daemon, shown: &Shown) -> BalloonStatus {
 
 fn latency(vm: &DeviceVm, path: Path) -> Histogram {
     let latency = vm.latencies().get(path);
-    Histogram::doubling(FIRST_BUCKET_NS, &latency.counts, latency.sum_ns)
+    Histogram::of(latency.buckets(), latency.sum_ns)
 }
 
 /// Why no VMM may attach to a VM, and what to do.

@@ -106,13 +106,24 @@ class Bench:
         self.command = command
         self.corpus = corpus
 
-    def __call__(self, socket, pages, phases, block="4KiB", options=()):
-        command = self.command + [str(socket), "--json", "--pages", str(pages), "--phases", phases, *options]
-        command += ["--qd", "32", "--block-size", block]
-        done = subprocess.run(self.with_corpus(command), stdout=subprocess.PIPE, text=True, check=False)
+    def __call__(self, sockets, pages, phases, block="4KiB", options=(), depth=32, queues=1):
+        """The figures by phase; `sockets` is one or a list, one for each VM."""
+        sockets = sockets if isinstance(sockets, list) else [sockets]
+        command = [*map(str, sockets), "--pages", str(pages), "--phases", phases, *options]
+        command += ["--qd", str(depth), "--queues", str(queues), "--block-size", block]
+        return self.run(command)["phases"]
+
+    def codec_alone(self, pages):
+        """What the codec, the checksum and one copy take without a daemon."""
+        return self.run(["--codec-alone", "--pages", str(pages)])
+
+    def run(self, options):
+        command = self.with_corpus(self.command + options + ["--json"])
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode != 0:
-            raise Failed(f"{shlex.join(command)} ended with status {done.returncode}\n{done.stdout}")
-        return json.loads(done.stdout)["phases"]
+            named = shlex.join(command if len(command) < 40 else [*command[:4], "..."])
+            raise Failed(f"{named} ended with status {done.returncode}: {done.stderr.strip()}")
+        return json.loads(done.stdout)
 
     def with_corpus(self, command):
         return command + (["--corpus"] + self.corpus if self.corpus else [])

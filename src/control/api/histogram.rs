@@ -16,12 +16,10 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// One whose first bucket counts values up to `first`, and each of the others up to twice the one before.
+    /// One of these buckets, in order: the largest value that each counts, and how many there were.
     #[must_use]
-    pub fn doubling(first: u64, counts: &[u64], sum: u64) -> Self {
-        let mut buckets = buckets(counts);
-        buckets.iter_mut().for_each(|bucket| bucket.le = bucket.le.saturating_mul(first));
-        Self { sum, buckets }
+    pub fn of(buckets: impl Iterator<Item = (u64, u64)>, sum: u64) -> Self {
+        Self { sum, buckets: buckets.map(|(le, count)| Bucket { le, count }).collect() }
     }
 
     /// One whose buckets are `step` wide each.
@@ -56,11 +54,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buckets_double_or_are_even() {
+    fn buckets_are_as_given_or_even() {
         let les = |histogram: Histogram| histogram.buckets.iter().map(|bucket| bucket.le).collect::<Vec<_>>();
-        let doubling = Histogram::doubling(256, &[0, 3, 1, 0], 7);
-        assert_eq!((doubling.count(), doubling.sum), (4, 7));
-        assert_eq!(les(doubling), [256, 512, 1024]);
+        let given = Histogram::of([(256, 3), (288, 1)].into_iter(), 7);
+        assert_eq!((given.count(), given.sum), (4, 7));
+        assert_eq!(les(given), [256, 288]);
         assert_eq!(les(Histogram::even(256, &[1, 0, 1], 7)), [256, 512, 768]);
     }
 }

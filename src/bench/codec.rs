@@ -1,0 +1,210 @@
+//! What a daemon can't be faster than with one worker: compressor, checksum and one copy of each page, alone, on one core
+//! and on the pages that a back end would get. It uses the store's own codec and header, so that a change to them changes
+//! both sides of a comparison; no arena, no tables, no rings, no other thread.
+
+use std::fmt;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::source::{Shuffle, Source};
+use super::{BenchArgs, DEFAULT_PAGES, Error};
+use crate::ids::{Bytes, Owner, Slot, VmId};
+use crate::page::{Page, ZERO_PAGE};
+use crate::store::codec::{Compressor, Kept, Scratch};
+use crate::store::entry::Entry;
+use crate::store::{object, same_filled};
+
+/// What the codec takes alone.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CodecReport {
+    /// The compressor, as a pool's configuration names it.
+    pub compressor: String,
+    /// Whether the pages were made up.
+    pub synthetic: bool,
+    /// Pages before they repeat.
+    pub corpus_pages: u64,
+    /// Bytes of all objects, headers included.
+    pub object_bytes: u64,
+    /// Each page copied once, looked at whether it is same-filled, else compressed, sealed and put behind the one before.
+    pub store: CodecFigures,
+    /// In shuffled order: each object copied out, verified, decompressed, and its page copied once.
+    pub load: CodecFigures,
+}
+
+/// How fast one way was.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct CodecFigures {
+    /// Pages moved.
+    pub pages: u64,
+    /// For all of them.
+    pub seconds: f64,
+    /// Throughput.
+    pub pages_per_second: f64,
+    /// What one page took.
+    pub ns_per_page: f64,
+}
+
+impl CodecFigures {
+    fn new(pages: u64, elapsed: Duration) -> Self {
+        let seconds = elapsed.as_secs_f64();
+        Self {
+            pages,
+            seconds,
+            pages_per_second: pages as f64 / seconds,
+            ns_per_page: seconds * 1e9 / pages as f64,
+        }
+    }
+}
+
+/// Measures the codec alone and prints the report.
+pub(super) fn run(args: &BenchArgs) -> Result<(), Error> {
+    let report = measure(args)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report).map_err(Error::Print)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(())
+}
+
+fn measure(args: &BenchArgs) -> Result<CodecReport, Error> {
+    let source = Source::open(&args.corpus, 0)?;
+    let pages = args.pages.unwrap_or(DEFAULT_PAGES);
+    let mut scratch = Scratch::default();
+    let start = Instant::now();
+    let stored = store(&source, pages, args.compressor, &mut scratch);
+    let store = CodecFigures::new(pages, start.elapsed());
+    let start = Instant::now();
+    let mismatched_pages = load(&source, &stored, &mut scratch, false);
+    let load_time = start.elapsed();
+    let mismatched_pages = mismatched_pages + load(&source, &stored, &mut scratch, true);
+    if mismatched_pages > 0 {
+        return Err(Error::Damage { mismatched_pages, failed_requests: 0 });
+    }
+    Ok(CodecReport {
+        compressor: args.compressor.to_string(),
+        synthetic: source.is_synthetic(),
+        corpus_pages: source.distinct(),
+        object_bytes: stored.objects.len() as u64,
+        store,
+        load: CodecFigures::new(pages, load_time),
+    })
+}
+
+/// What was stored: a page's entry, or where its object ends.
+struct Stored {
+    kept: Vec<Place>,
+    objects: Vec<u8>,
+}
+
+enum Place {
+    Entry(Entry),
+    Object { at: usize, length: usize },
+}
+
+fn owner(position: u64) -> Owner {
+    Owner { vm: VmId(1), slot: Slot(u32::try_from(position).unwrap_or(u32::MAX)) }
+}
+
+fn store(source: &Source, pages: u64, compressor: Compressor, scratch: &mut Scratch) -> Stored {
+    let count = usize::try_from(pages).unwrap_or(usize::MAX);
+    let mut stored = Stored { kept: Vec::with_capacity(count), objects: Vec::new() };
+    let mut page: Box<Page> = Box::new(ZERO_PAGE);
+    for position in 0..pages {
+        page.copy_from_slice(black_box(source.bytes_at(source.index(position, 0), 1)));
+        stored.kept.push(match scratch.keep(compressor, None, &page) {
+            Kept::Entry(entry) => Place::Entry(entry),
+            Kept::Object(coding, object) => {
+                object::seal(object, owner(position), coding);
+                let at = stored.objects.len();
+                stored.objects.extend_from_slice(object);
+                Place::Object { at, length: object.len() }
+            }
+        });
+    }
+    stored
+}
+
+/// Loads all pages; `compare` says whether to compare them, which a daemon doesn't. Returns how many came back wrong.
+fn load(source: &Source, stored: &Stored, scratch: &mut Scratch, compare: bool) -> u64 {
+    let mut page: Box<Page> = Box::new(ZERO_PAGE);
+    let mut guest: Box<Page> = Box::new(ZERO_PAGE);
+    let mut wrong = 0;
+    for position in Shuffle::new(stored.kept.len() as u64, 2) {
+        let place = &stored.kept[usize::try_from(position).unwrap_or(0)];
+        let came = load_page(place, &stored.objects, owner(position), scratch, &mut page);
+        guest.copy_from_slice(black_box(page.as_slice()));
+        black_box(&mut guest);
+        let right = || *source.bytes_at(source.index(position, 0), 1) == *guest.as_slice();
+        wrong += u64::from(!came || compare && !right());
+    }
+    wrong
+}
+
+/// Whether the page came back.
+fn load_page(place: &Place, objects: &[u8], owner: Owner, scratch: &mut Scratch, page: &mut Page) -> bool {
+    match place {
+        Place::Entry(Entry::SameFilled(word)) => {
+            same_filled::fill(page, *word);
+            true
+        }
+        Place::Entry(_) => false,
+        Place::Object { at, length } => {
+            scratch.object(*length).copy_from_slice(&objects[*at..at + length]);
+            let Ok((coding, _)) = object::open(scratch.object(*length), owner) else { return false };
+            scratch.decompress(coding.codec, None, *length, page).is_ok()
+        }
+    }
+}
+
+impl fmt::Display for CodecReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let origin = if self.synthetic { "synthetic" } else { "corpus" };
+        writeln!(
+            f,
+            "{} alone: {} pages ({} {origin} pages cycled), objects of {}",
+            self.compressor,
+            self.store.pages,
+            self.corpus_pages,
+            Bytes(self.object_bytes)
+        )?;
+        for (name, x) in [("store", &self.store), ("load", &self.load)] {
+            writeln!(f, "{name:<8}{:>10.0} pages/s{:>10.0} ns a page", x.pages_per_second, x.ns_per_page)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::args::tests::parse;
+    use super::*;
+
+    #[test]
+    fn pages_come_back_from_what_was_measured_and_damage_is_seen() {
+        for compressor in [Compressor::Lz4, Compressor::Zstd(1)] {
+            let source = Source::open(&[], 0).unwrap();
+            let mut scratch = Scratch::default();
+            let mut stored = store(&source, 500, compressor, &mut scratch);
+            // 3 of a hundred are zeros, 2 more repeat a word that may or may not fit an entry.
+            let entries = stored.kept.iter().filter(|place| matches!(place, Place::Entry(_))).count();
+            assert!((15..=25).contains(&entries), "{entries}");
+            assert_eq!(load(&source, &stored, &mut scratch, true), 0);
+            stored.objects[100] ^= 1;
+            assert_eq!(load(&source, &stored, &mut scratch, false), 1);
+        }
+    }
+
+    #[test]
+    fn the_report_has_what_was_asked_for() {
+        let report = measure(&parse("bench --codec-alone --pages 300 --compressor zstd:1").unwrap()).unwrap();
+        assert_eq!((report.store.pages, report.load.pages), (300, 300));
+        assert_eq!((&*report.compressor, report.synthetic, report.corpus_pages), ("zstd:1", true, 4096));
+        assert!(report.object_bytes > 300 * 100 && report.object_bytes < 300 * 4096);
+        for figures in [report.store, report.load] {
+            assert!((figures.ns_per_page * figures.pages_per_second / 1e9 - 1.0).abs() < 1e-6);
+        }
+    }
+}
