@@ -9,15 +9,16 @@ mod support;
 mod wire;
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ballast::device::memory_share::{MEMORY_SLOTS_MAX, VM_BYTES_MAX, VM_REGIONS_MAX};
-use ballast::frontend::{Device, Memory, Options, Queue};
+use ballast::frontend::{Device, Memory, Op, Options, Queue};
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, OFlags, fcntl_getfl, fcntl_setfl, memfd_create};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 use support::{Host, page_of};
 use wire::{FLAGS, PROTOCOL, PROTOCOL_FEATURES, half_words, message, words};
 
@@ -195,4 +196,53 @@ fn a_vm_maps_so_many_regions_and_bytes_and_no_more() {
     drop((one, other));
     until("what they had is given back", || Arc::clone(mapped).lock().bytes == 0);
     works(&mut attach(&host, "web1").1, 2);
+}
+
+/// A descriptor of this process once more.
+fn duplicate(fd: RawFd) -> OwnedFd {
+    let this = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
+    rustix::process::pidfd_getfd(&this, fd, PidfdGetfdFlags::empty()).unwrap()
+}
+
+/// What the back end made not to block blocks again.
+fn let_block(event: &OwnedFd) {
+    let flags = fcntl_getfl(event).unwrap();
+    assert!(flags.contains(OFlags::NONBLOCK), "the back end has seen to that");
+    fcntl_setfl(event, flags - OFlags::NONBLOCK).unwrap();
+}
+
+#[test]
+fn eventfds_that_are_made_to_block_hold_nobody_up_for_long() {
+    let host = Host::start(&["web1", "web2"]);
+    let memory = Memory::with_bytes(32 << 20).unwrap();
+    let mut device =
+        Device::connect(host.socket("web2"), memory, Options { queues: 2, ..Options::default() }).unwrap();
+    // One on each worker.
+    let mut others = device.start().unwrap();
+    let mut work = |seed| {
+        others.iter_mut().for_each(|queue| works(std::slice::from_mut(queue), seed));
+    };
+    work(1);
+    for round in 0..3 {
+        // A call that can't be taken any more.
+        let (_device, mut queues) = attach(&host, "web1");
+        let call = duplicate(queues[0].call_event());
+        // It may have been called already, for the start.
+        until("a full counter", || {
+            let _ = rustix::io::read(&call, &mut [0; 8]);
+            rustix::io::write(&call, &(u64::MAX - 1).to_ne_bytes()).is_ok()
+        });
+        let_block(&call);
+        queues[0].stage(0, Op::Read { sector: 0, bytes: 4096 }).unwrap();
+        queues[0].publish().unwrap();
+        until("an answer", || queues[0].poll().unwrap().is_some());
+        work(10 * round + 2);
+        // The ring has no more turns.
+        queues[0].stage(0, Op::Read { sector: 0, bytes: 4096 }).unwrap();
+        queues[0].kick().unwrap();
+        work(10 * round + 3);
+        assert!(queues[0].poll().unwrap().is_none());
+    }
+    let (_device, mut queues) = attach(&host, "web1");
+    works(&mut queues, 6);
 }

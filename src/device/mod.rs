@@ -16,6 +16,7 @@ pub mod complaints;
 pub mod connections;
 pub mod dirty_log;
 pub mod disk;
+pub mod doorbell;
 pub mod fetches;
 pub mod guest_memory;
 pub mod handed;
@@ -72,6 +73,7 @@ impl Device {
         state_id: StateId,
     ) -> io::Result<Self> {
         signals::install()?;
+        signals::interrupt::start_guard()?;
         let workers =
             (0..workers.max(1)).map(|index| Worker::start(index, poll)).collect::<io::Result<_>>()?;
         let device = Self {

@@ -20,6 +20,7 @@ use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::attached::{Attached, Startable};
 use super::dirty_log::DirtyLog;
+use super::doorbell;
 use super::handed;
 use super::inflight::InflightRegion;
 use super::memory_share::{MEMORY_SLOTS_MAX, MemoryShare};
@@ -271,7 +272,8 @@ impl<D: Attached> VhostUserBackendReqHandlerMut for Session<D> {
         // What was answered before, by us or by a predecessor that died, may have had nobody to tell: QEMU starts a ring
         // before it says whom to signal. A signal too many costs the guest a look at its ring.
         if given {
-            let _ = queue.vring.signal_used_queue();
+            let called = doorbell::call(&queue.vring.get_ref());
+            called.map_err(|err| VhostError::ReqHandlerError(io::Error::other(err)))?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! in the available ring and nothing else: no allocation, no search. A queue belongs to one thread at a
 //! time and needs nothing of the [`super::Device`], which may reconnect meanwhile.
 
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 use vm_memory::GuestAddress;
@@ -79,7 +80,7 @@ impl Queue {
         let event = |source| Error::Descriptor { action: "wait for an event descriptor", source };
         let call_epoll = Epoll::new().map_err(event)?;
         call_epoll
-            .ctl(ControlOperation::Add, call_fd(&call), EpollEvent::new(EventSet::IN, 0))
+            .ctl(ControlOperation::Add, call.as_raw_fd(), EpollEvent::new(EventSet::IN, 0))
             .map_err(event)?;
         Ok(Self {
             ring: Ring::new(memory, options.queue_size, event_idx)?,
@@ -280,6 +281,12 @@ impl Queue {
         self.kick.write(1).map_err(|source| Error::Descriptor { action: "write an event descriptor", source })
     }
 
+    /// The eventfd for calls: for who wants to misuse it.
+    #[must_use]
+    pub fn call_event(&self) -> RawFd {
+        self.call.as_raw_fd()
+    }
+
     /// The next request that is back, if there is one.
     ///
     /// # Errors
@@ -376,10 +383,6 @@ impl Queue {
         self.staged.push(tag);
         self.ring.push(self.descriptor_index(tag, 0));
     }
-}
-
-fn call_fd(call: &EventFd) -> std::os::fd::RawFd {
-    std::os::fd::AsRawFd::as_raw_fd(call)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use super::pages;
 use super::turn::{CALL_COST, Turn};
 use crate::device::chain::{DescriptorTable, walk};
 use crate::device::complaints::Complaint;
+use crate::device::doorbell;
 use crate::device::guest_memory::is_lost;
 use crate::device::ring::Vring;
 use crate::device::segments::Segments;
@@ -133,7 +134,7 @@ impl Ring {
         }
         self.are_old = used_index != 0 || !turn.is_new_driver;
         // A predecessor may have died between an answer and its signal.
-        let _ = vring.signal_used_queue();
+        doorbell::call(&vring)?;
         Ok(())
     }
 
@@ -195,8 +196,7 @@ impl Ring {
             answers = answers.saturating_add(1);
         }
         if answers > 0 && vring.needs_notification()? {
-            // A call eventfd that can't be written is the VMM's loss; the answers are in the ring.
-            let _ = vring.signal_used_queue();
+            doorbell::call(&vring)?;
         }
         Ok(more)
     }

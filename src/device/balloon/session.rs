@@ -24,6 +24,7 @@ use super::ring::Ring;
 use super::state::{Guest, Waker};
 use super::turn::{TURN_COST, Turn};
 use crate::device::attached::{Attached, Startable};
+use crate::device::doorbell;
 use crate::device::memory_share::VmExtent;
 use crate::device::ring::{Ending, GuestMemory};
 use crate::device::session::Session;
@@ -172,8 +173,9 @@ impl Attachment {
                 OF_WAKER => drop(self.waker.read()),
                 index => {
                     let ring = usize::try_from(index).ok().and_then(|index| self.rings.get(index));
-                    // Only the wake-up matters; what there is to do, the ring itself says.
-                    let _ = ring.and_then(Option::as_ref).map(|ring| ring.vring().read_kick());
+                    let ring = ring.and_then(Option::as_ref);
+                    ring.map_or(Ok(()), |ring| doorbell::take_kicks(&ring.vring().get_ref()))
+                        .map_err(io::Error::other)?;
                 }
             }
         }

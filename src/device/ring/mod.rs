@@ -19,6 +19,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::HOW_TO_SHARE;
 use super::complaints::Complaint;
+use super::doorbell;
 use super::guest_memory::{Memory, is_lost};
 use super::inflight::InflightQueue;
 use super::latency::RingLatencies;
@@ -255,7 +256,7 @@ impl Ring {
             queue.set_next_avail(used_index.wrapping_add(behind));
         }
         // A predecessor may have died between an answer and its signal.
-        let _ = vring.signal_used_queue();
+        doorbell::call(&vring)?;
         Ok(())
     }
 
@@ -300,9 +301,14 @@ impl Ring {
 }
 
 impl MutEventSubscriber for Ring {
-    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
-        // Only the wake-up matters; what there is to do, the ring itself says.
-        let _ = self.vring.read_kick();
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        let taken = doorbell::take_kicks(&self.vring.get_ref());
+        if taken.is_err() {
+            // It is not heard any more: each kick would hold the worker up.
+            let _ = ops.remove(events);
+            self.phase = self.broken();
+            return;
+        }
         self.doubt_memory();
         if let Some(id) = self.id {
             self.roster.put(id);

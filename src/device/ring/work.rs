@@ -16,6 +16,7 @@ use crate::device::blk::execute::{Execution, Outcome, Turn};
 use crate::device::blk::request::{self, Kind, Malformed, Request, Status};
 use crate::device::chain::{DESCRIPTOR_BYTES, DescriptorTable};
 use crate::device::complaints::{Chain, Complaint};
+use crate::device::doorbell;
 use crate::device::guest_memory::{Memory, is_lost};
 use crate::device::inflight::InflightQueue;
 use crate::device::prefetch::{Purpose, prefetch};
@@ -92,8 +93,7 @@ impl Ring {
             }
         }
         if answers > 0 && vring.needs_notification()? {
-            // A call eventfd that can't be written is the VMM's loss; the answers are in the ring.
-            let _ = vring.signal_used_queue();
+            doorbell::call(&vring)?;
         }
         drop(vring);
         for line in turn.log {

@@ -9,6 +9,7 @@
 #![allow(unsafe_code)]
 
 pub mod blame;
+pub mod interrupt;
 pub mod mend;
 pub mod watch;
 
