@@ -134,7 +134,7 @@ const WRONG_CHANGES: &[(&[&str], [&str; 2])] = &[
     (&["vm", "args", "web1", "--vmm", "qemu", "--memory", "2"], ["--memory", "write \"2MiB\""]),
     (&["check", "--rate", "256"], ["--rate", "write \"256MiB\""]),
     (&["bench", "/s", "--block-size", "4096"], ["--block-size", "write \"4096MiB\""]),
-    (&["bench"], ["<SOCKET>", "--codec-alone"]),
+    (&["bench"], ["<SOCKET>", "required"]),
     (&["bench", "/s", "--queues", "0"], ["--queues", "1..=64"]),
     (&["bench", "/s", "--codec-alone"], ["SOCKET", "cannot be used"]),
     (

@@ -45,7 +45,7 @@ pub struct BenchArgs {
     #[arg(long)]
     pub codec_alone: bool,
     /// The compressor to measure alone: lz4, zstd or zstd:LEVEL
-    #[arg(long, value_name = "COMPRESSOR", default_value = "lz4", value_parser = parse_compressor, requires = "codec_alone")]
+    #[arg(long, value_name = "COMPRESSOR", default_value = "lz4", value_parser = parse_compressor, conflicts_with = "sockets")]
     pub compressor: Compressor,
     /// Print the report as JSON
     #[arg(long)]

@@ -26,14 +26,16 @@ impl Fleet {
         raise_open_files();
         let mut devices = Vec::with_capacity(args.sockets.len());
         for socket in &args.sockets {
+            let fewer = |offered| Error::Queues { socket: socket.clone(), offered, queues: args.queues };
             let failed = |source| match source {
                 frontend::Error::Connect { .. } => Error::Connect { socket: socket.clone(), source },
+                frontend::Error::Queues { offered, .. } => fewer(offered),
                 source => Error::Frontend { sockets: socket.display().to_string(), source },
             };
             let device = Device::connect(socket, memory.clone(), options(args)).map_err(failed)?;
-            let offered = device.config().queues;
-            if offered < args.queues {
-                return Err(Error::Queues { socket: socket.clone(), offered, queues: args.queues });
+            // The driver goes by this, whatever the socket's protocol allows.
+            if device.config().queues < args.queues {
+                return Err(fewer(u64::from(device.config().queues)));
             }
             devices.push(device);
         }

@@ -102,7 +102,7 @@ pub enum Error {
         /// The socket.
         socket: PathBuf,
         /// Queues that it has.
-        offered: u16,
+        offered: u64,
         /// Queues that were asked for.
         queues: u16,
     },

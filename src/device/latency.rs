@@ -5,7 +5,8 @@
 //! it was taken again.
 //!
 //! Each ring has numbers of its own that only its worker changes: plain stores, no locked instruction, no cache line that
-//! two cores write. Whoever asks adds them up; a ring that ends leaves its numbers to the VM.
+//! two cores write. Whoever asks adds them up; a ring that ends leaves its numbers to the VM. They take 6.6 KiB a ring, and as
+//! much for those of a VM's that ended.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

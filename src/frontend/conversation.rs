@@ -51,10 +51,10 @@ impl Device {
         if protocol.contains(VhostUserProtocolFeatures::MQ) {
             let queues = self.frontend()?.get_queue_num().map_err(Error::message("GET_QUEUE_NUM"))?;
             if queues < u64::from(wanted.queues) {
-                return Err(Error::Missing { feature: "as many queues" });
+                return Err(Error::Queues { offered: queues, wanted: wanted.queues });
             }
         } else if wanted.queues > 1 {
-            return Err(Error::Missing { feature: "VHOST_USER_PROTOCOL_F_MQ" });
+            return Err(Error::Queues { offered: 1, wanted: wanted.queues });
         }
         Ok(())
     }

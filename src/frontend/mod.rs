@@ -80,6 +80,14 @@ pub enum Error {
         /// The feature's name in the specification.
         feature: &'static str,
     },
+    /// The back end has fewer queues than are to be set up.
+    #[error("the back end has {offered} queues, not {wanted}")]
+    Queues {
+        /// What it says; 1 without `VHOST_USER_PROTOCOL_F_MQ`.
+        offered: u64,
+        /// What was asked for.
+        wanted: u16,
+    },
     /// The back end's configuration space makes no sense.
     #[error("the back end's configuration space is malformed: {reason}")]
     Config {

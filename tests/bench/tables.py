@@ -82,7 +82,7 @@ def compared(names, results, rows, first, goals=None):
         goal = (goals or {}).get(label)
         for place, value in enumerate(values[:-1]):
             ratio = values[-1] / value if value and values[-1] is not None else None
-            missed = not cleared(ratio, goal)
+            missed = not cleared(ratio, goal) and (ratio is not None or place == 0)
             met = met and not (missed and place == 0)
             cells.append(("" if ratio is None else f"{ratio:.2f}") + " (missed)" * missed)
         lines.append(line(cells + [written(goal)] * bool(goals)))
