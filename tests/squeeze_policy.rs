@@ -124,6 +124,27 @@ proptest! {
         prop_assert_eq!(guest.memory().guest.unwrap().oom_kills, Some(0));
     }
 
+    /// Its own zram hides from us what comes back, and what it would cost to push more out; the guest says both.
+    #[test]
+    fn a_zram_of_its_own_is_not_what_a_guest_is_squeezed_into(hot_mib in 16u64..128, zram_mib in 256u64..512) {
+        let sets = [hot(hot_mib), cold(384 - hot_mib)];
+        let guest = Guest::new(512 * MIB, 2048 * MIB, &sets).with_zram(zram_mib * MIB);
+        let mut simulation = Simulation::new(vec![(guest, 64 * MIB)], INTERVAL_MS, None);
+        let (mut words, mut hot) = (BTreeSet::new(), Vec::new());
+        for _ in 0..240 {
+            let tick = simulation.tick();
+            check_step(&tick, 0);
+            words.insert(tick.vms[0].decision.reason.word().to_string());
+            hot.push(simulation.guests()[0].resident_share(0));
+        }
+        let mean = hot.iter().sum::<f64>() / 240.0;
+        let guest = &simulation.guests()[0];
+        prop_assert!(words.contains("other_swap"), "{words:?}");
+        prop_assert!(guest.in_zram() < 64 * MIB, "{} MiB were squeezed into its zram", guest.in_zram() / MIB);
+        prop_assert!(mean > 0.995, "{mean} of the hot memory is in");
+        prop_assert_eq!(guest.memory().guest.unwrap().oom_kills, Some(0));
+    }
+
     #[test]
     fn two_guests_with_opposite_phases_share_a_budget(busy_mib in 256u64..400, phase_ticks in 24u64..120) {
         let (busy, idle) = ([hot(busy_mib), cold(416 - busy_mib)], [hot(32), cold(384)]);
@@ -227,6 +248,23 @@ fn a_guest_that_does_not_swap_keeps_some_memory_to_spare() {
     assert!(told && stats.oom_kills == Some(0), "{memory:?}");
 }
 
+/// What comes back from its zram is nowhere in what we count; it hurts all the same.
+#[test]
+fn what_a_guest_takes_out_of_its_own_zram_is_missed_as_what_it_takes_from_us() {
+    let guest = Guest::new(512 * MIB, 2048 * MIB, &[hot(32), set(352, 1.0 / 60.0)]).with_zram(512 * MIB);
+    let mut simulation = Simulation::new(vec![(guest, 64 * MIB)], INTERVAL_MS, None);
+    let mut held = 0;
+    for _ in 0..240 {
+        let tick = simulation.tick();
+        let look = tick.vms[0].state.look.unwrap_or_default();
+        held += usize::from(look.promotion_ppm > 2000);
+        assert_eq!(tick.vms[0].snapshot.counters.promoted, 0);
+    }
+    assert!(held > 0, "nothing of what came back was seen");
+    let warm = simulation.guests()[0].resident_share(1);
+    assert!(warm > 0.9, "{warm} of what it uses every minute is in");
+}
+
 #[test]
 fn a_vm_that_cannot_be_asked_keeps_its_part_of_the_budget() {
     let guest = |sets: &[Set]| (Guest::new(512 * MIB, 2048 * MIB, sets), 96 * MIB);
@@ -301,11 +339,14 @@ fn a_trace_that_is_none_is_refused_by_its_line() {
     assert_eq!(read(&format!("{good}{half}")).unwrap().len(), 1, "a writer was killed within a line");
     assert!(matches!(read(half), Err(TraceError::Malformed { line: 1, .. })));
     assert!(matches!(read(&format!("{good}{half}\n{good}")), Err(TraceError::Malformed { line: 2, .. })));
-    let newer = good.replacen("\"version\":2", "\"version\":3", 1);
-    assert!(matches!(read(&format!("{good}{newer}")), Err(TraceError::Version { line: 2, version: 3 })));
+    for other in [1, 4] {
+        let line = good.replacen("\"version\":3", &format!("\"version\":{other}"), 1);
+        let read = read(&format!("{good}{line}"));
+        assert!(matches!(read, Err(TraceError::Version { line: 2, version }) if version == other));
+    }
 }
 
-/// Two booted guests that took turns: BALLAST_KEEP_TRACE=/tmp/trace tests/run --test guest_squeeze two_guests, of which these
+/// Two booted guests that took turns, as version 2 wrote it down, which is read as well: BALLAST_KEEP_TRACE=/tmp/trace tests/run --test guest_squeeze two_guests, of which these
 /// are the ticks with something new and a few of the others. It is what the policy decided when that was written down; a policy that is meant to decide otherwise needs a
 /// new one, and what it decides otherwise is said here.
 const RECORDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/two-guests.trace");

@@ -295,6 +295,83 @@ fn it_is_relaxed_at_once_when_it_hurts() {
     ]);
 }
 
+/// A guest with nothing to spare that says what it swaps, looked at twice: then something happens.
+fn after_two_looks(happens: fn(&mut Seen)) -> (Seen, State, Decision) {
+    let mut seen = seen(10);
+    let said = Some(100 * MIB);
+    (seen.stats.swap_in_bytes, seen.stats.swap_out_bytes) = (said, said);
+    let mut state = State::default();
+    for tick in 0..2 {
+        seen.memory.actual_bytes = seen.decide(tick, &mut state).target_bytes;
+    }
+    happens(&mut seen);
+    let decision = seen.decide(2, &mut state);
+    (seen, state, decision)
+}
+
+/// What a guest says of all its swaps and what went through us are compared; 8 MiB are 2048 pages.
+#[test]
+fn what_is_swapped_elsewhere_counts_and_what_is_ours_counts_once() {
+    type Row = (&'static str, fn(&mut Seen), Word);
+    let rows: [Row; 9] = [
+        ("nothing", |_| (), Word::Squeezing),
+        ("much back from elsewhere", |seen| seen.stats.swap_in_bytes = Some(108 * MIB), Word::RelaxedStorm),
+        ("a little back from elsewhere", |seen| seen.stats.swap_in_bytes = Some(102 * MIB), Word::EnoughBack),
+        (
+            "back from us, of what had been away for long",
+            |seen| {
+                seen.stats.swap_in_bytes = Some(108 * MIB);
+                (seen.snapshot.counters.loads, seen.snapshot.counters.promoted) = (2048, 2048);
+            },
+            Word::EnoughBack,
+        ),
+        (
+            "back from us, of which nothing was stored but a word",
+            |seen| {
+                (seen.stats.swap_in_bytes, seen.snapshot.counters.loads) = (Some(108 * MIB), 2048);
+            },
+            Word::Squeezing,
+        ),
+        ("pushed out elsewhere", |seen| seen.stats.swap_out_bytes = Some(108 * MIB), Word::OtherSwap),
+        (
+            "pushed out to us",
+            |seen| {
+                (seen.stats.swap_out_bytes, seen.snapshot.counters.stores) = (Some(108 * MIB), 2048);
+            },
+            Word::Squeezing,
+        ),
+        (
+            "pushed out to us for the most part",
+            |seen| {
+                (seen.stats.swap_out_bytes, seen.snapshot.counters.stores) = (Some(108 * MIB), 1500);
+            },
+            Word::Squeezing,
+        ),
+        (
+            "booted again",
+            |seen| (seen.stats.swap_in_bytes, seen.stats.swap_out_bytes) = (Some(0), Some(0)),
+            Word::Squeezing,
+        ),
+    ];
+    for (what, happens, word) in rows {
+        let reason = after_two_looks(happens).2.reason;
+        assert_eq!(reason.word(), word, "{what}: {reason}");
+    }
+}
+
+#[test]
+fn a_guest_that_swaps_elsewhere_is_tried_again_by_a_small_step() {
+    let (seen, mut state, held) = after_two_looks(|seen| seen.stats.swap_out_bytes = Some(108 * MIB));
+    assert_eq!(held.reason, Reason::Held(Hold::OtherSwap(100)));
+    let decisions = (3..100).map(|tick| seen.decide(tick, &mut state));
+    let others: Vec<_> = decisions.skip_while(|decision| decision.reason == held.reason).collect();
+    let Some(Decision { reason: Reason::Squeezed(bytes), .. }) = others.first() else {
+        unreachable!("it is not tried again: {others:?}");
+    };
+    assert!((20..50).contains(&(97 - others.len())), "after {} ticks", 97 - others.len());
+    assert!(*bytes <= 504 * MIB / 256, "by {bytes}");
+}
+
 #[test]
 fn after_that_it_is_left_alone_and_longer_each_time() {
     let mut seen = seen(256);

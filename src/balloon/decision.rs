@@ -73,6 +73,8 @@ pub enum Hold {
     DiskFull,
     /// The VM's pages hardly shrink: nothing would be gained.
     HardlyShrinks,
+    /// Of what it pushes out so much goes to another swap than ours, in percent.
+    OtherSwap(u64),
 }
 
 /// What hurt.
@@ -137,6 +139,10 @@ impl fmt::Display for Hold {
             Self::PoolFull => f.write_str("the pool or its limit is nearly full"),
             Self::DiskFull => f.write_str("its disk is nearly full"),
             Self::HardlyShrinks => f.write_str("its pages hardly shrink"),
+            Self::OtherSwap(percent) => write!(
+                f,
+                "{percent} % of what it pushes out goes to another swap: is ours of the highest priority?"
+            ),
         }
     }
 }

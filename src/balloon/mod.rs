@@ -4,6 +4,7 @@
 //! until it begins to hurt, back off at once) with the promotion rate of far memory as the measure of pain.
 
 mod decision;
+mod elsewhere;
 mod given;
 mod mode;
 mod policy;

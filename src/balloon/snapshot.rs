@@ -114,6 +114,9 @@ impl From<&Unreachable> for Silence {
 pub struct Counters {
     /// Pages that the guest pushed out.
     pub stores: u64,
+    /// Pages that the guest loaded, those included of which nothing was stored but a word.
+    #[serde(default)]
+    pub loads: u64,
     /// Pages that came back, wherever they were.
     pub promoted: u64,
     /// Pages of these that had been unused for at most some minutes: the guest misses what was taken.

@@ -47,6 +47,8 @@ pub enum Word {
     DiskFull,
     /// Held: its pages hardly shrink.
     HardlyShrinks,
+    /// Held: what it pushes out goes to another swap of its own.
+    OtherSwap,
     /// Relaxed: the guest killed a process.
     RelaxedOomKill,
     /// Relaxed: much came back at once.
@@ -126,6 +128,7 @@ impl Hold {
             Self::PoolFull => Word::PoolFull,
             Self::DiskFull => Word::DiskFull,
             Self::HardlyShrinks => Word::HardlyShrinks,
+            Self::OtherSwap(_) => Word::OtherSwap,
         }
     }
 }

@@ -63,6 +63,7 @@ fn counters(pages: &VmStore, device: &DeviceVm) -> Counters {
     let load_ns = |source| device.latencies().get(Path::Load(source)).sum_ns;
     Counters {
         stores: events.stores,
+        loads: events.loads,
         promoted: ages.iter().sum(),
         promoted_young: ages.iter().take(YOUNG_BUCKETS).sum(),
         load_ns: [Source::SameFilled, Source::Pool, Source::File].map(load_ns).iter().sum(),
