@@ -11,7 +11,7 @@ use std::process::Command;
 
 use ballast::balloon::simulate::{Guest, SCENARIOS, Set, Simulation, named};
 use ballast::balloon::trace::{self, Tick, TraceError};
-use ballast::balloon::{Distress, Mode, Pressure, Reason, Silence, Vmm, Word};
+use ballast::balloon::{Distress, Hold, Mode, Pressure, Reason, Silence, Vmm, Word};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
@@ -171,6 +171,65 @@ proptest! {
             prop_assert_eq!(guest.memory().guest.unwrap().oom_kills, Some(0));
         }
     }
+}
+
+/// What the store takes in a tick, of a pool as large as this.
+fn taken_bytes(pool_max_bytes: u64) -> u64 {
+    (pool_max_bytes / 10).min((128 * MIB) * INTERVAL_MS / 1000)
+}
+
+/// By how much all guests together were squeezed into what they use.
+fn squeezed_bytes(tick: &Tick) -> u64 {
+    let squeezed = tick.vms.iter().map(|step| match step.decision.reason {
+        Reason::Squeezed(bytes) => bytes,
+        _ => 0,
+    });
+    squeezed.sum()
+}
+
+#[test]
+fn a_hundred_guests_push_out_no_more_than_the_store_takes_and_each_has_its_turn() {
+    for pool_max_bytes in [u64::MAX, 512 * MIB, 64 * MIB] {
+        let guest = || (Guest::new(1024 * MIB, 4096 * MIB, &[hot(32), cold(900)]), 64 * MIB);
+        let guests = (0..100).map(|_| guest()).collect();
+        let mut simulation = Simulation::new(guests, INTERVAL_MS, None);
+        simulation.host().pool_max_bytes = pool_max_bytes;
+        let (mut waited, mut most_waited, mut most_bytes) = ([0; 100], 0, 0);
+        for _ in 0..120 {
+            let tick = simulation.tick();
+            let bytes = squeezed_bytes(&tick);
+            assert!(bytes <= taken_bytes(pool_max_bytes), "{} MiB in a tick", bytes / MIB);
+            most_bytes = most_bytes.max(bytes);
+            for (waited, step) in waited.iter_mut().zip(&tick.vms) {
+                // What it was not told to give up it didn't fail to push out.
+                assert!(!matches!(step.decision.reason, Reason::Relaxed(_, Distress::NotSwapping)));
+                let waits = step.decision.reason == Reason::Held(Hold::OthersFirst);
+                *waited = if waits { *waited + 1 } else { 0 };
+                most_waited = most_waited.max(*waited);
+            }
+            assert_eq!(tick.again(), tick, "a decision isn't made again from its trace");
+        }
+        // Each takes a sixty-fourth of what it has, 16 MiB at first.
+        let turns = 100 * 16 * MIB / taken_bytes(pool_max_bytes) + 2;
+        assert!(most_waited > 0 && most_waited <= turns, "{most_waited} ticks, of {turns}");
+        assert!(most_bytes > taken_bytes(pool_max_bytes) * 9 / 10, "only {most_bytes} bytes in a tick");
+    }
+}
+
+#[test]
+fn nobody_is_squeezed_while_stores_wait_in_a_full_pool() {
+    let guest = || (Guest::new(512 * MIB, 2048 * MIB, &[hot(32), cold(352)]), 64 * MIB);
+    let mut simulation = Simulation::new(vec![guest(), guest()], INTERVAL_MS, None);
+    simulation.host().pool_max_bytes = 1000 * MIB;
+    (0..24).for_each(|_| drop(simulation.tick()));
+    (simulation.host().pool_bytes, simulation.host().waiting_stores) = (950 * MIB, 1);
+    for _ in 0..24 {
+        let tick = simulation.tick();
+        let held = tick.vms.iter().all(|step| step.decision.reason == Reason::Held(Hold::PoolBusy));
+        assert!(held, "{tick:?}");
+    }
+    simulation.host().waiting_stores = 0;
+    assert!(squeezed_bytes(&simulation.tick()) > 0);
 }
 
 #[test]

@@ -24,6 +24,8 @@ struct Seen {
     stats: GuestStats,
     pool_bytes: u64,
     pressure: Pressure,
+    /// Stores of any VM that wait.
+    waiting_stores: u64,
 }
 
 fn silence(text: &str) -> Silence {
@@ -45,7 +47,7 @@ fn seen(available_mib: u64) -> Seen {
     let available_bytes = Some(available_mib * MIB);
     let stats = GuestStats { available_bytes, oom_kills: Some(0), ..GuestStats::default() };
     let memory = GuestMemory { configured_bytes: 1024 * MIB, actual_bytes: 512 * MIB, guest: None };
-    Seen { snapshot, memory, stats, pool_bytes: 0, pressure: Pressure::None }
+    Seen { snapshot, memory, stats, pool_bytes: 0, pressure: Pressure::None, waiting_stores: 0 }
 }
 
 impl Seen {
@@ -56,7 +58,8 @@ impl Seen {
             budget_bytes: None,
             pressure: self.pressure,
             pool_bytes: self.pool_bytes,
-            pool_max_bytes: 100 * MIB,
+            pool_max_bytes: 1000 * MIB,
+            waiting_stores: self.waiting_stores,
         };
         let mut snapshot = self.snapshot.clone();
         if let Vmm::Silent(silence) = &snapshot.vmm
@@ -173,6 +176,30 @@ fn it_is_held_for_a_reason() {
             held(Hold::PoolBusy),
         ),
         (
+            "others' stores wait, and the pool is full",
+            256,
+            |seen| (seen.waiting_stores, seen.pool_bytes) = (1, 900 * MIB),
+            512,
+            held(Hold::PoolBusy),
+        ),
+        (
+            "others' stores wait for a limit of their own",
+            256,
+            |seen| (seen.waiting_stores, seen.pool_bytes) = (1, 890 * MIB),
+            456,
+            Reason::TookFree(56 * MIB),
+        ),
+        (
+            "what it uses is not taken for the host either while others' stores wait",
+            10,
+            |seen| {
+                (seen.waiting_stores, seen.pool_bytes) = (1, 900 * MIB);
+                seen.pressure = Pressure::Severe;
+            },
+            502,
+            Reason::TookForHost(10 * MIB),
+        ),
+        (
             "what comes back has room",
             256,
             |seen| {
@@ -200,14 +227,14 @@ fn it_is_held_while_there_is_nowhere_to_go() {
         (
             "the pool is nearly full, and its pages can't leave",
             256,
-            |seen| (seen.pool_bytes, seen.snapshot.held.writeback) = (91 * MIB, false),
+            |seen| (seen.pool_bytes, seen.snapshot.held.writeback) = (910 * MIB, false),
             512,
             held(Hold::PoolFull),
         ),
         (
             "a pool with a file is never full",
             256,
-            |seen| seen.pool_bytes = 99 * MIB,
+            |seen| seen.pool_bytes = 990 * MIB,
             456,
             Reason::TookFree(56 * MIB),
         ),
@@ -271,7 +298,7 @@ fn it_is_relaxed_at_once_when_it_hurts() {
         (
             "it has nothing to spare and no room to push anything out",
             10,
-            |seen| (seen.pool_bytes, seen.snapshot.held.writeback) = (98 * MIB, false),
+            |seen| (seen.pool_bytes, seen.snapshot.held.writeback) = (980 * MIB, false),
             544,
             relaxed(32, Distress::Cornered),
         ),

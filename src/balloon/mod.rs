@@ -7,6 +7,7 @@ mod decision;
 mod elsewhere;
 mod given;
 mod mode;
+mod pace;
 mod policy;
 mod share;
 mod signals;

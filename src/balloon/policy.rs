@@ -96,6 +96,12 @@ pub(super) struct Wish {
     pub suffers: bool,
     /// Memory that it doesn't use, in bytes, as far as it says so.
     pub available_bytes: u64,
+    /// The target from which this is a step, in bytes.
+    pub from_bytes: u64,
+    /// Ticks since it was squeezed last.
+    pub waited_ticks: u64,
+    /// By how much less it was squeezed than it wished, in bytes.
+    pub cut_bytes: u64,
 }
 
 /// Wishes for one VM, and keeps in `state` what the next tick needs, but for the target: the host has its say first.
@@ -146,12 +152,16 @@ pub(super) fn wish(host: &Host, snapshot: &Snapshot, state: &mut State) -> Wish 
         pain_percent: signals.pain_percent,
         suffers: signals.pain_percent.min(signals.pain_now_percent) > 100,
         available_bytes: signals.available_bytes.unwrap_or(0),
+        from_bytes,
+        waited_ticks: state.step_ticks,
+        cut_bytes: 0,
     }
 }
 
 impl State {
-    /// The target is this one from now on.
-    pub(super) fn settle(&mut self, target_bytes: u64) {
+    /// The target is this one from now on; the guest was squeezed by so much less than was wished.
+    pub(super) fn settle(&mut self, target_bytes: u64, cut_bytes: u64) {
+        self.dry_bytes = self.dry_bytes.saturating_sub(cut_bytes);
         if self.target_bytes.is_some_and(|before| target_bytes < before) {
             self.step_ticks = 0;
         }
@@ -165,7 +175,15 @@ impl State {
 impl Wish {
     fn without_numbers(target_bytes: u64, reason: Reason) -> Self {
         let decision = Decision { target_bytes, apply: false, reason };
-        Self { decision, pain_percent: 0, suffers: false, available_bytes: 0 }
+        Self {
+            decision,
+            pain_percent: 0,
+            suffers: false,
+            available_bytes: 0,
+            from_bytes: target_bytes,
+            waited_ticks: 0,
+            cut_bytes: 0,
+        }
     }
 }
 
@@ -311,7 +329,7 @@ impl Tick<'_> {
         if self.signals.grown_bytes > self.memory.actual_bytes / GROWING_PART {
             return Some(Hold::Growing(self.signals.grown_bytes));
         }
-        if self.signals.delayed_stores > 0 || held.waiting_stores > 0 {
+        if self.signals.delayed_stores > 0 || held.waiting_stores > 0 || self.host.is_stuck() {
             return Some(Hold::PoolBusy);
         }
         if self.memory.actual_bytes > self.reached_bytes() {

@@ -41,6 +41,8 @@ pub enum Word {
     Refilling,
     /// Held: stores wait for room.
     PoolBusy,
+    /// Held: others are squeezed first.
+    OthersFirst,
     /// Held: the pool or its limit is nearly full.
     PoolFull,
     /// Held: its disk is nearly full.
@@ -125,6 +127,7 @@ impl Hold {
             Self::StatsOld => Word::StatsOld,
             Self::Refilling(_) => Word::Refilling,
             Self::PoolBusy => Word::PoolBusy,
+            Self::OthersFirst => Word::OthersFirst,
             Self::PoolFull => Word::PoolFull,
             Self::DiskFull => Word::DiskFull,
             Self::HardlyShrinks => Word::HardlyShrinks,

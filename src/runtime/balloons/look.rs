@@ -30,6 +30,7 @@ pub(super) fn host(daemon: &Daemon, interval_ms: u64) -> Host {
         pressure: daemon.balloons.pressure(now_ms(), 2 * interval_ms),
         pool_bytes: arena.used_bytes(),
         pool_max_bytes: arena.max_bytes(),
+        waiting_stores: daemon.served().iter().map(|served| served.device.waiting_stores()).sum(),
     }
 }
 
