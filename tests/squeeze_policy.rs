@@ -324,6 +324,27 @@ fn what_a_guest_takes_out_of_its_own_zram_is_missed_as_what_it_takes_from_us() {
     assert!(warm > 0.9, "{warm} of what it uses every minute is in");
 }
 
+/// A page is a page to the promotion rate; how long its guest waited for it tells where it came from.
+#[test]
+fn a_guest_whose_pages_come_from_the_file_is_squeezed_less() {
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    // What it has, in MiB, and how much of its time it waits, both as means once it has settled.
+    let settled = |load_ns: u64| {
+        let sets = [hot(32), set(256, 1.0 / 86_400.0)];
+        let guest = Guest::new(512 * MIB, 2048 * MIB, &sets).with_file(load_ns);
+        let mut simulation = Simulation::new(vec![(guest, 32 * MIB)], INTERVAL_MS, None);
+        let (mut has, mut waits) = (Vec::new(), Vec::new());
+        for _ in 0..1440 {
+            has.push(actual(&simulation.tick(), 0) as f64 / MIB as f64);
+            waits.push(simulation.guests()[0].stalled());
+        }
+        (mean(&has[720..]), mean(&waits[720..]))
+    };
+    let ((pool_mib, pool_waits), (file_mib, file_waits)) = (settled(20_000), settled(20_000_000));
+    assert!(file_mib > pool_mib + 16.0, "{pool_mib} MiB with the pool, {file_mib} MiB with the file");
+    assert!(pool_waits < 0.001 && file_waits < 0.015, "waits {pool_waits} and {file_waits} of its time");
+}
+
 #[test]
 fn a_vm_that_cannot_be_asked_keeps_its_part_of_the_budget() {
     let guest = |sets: &[Set]| (Guest::new(512 * MIB, 2048 * MIB, sets), 96 * MIB);

@@ -53,6 +53,7 @@ pub struct Guest {
     configured_bytes: f64,
     actual_bytes: f64,
     swap_bytes: f64,
+    load_ns: u64,
     sets: Vec<Pages>,
     /// A zram of its own that it swaps to first: how much it takes, and how much is in it.
     zram_bytes_max: f64,
@@ -72,6 +73,7 @@ impl Guest {
             configured_bytes: configured_bytes as f64,
             actual_bytes: configured_bytes as f64,
             swap_bytes: swap_bytes as f64,
+            load_ns: LOAD_NS,
             sets: Vec::new(),
             zram_bytes_max: 0.0,
             zram_bytes: 0.0,
@@ -87,6 +89,12 @@ impl Guest {
     #[must_use]
     pub fn with_zram(self, bytes: u64) -> Self {
         Self { zram_bytes_max: bytes as f64, ..self }
+    }
+
+    /// What it has pushed out to us comes back from the file, in so many nanoseconds a page.
+    #[must_use]
+    pub fn with_file(self, load_ns: u64) -> Self {
+        Self { load_ns, ..self }
     }
 
     /// Its sets are these from now on. What a set grew by is allocated, and so resident; what it shrank by is freed.
@@ -127,7 +135,8 @@ impl Guest {
             .iter()
             .map(|pages| (pages.set.bytes - pages.resident_bytes) * pages.touched(seconds))
             .sum();
-        let share = if wanted > 0.0 { (FAULT_BYTES_PER_S * seconds / wanted).min(1.0) } else { 0.0 };
+        let most_bytes = FAULT_BYTES_PER_S * seconds * LOAD_NS as f64 / self.load_ns as f64;
+        let share = if wanted > 0.0 { (most_bytes / wanted).min(1.0) } else { 0.0 };
         let swapped_bytes = self.swapped_bytes();
         let ours = if swapped_bytes > 0.0 { 1.0 - self.zram_bytes / swapped_bytes } else { 1.0 };
         for pages in &mut self.sets {
@@ -141,7 +150,7 @@ impl Guest {
             self.zram_bytes -= back_bytes * (1.0 - ours);
         }
         let back_pages = wanted * share * ours / PAGE_SIZE_U64 as f64;
-        self.stalled = (back_pages * LOAD_NS as f64 / 1e9 / seconds).min(1.0);
+        self.stalled = (back_pages * self.load_ns as f64 / 1e9 / seconds).min(1.0);
     }
 
     /// Pushes out what doesn't fit, the coldest first as far as the kernel knows.
@@ -220,7 +229,7 @@ impl Guest {
     pub fn counters(&self) -> Counters {
         let [stores, promoted, promoted_young, ..] =
             self.counters.map(|counter| bytes(counter) / PAGE_SIZE_U64);
-        let load_ns = promoted * LOAD_NS;
+        let load_ns = promoted * self.load_ns;
         Counters { stores, loads: promoted, promoted, promoted_young, load_ns, ..Counters::default() }
     }
 
