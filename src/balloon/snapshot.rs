@@ -79,7 +79,7 @@ pub struct Snapshot {
 #[cfg(test)]
 impl Snapshot {
     /// A VM of which its VMM alone says anything, for tests that go by that.
-    pub(super) fn of_nothing(vmm: Vmm) -> Self {
+    pub(crate) fn of_nothing(vmm: Vmm) -> Self {
         Self {
             vm: "web1".to_owned(),
             mode: Mode::Auto,
