@@ -24,6 +24,8 @@ struct Seen {
     stats: GuestStats,
     pool_bytes: u64,
     pressure: Pressure,
+    /// Stores of any VM that wait.
+    waiting_stores: u64,
 }
 
 fn silence(text: &str) -> Silence {
@@ -45,7 +47,7 @@ fn seen(available_mib: u64) -> Seen {
     let available_bytes = Some(available_mib * MIB);
     let stats = GuestStats { available_bytes, oom_kills: Some(0), ..GuestStats::default() };
     let memory = GuestMemory { configured_bytes: 1024 * MIB, actual_bytes: 512 * MIB, guest: None };
-    Seen { snapshot, memory, stats, pool_bytes: 0, pressure: Pressure::None }
+    Seen { snapshot, memory, stats, pool_bytes: 0, pressure: Pressure::None, waiting_stores: 0 }
 }
 
 impl Seen {
@@ -56,7 +58,8 @@ impl Seen {
             budget_bytes: None,
             pressure: self.pressure,
             pool_bytes: self.pool_bytes,
-            pool_max_bytes: 100 * MIB,
+            pool_max_bytes: 1000 * MIB,
+            waiting_stores: self.waiting_stores,
         };
         let mut snapshot = self.snapshot.clone();
         if let Vmm::Silent(silence) = &snapshot.vmm
@@ -173,6 +176,30 @@ fn it_is_held_for_a_reason() {
             held(Hold::PoolBusy),
         ),
         (
+            "others' stores wait, and the pool is full",
+            256,
+            |seen| (seen.waiting_stores, seen.pool_bytes) = (1, 900 * MIB),
+            512,
+            held(Hold::PoolBusy),
+        ),
+        (
+            "others' stores wait for a limit of their own",
+            256,
+            |seen| (seen.waiting_stores, seen.pool_bytes) = (1, 890 * MIB),
+            456,
+            Reason::TookFree(56 * MIB),
+        ),
+        (
+            "what it uses is not taken for the host either while others' stores wait",
+            10,
+            |seen| {
+                (seen.waiting_stores, seen.pool_bytes) = (1, 900 * MIB);
+                seen.pressure = Pressure::Severe;
+            },
+            502,
+            Reason::TookForHost(10 * MIB),
+        ),
+        (
             "what comes back has room",
             256,
             |seen| {
@@ -200,14 +227,14 @@ fn it_is_held_while_there_is_nowhere_to_go() {
         (
             "the pool is nearly full, and its pages can't leave",
             256,
-            |seen| (seen.pool_bytes, seen.snapshot.held.writeback) = (91 * MIB, false),
+            |seen| (seen.pool_bytes, seen.snapshot.held.writeback) = (910 * MIB, false),
             512,
             held(Hold::PoolFull),
         ),
         (
             "a pool with a file is never full",
             256,
-            |seen| seen.pool_bytes = 99 * MIB,
+            |seen| seen.pool_bytes = 990 * MIB,
             456,
             Reason::TookFree(56 * MIB),
         ),
@@ -271,7 +298,7 @@ fn it_is_relaxed_at_once_when_it_hurts() {
         (
             "it has nothing to spare and no room to push anything out",
             10,
-            |seen| (seen.pool_bytes, seen.snapshot.held.writeback) = (98 * MIB, false),
+            |seen| (seen.pool_bytes, seen.snapshot.held.writeback) = (980 * MIB, false),
             544,
             relaxed(32, Distress::Cornered),
         ),
@@ -293,6 +320,83 @@ fn it_is_relaxed_at_once_when_it_hurts() {
             relaxed(4, Distress::StoresFailed(1)),
         ),
     ]);
+}
+
+/// A guest with nothing to spare that says what it swaps, looked at twice: then something happens.
+fn after_two_looks(happens: fn(&mut Seen)) -> (Seen, State, Decision) {
+    let mut seen = seen(10);
+    let said = Some(100 * MIB);
+    (seen.stats.swap_in_bytes, seen.stats.swap_out_bytes) = (said, said);
+    let mut state = State::default();
+    for tick in 0..2 {
+        seen.memory.actual_bytes = seen.decide(tick, &mut state).target_bytes;
+    }
+    happens(&mut seen);
+    let decision = seen.decide(2, &mut state);
+    (seen, state, decision)
+}
+
+/// What a guest says of all its swaps and what went through us are compared; 8 MiB are 2048 pages.
+#[test]
+fn what_is_swapped_elsewhere_counts_and_what_is_ours_counts_once() {
+    type Row = (&'static str, fn(&mut Seen), Word);
+    let rows: [Row; 9] = [
+        ("nothing", |_| (), Word::Squeezing),
+        ("much back from elsewhere", |seen| seen.stats.swap_in_bytes = Some(108 * MIB), Word::RelaxedStorm),
+        ("a little back from elsewhere", |seen| seen.stats.swap_in_bytes = Some(102 * MIB), Word::EnoughBack),
+        (
+            "back from us, of what had been away for long",
+            |seen| {
+                seen.stats.swap_in_bytes = Some(108 * MIB);
+                (seen.snapshot.counters.loads, seen.snapshot.counters.promoted) = (2048, 2048);
+            },
+            Word::EnoughBack,
+        ),
+        (
+            "back from us, of which nothing was stored but a word",
+            |seen| {
+                (seen.stats.swap_in_bytes, seen.snapshot.counters.loads) = (Some(108 * MIB), 2048);
+            },
+            Word::Squeezing,
+        ),
+        ("pushed out elsewhere", |seen| seen.stats.swap_out_bytes = Some(108 * MIB), Word::OtherSwap),
+        (
+            "pushed out to us",
+            |seen| {
+                (seen.stats.swap_out_bytes, seen.snapshot.counters.stores) = (Some(108 * MIB), 2048);
+            },
+            Word::Squeezing,
+        ),
+        (
+            "pushed out to us for the most part",
+            |seen| {
+                (seen.stats.swap_out_bytes, seen.snapshot.counters.stores) = (Some(108 * MIB), 1500);
+            },
+            Word::Squeezing,
+        ),
+        (
+            "booted again",
+            |seen| (seen.stats.swap_in_bytes, seen.stats.swap_out_bytes) = (Some(0), Some(0)),
+            Word::Squeezing,
+        ),
+    ];
+    for (what, happens, word) in rows {
+        let reason = after_two_looks(happens).2.reason;
+        assert_eq!(reason.word(), word, "{what}: {reason}");
+    }
+}
+
+#[test]
+fn a_guest_that_swaps_elsewhere_is_tried_again_by_a_small_step() {
+    let (seen, mut state, held) = after_two_looks(|seen| seen.stats.swap_out_bytes = Some(108 * MIB));
+    assert_eq!(held.reason, Reason::Held(Hold::OtherSwap(100)));
+    let decisions = (3..100).map(|tick| seen.decide(tick, &mut state));
+    let others: Vec<_> = decisions.skip_while(|decision| decision.reason == held.reason).collect();
+    let Some(Decision { reason: Reason::Squeezed(bytes), .. }) = others.first() else {
+        unreachable!("it is not tried again: {others:?}");
+    };
+    assert!((20..50).contains(&(97 - others.len())), "after {} ticks", 97 - others.len());
+    assert!(*bytes <= 504 * MIB / 256, "by {bytes}");
 }
 
 #[test]

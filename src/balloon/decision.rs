@@ -67,12 +67,16 @@ pub enum Hold {
     Refilling(u64),
     /// Stores wait for room: the pool doesn't take what would come.
     PoolBusy,
+    /// Others are squeezed first: the store takes no more at once.
+    OthersFirst,
     /// The pool or the VM's limit is nearly reached, and its pages can't go to a file.
     PoolFull,
     /// The disk is nearly full.
     DiskFull,
     /// The VM's pages hardly shrink: nothing would be gained.
     HardlyShrinks,
+    /// Of what it pushes out so much goes to another swap than ours, in percent.
+    OtherSwap(u64),
 }
 
 /// What hurt.
@@ -134,9 +138,14 @@ impl fmt::Display for Hold {
                 write!(f, "what comes back has room: it has {} to spare", Bytes(*bytes))
             }
             Self::PoolBusy => f.write_str("stores wait for room"),
+            Self::OthersFirst => f.write_str("others are squeezed first: the store takes no more at once"),
             Self::PoolFull => f.write_str("the pool or its limit is nearly full"),
             Self::DiskFull => f.write_str("its disk is nearly full"),
             Self::HardlyShrinks => f.write_str("its pages hardly shrink"),
+            Self::OtherSwap(percent) => write!(
+                f,
+                "{percent} % of what it pushes out goes to another swap: is ours of the highest priority?"
+            ),
         }
     }
 }

@@ -4,8 +4,10 @@
 //! until it begins to hurt, back off at once) with the promotion rate of far memory as the measure of pain.
 
 mod decision;
+mod elsewhere;
 mod given;
 mod mode;
+mod pace;
 mod policy;
 mod share;
 mod signals;

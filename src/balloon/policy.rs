@@ -58,6 +58,8 @@ const DRY_PART: u64 = 16;
 /// The disk, the limit and the pool count as nearly full and as full, in percent.
 const NEARLY_FULL_PERCENT: u64 = 90;
 const FULL_PERCENT: u64 = 97;
+/// More than this of what it pushes out going elsewhere, in percent, is too much to go on with that.
+const ELSEWHERE_PERCENT: u64 = 50;
 /// Pages that keep more than this of their size, in percent, are not worth being pushed out; judged by so many at least.
 const HARDLY_SHRINKS_PERCENT: u64 = 85;
 const JUDGED_PAGES_MIN: u64 = 4096;
@@ -78,7 +80,7 @@ pub struct State {
     pub back_off_until_ms: u64,
     /// How long it will be left alone when it hurts next, in ticks.
     pub back_off_ticks: u64,
-    /// The target at which it hurt, in bytes; slowly forgotten.
+    /// The target at which it hurt, or at which pages went to another swap, in bytes; slowly forgotten.
     pub edge_bytes: u64,
     /// By how much it was squeezed since it pushed something out last, while it had nothing to spare, in bytes.
     pub dry_bytes: u64,
@@ -94,6 +96,12 @@ pub(super) struct Wish {
     pub suffers: bool,
     /// Memory that it doesn't use, in bytes, as far as it says so.
     pub available_bytes: u64,
+    /// The target from which this is a step, in bytes.
+    pub from_bytes: u64,
+    /// Ticks since it was squeezed last.
+    pub waited_ticks: u64,
+    /// By how much less it was squeezed than it wished, in bytes.
+    pub cut_bytes: u64,
 }
 
 /// Wishes for one VM, and keeps in `state` what the next tick needs, but for the target: the host has its say first.
@@ -144,12 +152,16 @@ pub(super) fn wish(host: &Host, snapshot: &Snapshot, state: &mut State) -> Wish 
         pain_percent: signals.pain_percent,
         suffers: signals.pain_percent.min(signals.pain_now_percent) > 100,
         available_bytes: signals.available_bytes.unwrap_or(0),
+        from_bytes,
+        waited_ticks: state.step_ticks,
+        cut_bytes: 0,
     }
 }
 
 impl State {
-    /// The target is this one from now on.
-    pub(super) fn settle(&mut self, target_bytes: u64) {
+    /// The target is this one from now on; the guest was squeezed by so much less than was wished.
+    pub(super) fn settle(&mut self, target_bytes: u64, cut_bytes: u64) {
+        self.dry_bytes = self.dry_bytes.saturating_sub(cut_bytes);
         if self.target_bytes.is_some_and(|before| target_bytes < before) {
             self.step_ticks = 0;
         }
@@ -163,7 +175,15 @@ impl State {
 impl Wish {
     fn without_numbers(target_bytes: u64, reason: Reason) -> Self {
         let decision = Decision { target_bytes, apply: false, reason };
-        Self { decision, pain_percent: 0, suffers: false, available_bytes: 0 }
+        Self {
+            decision,
+            pain_percent: 0,
+            suffers: false,
+            available_bytes: 0,
+            from_bytes: target_bytes,
+            waited_ticks: 0,
+            cut_bytes: 0,
+        }
     }
 }
 
@@ -309,7 +329,7 @@ impl Tick<'_> {
         if self.signals.grown_bytes > self.memory.actual_bytes / GROWING_PART {
             return Some(Hold::Growing(self.signals.grown_bytes));
         }
-        if self.signals.delayed_stores > 0 || held.waiting_stores > 0 {
+        if self.signals.delayed_stores > 0 || held.waiting_stores > 0 || self.host.is_stuck() {
             return Some(Hold::PoolBusy);
         }
         if self.memory.actual_bytes > self.reached_bytes() {
@@ -364,6 +384,12 @@ impl Tick<'_> {
         let slower = if self.signals.available_bytes.is_none() { slower * MUTE_PART } else { slower };
         let cold_bytes = (actual_bytes / COLD_STEP_PART).min(COLD_STEP_BYTES_MAX) / slower;
         let cold_bytes = cold_bytes * (100 - self.signals.pain_percent.min(100)) / 100;
+        let elsewhere_percent = self.signals.elsewhere_percent;
+        if free_bytes == 0 && elsewhere_percent > ELSEWHERE_PERCENT {
+            // Tried again once that is some ticks ago, by a small step: its other swap may have become full.
+            state.edge_bytes = self.from_bytes;
+            return (self.from_bytes, Reason::Held(Hold::OtherSwap(elsewhere_percent)));
+        }
         let to_bytes = self.bounds.below(self.from_bytes, free_bytes.max(cold_bytes));
         let taken_bytes = self.from_bytes - to_bytes;
         if taken_bytes == 0 {
@@ -376,7 +402,8 @@ impl Tick<'_> {
 
     /// Whether taking more makes it push nothing out, as far as it says what it has to spare.
     fn is_dry(&self, state: &mut State) -> bool {
-        let pushes_out = self.signals.stored_bytes > 0 || self.signals.available_bytes.is_none();
+        let out_bytes = self.signals.stored_bytes.saturating_add(self.signals.out_elsewhere_bytes);
+        let pushes_out = out_bytes > 0 || self.signals.available_bytes.is_none();
         state.dry_bytes = if pushes_out { 0 } else { state.dry_bytes };
         state.dry_bytes > self.memory.actual_bytes / DRY_PART
     }

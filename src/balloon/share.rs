@@ -1,11 +1,13 @@
 //! What several VMs make of one host. Each has its wish; where the host is short of memory, or the wishes are more than its
 //! budget, memory is taken from the VM that suffers least, and what there is to be given is rationed by weight. So it flows
-//! from an idle VM to a busy one, and no VM goes below its least.
+//! from an idle VM to a busy one, and no VM goes below its least. All of them together push out no more in a tick than the
+//! store takes ([`pace`](super::pace)).
 
 use std::cmp::Reverse;
 
 use super::Mode;
 use super::decision::{Decision, Reason};
+use super::pace::pace;
 use super::policy::{self, Bounds, State, Wish};
 use super::snapshot::{Host, Pressure, Snapshot, Vmm};
 
@@ -25,10 +27,11 @@ pub fn decide_all(host: &Host, snapshots: &[Snapshot], states: &mut [State]) -> 
     let budget_bytes = host.budget_bytes.unwrap_or(u64::MAX).saturating_sub(unasked_bytes);
     let lacking_bytes = lacking_bytes(host, &guests, budget_bytes);
     take(&mut guests, lacking_bytes, budget_bytes);
+    pace(host, &mut guests);
     ration(&mut guests, budget_bytes);
     for ((snapshot, wish), state) in snapshots.iter().zip(&wishes).zip(states) {
         if snapshot.mode != Mode::Off && matches!(snapshot.vmm, Vmm::Answers(_)) {
-            state.settle(wish.decision.target_bytes);
+            state.settle(wish.decision.target_bytes, wish.cut_bytes);
         }
     }
     wishes.into_iter().map(|wish| wish.decision).collect()
@@ -44,11 +47,11 @@ fn unasked_bytes(snapshot: &Snapshot, state: &State) -> u64 {
 }
 
 /// A VM whose memory is the host's to count.
-struct Guest<'a> {
+pub(super) struct Guest<'a> {
     snapshot: &'a Snapshot,
-    bounds: Bounds,
-    actual_bytes: u64,
-    wish: &'a mut Wish,
+    pub(super) bounds: Bounds,
+    pub(super) actual_bytes: u64,
+    pub(super) wish: &'a mut Wish,
 }
 
 impl<'a> Guest<'a> {
@@ -59,7 +62,7 @@ impl<'a> Guest<'a> {
     }
 
     /// Whether its target may be another than its wish: the operator's word is not argued with.
-    fn is_driven(&self) -> bool {
+    pub(super) fn is_driven(&self) -> bool {
         self.snapshot.mode == Mode::Auto
     }
 

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::elsewhere::{Pages, Swapping};
 use super::snapshot::{Counters, Snapshot};
 use super::vmm::{GuestMemory, GuestStats};
 use crate::page::PAGE_SIZE_U64;
@@ -26,6 +27,8 @@ const CACHE_PART: u64 = 16;
 /// So much of the working set back within one tick is a storm, in parts of it; fewer pages than that never are.
 const STORM_PART: u64 = 100;
 const STORM_PAGES_MIN: u64 = 256;
+/// Less than this pushed out elsewhere in a tick, in parts of what the guest has, is not worth speaking of.
+const NOTABLE_PART: u64 = 16384;
 
 /// What is kept of a look for the next one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +50,9 @@ pub struct Look {
     pub major_faults: Option<u64>,
     /// Processes that it had killed, if it said so.
     pub oom_kills: Option<u64>,
+    /// What it swaps, with us and with others.
+    #[serde(default)]
+    pub swapping: Swapping,
     /// What came back, smoothed: parts of the working set a minute, in millionths.
     pub promotion_ppm: u64,
     /// Time spent waiting for loads, smoothed, in millionths.
@@ -70,12 +76,16 @@ pub(super) struct Signals {
     pub is_stale: bool,
     /// What it began to use since the last look, in bytes: room that it made by pushing pages out counts.
     pub grown_bytes: u64,
-    /// Pages that came back since the last look.
+    /// Pages that came back since the last look, wherever from.
     pub promoted: u64,
     /// Whether that is a storm.
     pub storm: bool,
-    /// Bytes that it pushed out since then.
+    /// Bytes that it pushed out to us since then.
     pub stored_bytes: u64,
+    /// Bytes that it pushed out elsewhere, if it has spoken since.
+    pub out_elsewhere_bytes: u64,
+    /// Of all that it pushes out lately, what goes elsewhere, in percent, if that is worth speaking of.
+    pub elsewhere_percent: u64,
     /// Stores since then that waited.
     pub delayed_stores: u64,
     /// Stores since then that failed.
@@ -97,6 +107,7 @@ pub(super) fn first(now_ms: u64, memory: &GuestMemory, snapshot: &Snapshot) -> L
         said_update: memory.guest.and_then(|guest| guest.update),
         major_faults: memory.guest.and_then(|guest| guest.major_faults),
         oom_kills: memory.guest.and_then(|guest| guest.oom_kills),
+        swapping: Swapping::from(now_ms),
         ..Look::default()
     }
 }
@@ -120,31 +131,31 @@ pub(super) fn next(
     let said = guest.filter(|_| is_news);
     let used_bytes = used(memory, said.as_ref());
     let (now, before) = (&snapshot.counters, &last.counters);
-    let since = |now: u64, before: u64| now.saturating_sub(before);
     let working_set_bytes = working_set(memory, guest.as_ref());
-    let promoted = since(now.promoted, before.promoted);
-    let young = since(now.promoted_young, before.promoted_young).min(promoted);
-    let available_bytes = guest.and_then(|guest| guest.available_bytes);
+    let (mut swapping, elsewhere) = swapped_elsewhere(last, now_ms, said.as_ref(), now, working_set_bytes);
     let major_faults = guest.and_then(|guest| guest.major_faults).or(last.major_faults);
     let faults = major_faults.zip(last.major_faults).map_or(0, |(now, before)| since(now, before));
+    let loaded = since(now.promoted, before.promoted);
+    let promoted = loaded.saturating_add(elsewhere.back);
+    let available_bytes = guest.and_then(|guest| guest.available_bytes);
     // A guest that has nothing to spare dropped its cache for the balloon, and reads it again from disks of its own.
     let has_cache = available_bytes.is_none_or(|bytes| bytes > memory.actual_bytes / CACHE_PART);
     let reread = if has_cache { 0 } else { faults.saturating_sub(promoted) };
     // What had been away for long comes back in every guest once in a while; what was pushed out just now was missed.
-    let missed = young.saturating_add((promoted - young) / 4).saturating_add(reread);
-    let missed_bytes = missed.saturating_mul(PAGE_SIZE_U64);
-    let stored_bytes = since(now.stores, before.stores).saturating_mul(PAGE_SIZE_U64);
-    let promotion_ppm = rate_ppm(missed_bytes, working_set_bytes, elapsed_ms);
+    let young = since(now.promoted_young, before.promoted_young).min(loaded);
+    let missed = young.saturating_add((loaded - young) / 4).saturating_add(reread);
+    // How long it was away elsewhere nobody tells, and that it came back is told at times that aren't ours.
+    let elsewhere_ppm = if guest.is_some() { swapping.back_elsewhere_ppm } else { 0 };
+    let missed_ppm = rate_ppm(missed.saturating_mul(PAGE_SIZE_U64), working_set_bytes, elapsed_ms);
+    let promotion_ppm = missed_ppm.saturating_add(elsewhere_ppm);
     let stall_ppm = since(now.load_ns, before.load_ns) / elapsed_ms;
-    let grown_bytes = used_bytes.zip(last.used_bytes).map_or(0, |(used, before)| {
-        let pages = |of: fn(&Counters) -> u64| since(of(now), of(&last.said_counters));
-        let out_bytes = pages(|counters| counters.stores).saturating_mul(PAGE_SIZE_U64);
-        let back_bytes = pages(|counters| counters.promoted).saturating_mul(PAGE_SIZE_U64);
-        since(used.saturating_add(out_bytes), before.saturating_add(back_bytes))
-    });
-    let smoothed = |before: u64, now: u64, most: u64| {
-        smoothed(before, now.min(most.saturating_mul(OUTBURST)), elapsed_ms, WINDOW_TICKS * interval_ms)
-    };
+    let stored_bytes = since(now.stores, before.stores).saturating_mul(PAGE_SIZE_U64);
+    let out_elsewhere_bytes = elsewhere.out.saturating_mul(PAGE_SIZE_U64);
+    let grown_bytes = used_bytes.map_or(0, |used_bytes| grown_bytes(last, now, used_bytes, elsewhere));
+    let mean = |before: u64, now: u64| smoothed(before, now, elapsed_ms, WINDOW_TICKS * interval_ms);
+    swapping.out_bytes = mean(swapping.out_bytes, stored_bytes.saturating_add(out_elsewhere_bytes));
+    swapping.out_elsewhere_bytes = mean(swapping.out_elsewhere_bytes, out_elsewhere_bytes);
+    let rate = |before: u64, now: u64, most: u64| mean(before, now.min(most.saturating_mul(OUTBURST)));
     let look = Look {
         at_ms: now_ms,
         counters: *now,
@@ -154,29 +165,78 @@ pub(super) fn next(
         said_update: if is_news { guest.and_then(|guest| guest.update) } else { last.said_update },
         major_faults,
         oom_kills: guest.and_then(|guest| guest.oom_kills).or(last.oom_kills),
-        promotion_ppm: smoothed(last.promotion_ppm, promotion_ppm, snapshot.promotion_ppm),
-        stall_ppm: smoothed(last.stall_ppm, stall_ppm, STALL_PPM),
+        swapping,
+        promotion_ppm: rate(last.promotion_ppm, promotion_ppm, snapshot.promotion_ppm),
+        stall_ppm: rate(last.stall_ppm, stall_ppm, STALL_PPM),
         growth_bytes: grown_bytes.max(last.growth_bytes - last.growth_bytes / 8),
     };
-    let percent = |rate: u64, target: u64| rate.saturating_mul(100) / target.max(1);
-    let storm_pages = (working_set_bytes / STORM_PART / PAGE_SIZE_U64).max(STORM_PAGES_MIN);
-    let storm_pages = storm_pages.saturating_mul(elapsed_ms.div_ceil(interval_ms));
+    let pain_percent = |promotion_ppm: u64, stall_ppm: u64| {
+        percent(promotion_ppm, snapshot.promotion_ppm).max(percent(stall_ppm, STALL_PPM))
+    };
+    let is_storm = |pages: u64, ms: u64| pages >= storm_pages(working_set_bytes, ms.div_ceil(interval_ms));
     Some(Signals {
-        pain_percent: percent(look.promotion_ppm, snapshot.promotion_ppm)
-            .max(percent(look.stall_ppm, STALL_PPM)),
-        pain_now_percent: percent(promotion_ppm, snapshot.promotion_ppm).max(percent(stall_ppm, STALL_PPM)),
+        pain_percent: pain_percent(look.promotion_ppm, look.stall_ppm),
+        pain_now_percent: pain_percent(promotion_ppm, stall_ppm),
         available_bytes,
         is_stale: memory.guest.is_some() && guest.is_none(),
         grown_bytes,
         promoted,
-        storm: missed >= storm_pages,
+        storm: is_storm(missed, elapsed_ms) || is_storm(elsewhere.back, since(now_ms, last.swapping.told_ms)),
         stored_bytes,
+        out_elsewhere_bytes,
+        elsewhere_percent: swapping.elsewhere_percent(memory.actual_bytes / NOTABLE_PART),
         delayed_stores: since(now.delayed_stores, before.delayed_stores),
         failed_stores: since(now.failed_stores, before.failed_stores),
         oom_kills: look.oom_kills.zip(last.oom_kills).map_or(0, |(now, before)| since(now, before)),
         took_bytes: since(memory.actual_bytes, last.actual_bytes),
         look,
     })
+}
+
+fn since(now: u64, before: u64) -> u64 {
+    now.saturating_sub(before)
+}
+
+fn percent(rate: u64, target: u64) -> u64 {
+    rate.saturating_mul(100) / target.max(1)
+}
+
+/// So many pages back within so many ticks are a storm.
+fn storm_pages(working_set_bytes: u64, ticks: u64) -> u64 {
+    (working_set_bytes / STORM_PART / PAGE_SIZE_U64).max(STORM_PAGES_MIN).saturating_mul(ticks)
+}
+
+/// What went elsewhere since the guest spoke last, if this is what it says now; and what is kept of it.
+fn swapped_elsewhere(
+    last: &Look,
+    now_ms: u64,
+    said: Option<&GuestStats>,
+    now: &Counters,
+    working_set_bytes: u64,
+) -> (Swapping, Pages) {
+    let mut swapping = last.swapping;
+    let Some(said) = said else { return (swapping, Pages::default()) };
+    let before = &last.said_counters;
+    // The guest counts a page when it begins to write it.
+    let out = since(now.stores, before.stores).saturating_add(since(now.failed_stores, before.failed_stores));
+    let elsewhere = swapping.note(said, Pages { back: since(now.loads, before.loads), out });
+    let back_bytes = elsewhere.back.saturating_mul(PAGE_SIZE_U64);
+    let elapsed_ms = since(now_ms, swapping.told_ms).max(1);
+    swapping.back_elsewhere_ppm = rate_ppm(back_bytes, working_set_bytes, elapsed_ms);
+    swapping.told_ms = now_ms;
+    (swapping, elsewhere)
+}
+
+/// What the guest began to use since it spoke last: room that it made by pushing pages out counts.
+fn grown_bytes(last: &Look, now: &Counters, used_bytes: u64, elsewhere: Pages) -> u64 {
+    let Some(before_bytes) = last.used_bytes else { return 0 };
+    let bytes = |of: fn(&Counters) -> u64, elsewhere: u64| {
+        let pages = since(of(now), of(&last.said_counters)).saturating_add(elsewhere);
+        pages.saturating_mul(PAGE_SIZE_U64)
+    };
+    let out_bytes = bytes(|counters| counters.stores, elsewhere.out);
+    let back_bytes = bytes(|counters| counters.promoted, elsewhere.back);
+    since(used_bytes.saturating_add(out_bytes), before_bytes.saturating_add(back_bytes))
 }
 
 /// What the guest works with: all but what nobody uses.

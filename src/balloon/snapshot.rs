@@ -7,6 +7,9 @@ use super::Mode;
 use super::vmm::{GuestMemory, Unreachable};
 use super::word::Word;
 
+/// A pool with less room than this part of what it may take is full, where stores wait.
+const STUCK_ROOM_PART: u64 = 10;
+
 /// The host at a tick.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,6 +26,17 @@ pub struct Host {
     pub pool_bytes: u64,
     /// The most that it may take, in bytes.
     pub pool_max_bytes: u64,
+    /// Stores of any VM that wait for room at this moment.
+    #[serde(default)]
+    pub waiting_stores: u64,
+}
+
+impl Host {
+    /// Whether stores wait in a pool that is full: it takes what leaves it, and no more.
+    pub(super) fn is_stuck(&self) -> bool {
+        let full_bytes = self.pool_max_bytes - self.pool_max_bytes / STUCK_ROOM_PART;
+        self.waiting_stores > 0 && self.pool_bytes >= full_bytes
+    }
 }
 
 /// How short of memory the host is.
@@ -65,7 +79,7 @@ pub struct Snapshot {
 #[cfg(test)]
 impl Snapshot {
     /// A VM of which its VMM alone says anything, for tests that go by that.
-    pub(super) fn of_nothing(vmm: Vmm) -> Self {
+    pub(crate) fn of_nothing(vmm: Vmm) -> Self {
         Self {
             vm: "web1".to_owned(),
             mode: Mode::Auto,
@@ -114,6 +128,9 @@ impl From<&Unreachable> for Silence {
 pub struct Counters {
     /// Pages that the guest pushed out.
     pub stores: u64,
+    /// Pages that the guest loaded, those included of which nothing was stored but a word.
+    #[serde(default)]
+    pub loads: u64,
     /// Pages that came back, wherever they were.
     pub promoted: u64,
     /// Pages of these that had been unused for at most some minutes: the guest misses what was taken.

@@ -41,12 +41,16 @@ pub enum Word {
     Refilling,
     /// Held: stores wait for room.
     PoolBusy,
+    /// Held: others are squeezed first.
+    OthersFirst,
     /// Held: the pool or its limit is nearly full.
     PoolFull,
     /// Held: its disk is nearly full.
     DiskFull,
     /// Held: its pages hardly shrink.
     HardlyShrinks,
+    /// Held: what it pushes out goes to another swap of its own.
+    OtherSwap,
     /// Relaxed: the guest killed a process.
     RelaxedOomKill,
     /// Relaxed: much came back at once.
@@ -123,9 +127,11 @@ impl Hold {
             Self::StatsOld => Word::StatsOld,
             Self::Refilling(_) => Word::Refilling,
             Self::PoolBusy => Word::PoolBusy,
+            Self::OthersFirst => Word::OthersFirst,
             Self::PoolFull => Word::PoolFull,
             Self::DiskFull => Word::DiskFull,
             Self::HardlyShrinks => Word::HardlyShrinks,
+            Self::OtherSwap(_) => Word::OtherSwap,
         }
     }
 }

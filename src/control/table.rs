@@ -71,8 +71,12 @@ fn balloon(balloon: &BalloonStatus) -> String {
         (Some(actual), Some(configured)) => format!("has {} of {}, ", Bytes(actual), Bytes(configured)),
         _ => String::new(),
     };
-    let target =
-        if balloon.reachable { format!("target {}, ", Bytes(balloon.target_bytes)) } else { String::new() };
+    let target = match (balloon.reachable, balloon.mode.as_str()) {
+        (false, _) => String::new(),
+        // Nobody has told its VMM.
+        (true, "observe") => format!("would have {} (nothing is done): ", Bytes(balloon.target_bytes)),
+        (true, _) => format!("target {}, ", Bytes(balloon.target_bytes)),
+    };
     let reading_back = match balloon.reading_back_pages {
         0 => String::new(),
         left => format!("; {} are read back from the file", pages(left)),
@@ -376,5 +380,25 @@ web1  ready  no           0B      0B           0B     2MiB    0B     0B       0 
         };
         status.vms = vec![VmStatus { balloon: Some(balloon), ..VmStatus::default() }];
         assert!(render(&status).ends_with(": balloon auto: off; 2MiB are read back from the file\n"));
+    }
+
+    #[test]
+    fn a_target_that_is_only_worked_out_is_none() {
+        let shown = |mode: &str| {
+            balloon(&BalloonStatus {
+                mode: mode.to_owned(),
+                reachable: true,
+                configured_bytes: Some(1 << 30),
+                actual_bytes: Some(512 << 20),
+                target_bytes: 256 << 20,
+                reason: "squeezed by 256MiB".to_owned(),
+                ..BalloonStatus::default()
+            })
+        };
+        assert_eq!(shown("auto"), "auto: has 512MiB of 1GiB, target 256MiB, squeezed by 256MiB");
+        assert_eq!(
+            shown("observe"),
+            "observe: has 512MiB of 1GiB, would have 256MiB (nothing is done): squeezed by 256MiB"
+        );
     }
 }

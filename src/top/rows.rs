@@ -41,7 +41,7 @@ pub struct Row {
     pub waiting_stores: u64,
     /// What its guest has of memory, if its balloon is known.
     pub memory_bytes: Option<u64>,
-    /// What it should have, if it is squeezed.
+    /// What it should have, if it is squeezed; what it would have, if it is only observed.
     pub target_bytes: Option<u64>,
     /// Why.
     pub reason: Option<String>,
@@ -124,7 +124,10 @@ fn row(vm: &VmStatus, earlier: Option<(&VmStatus, f64)>) -> Row {
             .as_ref()
             .filter(|balloon| balloon.reachable)
             .map(|balloon| balloon.target_bytes),
-        reason: vm.balloon.as_ref().map(|balloon| balloon.reason.clone()),
+        reason: vm.balloon.as_ref().map(|balloon| match balloon.mode.as_str() {
+            "observe" => format!("would be {}", balloon.reason),
+            _ => balloon.reason.clone(),
+        }),
         trail: Vec::new(),
     }
 }

@@ -19,6 +19,8 @@ const LOAD_NS: u64 = 20_000;
 const LRU_SECONDS: f64 = 60.0;
 /// Of what is evicted, the share that is picked without regard to heat.
 const MISTAKEN: f64 = 0.02;
+/// A page in a zram of the guest's own takes this part of its memory.
+const ZRAM_PART: f64 = 1.0 / 3.0;
 /// Who touches a page at least so often misses it soon.
 const YOUNG_SECONDS: f64 = 256.0;
 
@@ -51,8 +53,13 @@ pub struct Guest {
     configured_bytes: f64,
     actual_bytes: f64,
     swap_bytes: f64,
+    load_ns: u64,
     sets: Vec<Pages>,
-    counters: [f64; 3],
+    /// A zram of its own that it swaps to first: how much it takes, and how much is in it.
+    zram_bytes_max: f64,
+    zram_bytes: f64,
+    /// Pushed out to us, come back from us, those that were missed soon; pushed out and come back over all.
+    counters: [f64; 5],
     oom_kills: u64,
     /// The share of the last tick that it spent waiting for pages.
     stalled: f64,
@@ -66,13 +73,28 @@ impl Guest {
             configured_bytes: configured_bytes as f64,
             actual_bytes: configured_bytes as f64,
             swap_bytes: swap_bytes as f64,
+            load_ns: LOAD_NS,
             sets: Vec::new(),
-            counters: [0.0; 3],
+            zram_bytes_max: 0.0,
+            zram_bytes: 0.0,
+            counters: [0.0; 5],
             oom_kills: 0,
             stalled: 0.0,
         };
         guest.work_on(sets);
         guest
+    }
+
+    /// It has a zram of its own, for so many bytes, that it swaps to before it swaps to us.
+    #[must_use]
+    pub fn with_zram(self, bytes: u64) -> Self {
+        Self { zram_bytes_max: bytes as f64, ..self }
+    }
+
+    /// What it has pushed out to us comes back from the file, in so many nanoseconds a page.
+    #[must_use]
+    pub fn with_file(self, load_ns: u64) -> Self {
+        Self { load_ns, ..self }
     }
 
     /// Its sets are these from now on. What a set grew by is allocated, and so resident; what it shrank by is freed.
@@ -84,6 +106,7 @@ impl Guest {
             pages.resident_bytes = (pages.resident_bytes + grown_bytes.max(0.0)).min(set.bytes);
             pages.set = *set;
         }
+        self.zram_bytes = self.zram_bytes.min(self.swapped_bytes());
     }
 
     /// It has no swap any more; nothing must be swapped out.
@@ -96,7 +119,7 @@ impl Guest {
         let most_bytes = BALLOON_BYTES_PER_S * seconds;
         let target_bytes = (target_bytes as f64).min(self.configured_bytes);
         // The balloon takes what can be freed: what is free, and what there is swap for.
-        let room_bytes = (self.swap_bytes - self.swapped_bytes()).max(0.0);
+        let room_bytes = self.room_bytes() + self.zram_room_bytes() * (1.0 - ZRAM_PART);
         let freeable_bytes = (self.actual_bytes - self.used_bytes() - WATERMARK_BYTES).max(0.0) + room_bytes;
         self.actual_bytes +=
             (target_bytes - self.actual_bytes).clamp(-most_bytes.min(freeable_bytes), most_bytes);
@@ -112,17 +135,22 @@ impl Guest {
             .iter()
             .map(|pages| (pages.set.bytes - pages.resident_bytes) * pages.touched(seconds))
             .sum();
-        let share = if wanted > 0.0 { (FAULT_BYTES_PER_S * seconds / wanted).min(1.0) } else { 0.0 };
+        let most_bytes = FAULT_BYTES_PER_S * seconds * LOAD_NS as f64 / self.load_ns as f64;
+        let share = if wanted > 0.0 { (most_bytes / wanted).min(1.0) } else { 0.0 };
+        let swapped_bytes = self.swapped_bytes();
+        let ours = if swapped_bytes > 0.0 { 1.0 - self.zram_bytes / swapped_bytes } else { 1.0 };
         for pages in &mut self.sets {
             let back_bytes = (pages.set.bytes - pages.resident_bytes) * pages.touched(seconds) * share;
             pages.resident_bytes += back_bytes;
-            self.counters[1] += back_bytes;
+            self.counters[1] += back_bytes * ours;
             if pages.set.touches_per_s * YOUNG_SECONDS >= 1.0 {
-                self.counters[2] += back_bytes;
+                self.counters[2] += back_bytes * ours;
             }
+            self.counters[4] += back_bytes;
+            self.zram_bytes -= back_bytes * (1.0 - ours);
         }
-        let back_pages = wanted * share / PAGE_SIZE_U64 as f64;
-        self.stalled = (back_pages * LOAD_NS as f64 / 1e9 / seconds).min(1.0);
+        let back_pages = wanted * share * ours / PAGE_SIZE_U64 as f64;
+        self.stalled = (back_pages * self.load_ns as f64 / 1e9 / seconds).min(1.0);
     }
 
     /// Pushes out what doesn't fit, the coldest first as far as the kernel knows.
@@ -131,7 +159,10 @@ impl Guest {
         if short_bytes <= 0.0 {
             return;
         }
-        let room_bytes = (self.swap_bytes - self.swapped_bytes()).max(0.0);
+        // What goes into its zram frees a part of its size.
+        let zram_bytes = (short_bytes / (1.0 - ZRAM_PART)).min(self.zram_room_bytes());
+        short_bytes += zram_bytes * ZRAM_PART;
+        let room_bytes = self.room_bytes() + zram_bytes;
         if short_bytes > room_bytes {
             // Nothing else can leave: the kernel frees what its largest set holds, by ending who owns it.
             self.oom_kills += 1;
@@ -152,11 +183,25 @@ impl Guest {
             self.sets[index].resident_bytes -= taken_bytes;
             left_bytes -= taken_bytes;
         }
-        self.counters[0] += short_bytes - left_bytes;
+        let out_bytes = short_bytes - left_bytes;
+        let zram_bytes = zram_bytes.min(out_bytes);
+        self.zram_bytes += zram_bytes;
+        self.counters[0] += out_bytes - zram_bytes;
+        self.counters[3] += out_bytes;
     }
 
     fn used_bytes(&self) -> f64 {
-        KERNEL_BYTES + self.sets.iter().map(|pages| pages.resident_bytes).sum::<f64>()
+        let resident_bytes: f64 = self.sets.iter().map(|pages| pages.resident_bytes).sum();
+        KERNEL_BYTES + resident_bytes + self.zram_bytes * ZRAM_PART
+    }
+
+    /// What its disk has room for.
+    fn room_bytes(&self) -> f64 {
+        (self.swap_bytes - (self.swapped_bytes() - self.zram_bytes)).max(0.0)
+    }
+
+    fn zram_room_bytes(&self) -> f64 {
+        (self.zram_bytes_max - self.zram_bytes).max(0.0)
     }
 
     fn swapped_bytes(&self) -> f64 {
@@ -171,6 +216,8 @@ impl Guest {
             available_bytes: Some(free_bytes),
             free_bytes: Some(free_bytes),
             oom_kills: Some(self.oom_kills),
+            swap_out_bytes: Some(bytes(self.counters[3])),
+            swap_in_bytes: Some(bytes(self.counters[4])),
             ..GuestStats::default()
         };
         let (configured_bytes, actual_bytes) = (bytes(self.configured_bytes), bytes(self.actual_bytes));
@@ -180,15 +227,22 @@ impl Guest {
     /// What its disk would have counted.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        let [stored, promoted, young] = self.counters.map(|counter| bytes(counter) / PAGE_SIZE_U64);
-        let load_ns = promoted * LOAD_NS;
-        Counters { stores: stored, promoted, promoted_young: young, load_ns, ..Counters::default() }
+        let [stores, promoted, promoted_young, ..] =
+            self.counters.map(|counter| bytes(counter) / PAGE_SIZE_U64);
+        let load_ns = promoted * self.load_ns;
+        Counters { stores, loads: promoted, promoted, promoted_young, load_ns, ..Counters::default() }
     }
 
-    /// Bytes that are swapped out.
+    /// Bytes that are swapped out to us.
     #[must_use]
     pub fn swapped(&self) -> u64 {
-        bytes(self.swapped_bytes())
+        bytes(self.swapped_bytes() - self.zram_bytes)
+    }
+
+    /// Bytes that are in its own zram.
+    #[must_use]
+    pub fn in_zram(&self) -> u64 {
+        bytes(self.zram_bytes)
     }
 
     /// The share of a set that is in memory.

@@ -48,6 +48,16 @@ pub const SCENARIOS: &[Scenario] = &[
         turn: |_, _| (),
     },
     Scenario {
+        name: "zram",
+        about: "the first guest with a zram of its own, for 96 MiB, that it swaps to first",
+        ticks: 960,
+        begin: || {
+            let guest = Guest::new(512 * MIB, 2048 * MIB, &[hot(64), cold(320)]).with_zram(96 * MIB);
+            Simulation::new(vec![(guest, 96 * MIB)], INTERVAL_MS, None)
+        },
+        turn: |_, _| (),
+    },
+    Scenario {
         name: "opposite",
         about: "two guests of 512 MiB take turns at working on 384, every ten minutes; the host has 700 for them",
         ticks: 600,

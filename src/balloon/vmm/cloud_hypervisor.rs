@@ -170,6 +170,8 @@ impl Reported {
             free_bytes: value("free_memory"),
             total_bytes: value("total_memory"),
             major_faults: value("major_faults"),
+            swap_in_bytes: value("swap_in"),
+            swap_out_bytes: value("swap_out"),
             oom_kills: value("oom_kills"),
         })
     }
@@ -219,12 +221,17 @@ mod tests {
 
     #[test]
     fn what_a_guest_leaves_out_is_not_known() {
-        let body = r#"{ "balloon_actual": 0, "last_update": 5000, "stats": { "major_faults": 7, "free_memory": null } }"#;
+        let body = r#"{ "balloon_actual": 0, "last_update": 5000, "stats": { "major_faults": 7, "swap_out": 9, "free_memory": null } }"#;
         let reported: Reported = serde_json::from_str(body).unwrap();
         let stats = reported.stats_at(UNIX_EPOCH + Duration::from_millis(5500));
-        let age = Duration::from_millis(500);
-        let update = Some(5000);
-        assert_eq!(stats, Some(GuestStats { age, update, major_faults: Some(7), ..GuestStats::default() }));
+        let expected = GuestStats {
+            age: Duration::from_millis(500),
+            update: Some(5000),
+            major_faults: Some(7),
+            swap_out_bytes: Some(9),
+            ..GuestStats::default()
+        };
+        assert_eq!(stats, Some(expected));
         let never = Reported { last_update: 0, ..reported };
         assert_eq!(never.stats_at(UNIX_EPOCH), None);
     }

@@ -58,8 +58,7 @@ pub struct GuestMemory {
 }
 
 /// What a guest says of its memory through the statistics queue of its balloon (virtio 1.2, 5.5.6.4). Counters begin at
-/// its boot. A guest leaves out what it doesn't know. What it read from and wrote to swap is left out here: what came from us is
-/// counted by us, and by how long it took; a guest that swaps to another disk as well shows that by its faults.
+/// its boot. A guest leaves out what it doesn't know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestStats {
     /// How long ago it said so.
@@ -75,6 +74,10 @@ pub struct GuestStats {
     pub total_bytes: Option<u64>,
     /// Faults that waited for a disk, since boot.
     pub major_faults: Option<u64>,
+    /// Bytes read from swap since boot, wherever that is; Linux leaves out pages of zeros and what its zswap holds.
+    pub swap_in_bytes: Option<u64>,
+    /// Bytes written to swap since boot, in the same way.
+    pub swap_out_bytes: Option<u64>,
     /// Processes killed for want of memory since boot; guests before Linux 6.12 don't say.
     pub oom_kills: Option<u64>,
 }

@@ -93,6 +93,8 @@ fn said_of_itself(stats: Stats, age: Duration, update: u64) -> GuestStats {
         free_bytes: stats.free_bytes,
         total_bytes: stats.total_bytes,
         major_faults: stats.major_faults,
+        swap_in_bytes: stats.swap_in_bytes,
+        swap_out_bytes: stats.swap_out_bytes,
         oom_kills: stats.oom_kills,
     }
 }

@@ -19,7 +19,7 @@ pub struct BalloonStatus {
     pub actual_bytes: Option<u64>,
     /// What the guest could use without swapping, if it says so.
     pub available_bytes: Option<u64>,
-    /// What it should have.
+    /// What it should have; what it would have, in the mode `observe`, in which its VMM is told nothing.
     pub target_bytes: u64,
     /// Why, or why the VMM doesn't answer, in a word that stays the same in later versions.
     pub state: Word,

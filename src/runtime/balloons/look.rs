@@ -30,6 +30,7 @@ pub(super) fn host(daemon: &Daemon, interval_ms: u64) -> Host {
         pressure: daemon.balloons.pressure(now_ms(), 2 * interval_ms),
         pool_bytes: arena.used_bytes(),
         pool_max_bytes: arena.max_bytes(),
+        waiting_stores: daemon.served().iter().map(|served| served.device.waiting_stores()).sum(),
     }
 }
 
@@ -63,6 +64,7 @@ fn counters(pages: &VmStore, device: &DeviceVm) -> Counters {
     let load_ns = |source| device.latencies().get(Path::Load(source)).sum_ns;
     Counters {
         stores: events.stores,
+        loads: events.loads,
         promoted: ages.iter().sum(),
         promoted_young: ages.iter().take(YOUNG_BUCKETS).sum(),
         load_ns: [Source::SameFilled, Source::Pool, Source::File].map(load_ns).iter().sum(),

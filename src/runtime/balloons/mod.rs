@@ -271,12 +271,13 @@ impl Guest {
     fn tell_log(&mut self, step: &Step) {
         let decision = &step.decision;
         let target_bytes = decision.apply.then_some(decision.target_bytes);
+        let whose = if step.snapshot.mode == Mode::Observe { "balloon, only observed" } else { "balloon" };
         let reason = std::mem::discriminant(&decision.reason);
         let name = &self.served.config.name;
         if self.told_reason.replace(reason) == Some(reason) {
-            tracing::debug!(vm = name, target_bytes, "balloon: {}", decision.reason);
+            tracing::debug!(vm = name, target_bytes, "{whose}: {}", decision.reason);
         } else {
-            tracing::info!(vm = name, target_bytes, "balloon: {}", decision.reason);
+            tracing::info!(vm = name, target_bytes, "{whose}: {}", decision.reason);
         }
     }
 }

@@ -13,8 +13,8 @@ use crate::private;
 const NAME: &str = "balloon.trace";
 /// That of the one before.
 const NAME_BEFORE: &str = "balloon.trace.1";
-/// Where a file is full, in bytes: some six thousand decisions, which is eight hours of one VM. In host memory, as all of
-/// the state.
+/// The most that a file takes, in bytes: some three thousand decisions. Both are eight hours of one VM, or five minutes of a
+/// hundred. In host memory, as all of the state.
 const BYTES_MAX: u64 = 4 << 20;
 
 /// The trace.
@@ -45,12 +45,17 @@ impl Recorder {
     fn append(&mut self, tick: &Tick) -> io::Result<()> {
         let mut line = Vec::new();
         tick.write(&mut line)?;
+        let line_bytes = u64::try_from(line.len()).unwrap_or(u64::MAX);
+        if line_bytes > BYTES_MAX {
+            let why = format!("one tick of {} VMs is more than the trace holds", tick.vms.len());
+            return Err(io::Error::other(why));
+        }
         let mut file = match self.file.take() {
             Some(file) => file,
             None => self.open()?,
         };
         let mut end = file.seek(SeekFrom::End(0))?;
-        if end >= BYTES_MAX {
+        if end.saturating_add(line_bytes) > BYTES_MAX {
             file = self.begin_another()?;
             end = 0;
         }
@@ -80,7 +85,7 @@ impl Recorder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::balloon::Host;
+    use crate::balloon::{Host, Snapshot, State, Vmm};
     use std::fs::OpenOptions;
 
     fn tick(now_ms: u64) -> Tick {
@@ -90,6 +95,29 @@ mod tests {
     fn times(path: &Path) -> Vec<u64> {
         let ticks = trace::read(io::BufReader::new(File::open(path).unwrap()));
         ticks.map(|tick| tick.unwrap().host.now_ms).collect()
+    }
+
+    /// A tick at which so many VMMs are gone, each with these words.
+    fn long_tick(vms: usize, words: usize) -> Tick {
+        let snapshot = Snapshot::of_nothing(Vmm::Gone("w".repeat(words)));
+        Tick::decide(Host::default(), vec![snapshot; vms], &mut vec![State::default(); vms])
+    }
+
+    #[test]
+    fn however_many_vms_there_are_the_trace_takes_no_more_than_two_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut recorder = Recorder::new(dir.path());
+        let bytes = |name| fs::metadata(dir.path().join(name)).map_or(0, |file| file.len());
+        for _ in 0..20 {
+            recorder.note(&long_tick(1000, 100));
+            assert!(bytes(NAME) <= BYTES_MAX && bytes(NAME_BEFORE) <= BYTES_MAX);
+        }
+        assert!(bytes(NAME_BEFORE) > BYTES_MAX / 2, "{}", bytes(NAME_BEFORE));
+        let before = bytes(NAME);
+        recorder.note(&long_tick(1000, 5000));
+        assert!(recorder.failed && bytes(NAME) == before, "a tick that is too long is left out, and told");
+        recorder.note(&tick(7));
+        assert!(!recorder.failed && times(&dir.path().join(NAME)).last() == Some(&7));
     }
 
     #[test]

@@ -99,6 +99,8 @@ fn stats_of(answer: &Value, now: SystemTime) -> Result<Option<GuestStats>, Unrea
         free_bytes: value("stat-free-memory"),
         total_bytes: value("stat-total-memory"),
         major_faults: value("stat-major-faults"),
+        swap_in_bytes: value("stat-swap-in"),
+        swap_out_bytes: value("stat-swap-out"),
         oom_kills: value("stat-oom-kills"),
     }))
 }
@@ -115,6 +117,7 @@ mod tests {
     fn what_a_guest_leaves_out_is_not_known() {
         let answer = json!({ "last-update": 1000, "stats": {
             "stat-available-memory": 5, "stat-free-memory": -1, "stat-total-memory": u64::MAX, "stat-swap-in": 0,
+            "stat-swap-out": -1,
             "stat-oom-kill": "7", "stat-major-faults": i64::MAX,
         }});
         let stats = stats_of(&answer, at(1003)).unwrap().unwrap();
@@ -122,6 +125,7 @@ mod tests {
             age: Duration::from_secs(3),
             update: Some(1000),
             available_bytes: Some(5),
+            swap_in_bytes: Some(0),
             major_faults: Some(i64::MAX.unsigned_abs()),
             ..GuestStats::default()
         };

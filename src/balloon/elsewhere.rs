@@ -1,0 +1,127 @@
+//! What a guest swaps with somebody else: a zram of its own, or another disk. It says how much it swapped in and out over
+//! all, we know what went through us, and the rest went elsewhere. The two are never of one moment, for a guest says what
+//! it does now and then: what we saw and it hasn't said yet is kept until it must have.
+
+use serde::{Deserialize, Serialize};
+
+use super::vmm::GuestStats;
+use crate::page::PAGE_SIZE_U64;
+
+/// What is kept of a guest's swapping, both ways.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Swapping {
+    back: Way,
+    out: Way,
+    /// When the guest told last, by the boot-time clock in milliseconds.
+    pub(super) told_ms: u64,
+    /// What came back from elsewhere between the last two times: parts of the working set a minute, in millionths.
+    pub(super) back_elsewhere_ppm: u64,
+    /// What it pushes out in a tick, smoothed, in bytes.
+    pub(super) out_bytes: u64,
+    /// How much of that elsewhere, in bytes.
+    pub(super) out_elsewhere_bytes: u64,
+}
+
+/// Pages that a guest swapped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Pages {
+    pub back: u64,
+    pub out: u64,
+}
+
+impl Swapping {
+    /// Nothing so far.
+    pub(super) fn from(now_ms: u64) -> Self {
+        Self { told_ms: now_ms, ..Self::default() }
+    }
+
+    /// The guest speaks, and these pages went through us since it spoke last: what went elsewhere between the two.
+    pub(super) fn note(&mut self, said: &GuestStats, seen: Pages) -> Pages {
+        Pages {
+            back: self.back.note(said.swap_in_bytes, seen.back),
+            out: self.out.note(said.swap_out_bytes, seen.out),
+        }
+    }
+
+    /// Of what it pushes out lately, the part that goes elsewhere, in percent; 0 where that is less than so many bytes a tick.
+    pub(super) fn elsewhere_percent(&self, notable_bytes: u64) -> u64 {
+        let notable = self.out_elsewhere_bytes >= notable_bytes.max(1);
+        let percent = self.out_elsewhere_bytes.saturating_mul(100).checked_div(self.out_bytes);
+        percent.filter(|_| notable).unwrap_or(0)
+    }
+}
+
+/// One way, in or out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Way {
+    /// What the guest said last that it has swapped this way since its boot, in bytes, if it ever did.
+    said_bytes: Option<u64>,
+    /// Pages that went this way through us, of which it may not have told yet.
+    untold_pages: u64,
+}
+
+impl Way {
+    /// The guest says so much, and so many pages went through us since it said something last: how many went elsewhere
+    /// between the two. What it says first is compared with later.
+    fn note(&mut self, said_bytes: Option<u64>, seen_pages: u64) -> u64 {
+        let before_bytes = self.said_bytes;
+        self.said_bytes = said_bytes.or(before_bytes);
+        let told_pages = said_bytes.zip(before_bytes).map_or(0, |(now, before)| now.saturating_sub(before))
+            / PAGE_SIZE_U64;
+        let ours_pages = self.untold_pages.saturating_add(seen_pages);
+        // It was asked after we had seen what it said before, and so has told by now of what went through us until then.
+        self.untold_pages = ours_pages.saturating_sub(told_pages).min(seen_pages);
+        told_pages.saturating_sub(ours_pages)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What it comes to, look by look: pages that the guest says it swapped so far, and that we saw since the last look.
+    fn elsewhere(looks: &[(Option<u64>, u64)]) -> Vec<u64> {
+        let mut way = Way::default();
+        let bytes = |pages: u64| pages * PAGE_SIZE_U64;
+        looks.iter().map(|(said_pages, seen)| way.note(said_pages.map(bytes), *seen)).collect()
+    }
+
+    #[test]
+    fn what_went_through_us_is_not_elsewhere_whenever_the_guest_tells_of_it() {
+        assert_eq!(elsewhere(&[(Some(500), 0), (Some(600), 100), (Some(600), 0)]), [0, 0, 0], "at once");
+        assert_eq!(elsewhere(&[(Some(500), 0), (Some(500), 100), (Some(600), 0)]), [0, 0, 0], "later");
+        assert_eq!(elsewhere(&[(Some(500), 100), (Some(600), 0)]), [0, 0], "before the first comparison");
+    }
+
+    #[test]
+    fn what_did_not_is_and_is_counted_once() {
+        assert_eq!(elsewhere(&[(Some(500), 0), (Some(600), 0), (Some(600), 0)]), [0, 100, 0]);
+        assert_eq!(elsewhere(&[(Some(500), 0), (Some(600), 40), (Some(610), 10)]), [0, 60, 0]);
+        // What was seen long ago and never told of is no swap: it explains nothing any more.
+        assert_eq!(elsewhere(&[(Some(500), 0), (Some(500), 100), (Some(500), 0), (Some(600), 0)])[3], 100);
+    }
+
+    #[test]
+    fn a_guest_that_says_nothing_or_boots_again_swaps_nothing_elsewhere() {
+        assert_eq!(elsewhere(&[(None, 10), (None, 0), (Some(700), 0), (None, 0)]), [0; 4]);
+        assert_eq!(elsewhere(&[(Some(700), 0), (Some(0), 0), (Some(5), 0)]), [0, 0, 5]);
+    }
+
+    proptest! {
+        /// However late each page is told of, as long as the second time that the guest speaks is late enough.
+        #[test]
+        fn nothing_is_counted_that_only_went_through_us(seen in prop::collection::vec((0u64..1000, 0u64..=100), 1..50)) {
+            let (mut way, mut all, mut told) = (Way::default(), 0, 0);
+            way.note(Some(0), 0);
+            for (pages, percent) in seen {
+                // All that was seen before this look, and a part of what is new.
+                told = told.max(all + pages * percent / 100);
+                all += pages;
+                prop_assert_eq!(way.note(Some(told * PAGE_SIZE_U64), pages), 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What all guests together push out in a tick: no more than the store takes. Each one's step is small for it, and a host has
+//! hundreds of guests. Who was squeezed longest ago goes first, so that each has its turn however little there is; shares of
+//! it would become steps too small to be taken.
+
+use std::cmp::Reverse;
+
+use super::decision::{Hold, Reason};
+use super::share::Guest;
+use super::snapshot::Host;
+
+/// Bytes that guests are made to push out in a second: 32768 pages, which a third of a core compresses with zstd.
+const OUT_BYTES_PER_SECOND: u64 = 128 << 20;
+/// And within a tick, in parts of the most that the pool may take. Nobody is squeezed above 90 % of that where nothing leaves;
+/// this is what is left, should nothing of it shrink.
+const POOL_PART: u64 = 10;
+
+/// Cuts the steps of those who are to wait.
+pub(super) fn pace(host: &Host, guests: &mut [Guest<'_>]) {
+    let mut room_bytes = room_bytes(host);
+    guests.sort_by_key(|guest| Reverse(guest.wish.waited_ticks));
+    for guest in guests.iter_mut().filter(|guest| guest.is_driven()) {
+        let over_bytes = out_bytes(guest).saturating_sub(room_bytes);
+        if over_bytes > 0 {
+            cut(host, guest, over_bytes);
+        }
+        room_bytes = room_bytes.saturating_sub(out_bytes(guest));
+    }
+}
+
+/// What the store takes at this tick, in bytes of guests' memory.
+fn room_bytes(host: &Host) -> u64 {
+    if host.is_stuck() {
+        return 0;
+    }
+    let rate_bytes = OUT_BYTES_PER_SECOND.saturating_mul(host.interval_ms) / 1000;
+    rate_bytes.min(host.pool_max_bytes / POOL_PART)
+}
+
+/// What a guest would push out of its memory for its target: what it doesn't use costs the store nothing.
+fn out_bytes(guest: &Guest<'_>) -> u64 {
+    let decision = &guest.wish.decision;
+    let step_bytes = guest.wish.from_bytes.saturating_sub(decision.target_bytes);
+    let unused_bytes = match decision.reason {
+        Reason::TookFree(_) => step_bytes,
+        Reason::TookForHost(_) => guest.wish.available_bytes,
+        _ => 0,
+    };
+    step_bytes.saturating_sub(unused_bytes)
+}
+
+/// Lets a guest keep so much of what was to be taken, and what is less than a unit.
+fn cut(host: &Host, guest: &mut Guest<'_>, over_bytes: u64) {
+    let (from_bytes, actual_bytes) = (guest.wish.from_bytes, guest.actual_bytes);
+    let before_bytes = guest.wish.decision.target_bytes;
+    let step_bytes = from_bytes.saturating_sub(before_bytes).saturating_sub(over_bytes);
+    let to_bytes = guest.bounds.below(from_bytes, step_bytes);
+    let decision = &mut guest.wish.decision;
+    decision.reason = match decision.reason {
+        _ if to_bytes == from_bytes => {
+            Reason::Held(if host.is_stuck() { Hold::PoolBusy } else { Hold::OthersFirst })
+        }
+        Reason::TookForHost(_) => Reason::TookForHost(actual_bytes.saturating_sub(to_bytes)),
+        _ => Reason::Squeezed(from_bytes - to_bytes),
+    };
+    decision.target_bytes = to_bytes;
+    guest.wish.cut_bytes = to_bytes - before_bytes;
+}
