@@ -6,6 +6,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use rustix::io::Errno;
+
 use crate::crash_point;
 
 const FILE_MODE: u32 = 0o600;
@@ -78,6 +80,12 @@ fn keep_private(file: File) -> io::Result<File> {
         file.set_permissions(Permissions::from_mode(FILE_MODE))?;
     }
     Ok(file)
+}
+
+/// Whether an error of reading says that what is there can't be read, now or later: a disk is failing, or memory.
+#[must_use]
+pub fn is_unreadable(err: &io::Error) -> bool {
+    matches!(Errno::from_io_error(err), Some(Errno::IO | Errno::HWPOISON))
 }
 
 #[cfg(test)]

@@ -136,7 +136,7 @@ impl Device {
         let session = Session::new(disk).map_err(io::Error::other)?;
         vm.begin_session(number, &stream)?;
         let vm_of_thread = Arc::clone(vm);
-        let spawned = threads::spawn(format!("session-{}", vm.name()), Role::Listener, move || {
+        let spawned = threads::spawn(format!("session-{}", vm.name()), Role::Session, move || {
             serving::serve(stream, session, &vm_of_thread, vm_of_thread.connections());
             vm_of_thread.end_session(number);
         });

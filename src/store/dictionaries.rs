@@ -80,10 +80,10 @@ pub fn name_of(file: &str) -> Option<&str> {
 
 impl Dictionaries {
     /// Those of the VM that are in `dir`. What an earlier VM of the name has left is removed; a damaged one is left
-    /// alone, and pages that were made with it can't be read.
+    /// alone, as is one whose disk or memory is failing, and pages that were made with it can't be read.
     ///
     /// # Errors
-    /// When a file can't be read, which says nothing about what is in it.
+    /// When a file can't be read for now, which says nothing about what is in it.
     pub fn open(dir: &Path, name: &str, vm: VmId) -> io::Result<Self> {
         let all = [const { OnceLock::new() }; DICTIONARIES_MAX];
         for number in numbers() {
@@ -91,6 +91,10 @@ impl Dictionaries {
             let bytes = match fs::read(&path) {
                 Ok(bytes) => bytes,
                 Err(err) if err.kind() == io::ErrorKind::NotFound => continue,
+                Err(err) if private::is_unreadable(&err) => {
+                    unusable(name, &path);
+                    continue;
+                }
                 Err(err) => return Err(err),
             };
             match parse(&bytes) {

@@ -60,11 +60,6 @@ pub fn seconds_since_boot() -> u32 {
     u32::try_from(now.tv_sec).unwrap_or(u32::MAX)
 }
 
-/// Whether an error of reading says that what is there can't be read, now or later.
-fn is_unreadable(err: &io::Error) -> bool {
-    matches!(Errno::from_io_error(err), Some(Errno::IO | Errno::HWPOISON))
-}
-
 /// One VM's page table.
 pub struct Table {
     pub(super) mapping: Mapping,
@@ -145,7 +140,7 @@ impl Table {
         let mut page = [0; PAGE_SIZE];
         file.read_exact_at(&mut page, 0).map_err(|err| match err.kind() {
             io::ErrorKind::UnexpectedEof => TableError::Header,
-            _ if is_unreadable(&err) => TableError::Unreadable,
+            _ if private::is_unreadable(&err) => TableError::Unreadable,
             _ => TableError::Io(err),
         })?;
         let copies = page.chunks_exact_mut(COPY_AT);

@@ -55,10 +55,13 @@ const COMMON_CALLS: &[c_long] = &[
 /// What a worker may call beside those: the arena and the tables grow, and a page that can't be read is mended.
 const WORKER_CALLS: &[c_long] = &[libc::SYS_fallocate, libc::SYS_pread64];
 
-/// What the thread of a balloon's session may call beside the common ones: it reads and writes a VMM's messages, looks at
-/// the files that come with them, and punches holes into those.
-const BALLOON_CALLS: &[c_long] = &[
+/// What the thread of a session, a balloon's too, may call beside the common ones: it reads and writes a VMM's messages,
+/// looks at the files that come with them, and punches holes into those, or makes one for what is in flight.
+const SESSION_CALLS: &[c_long] = &[
     libc::SYS_fallocate,
+    libc::SYS_pread64,
+    libc::SYS_memfd_create,
+    libc::SYS_ftruncate,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
     libc::SYS_sendto,
@@ -95,6 +98,9 @@ const NOBODYS_CALLS: &[c_long] = &[
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
+    libc::SYS_process_madvise,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_open_by_handle_at,
     libc::SYS_mount,
     libc::SYS_umount2,
     libc::SYS_pivot_root,
@@ -148,7 +154,7 @@ pub(super) fn restrict_calls(role: Role) -> io::Result<()> {
     let more = match role {
         Role::Worker => WORKER_CALLS,
         Role::Scraped => SCRAPED_CALLS,
-        Role::Balloon => BALLOON_CALLS,
+        Role::Session | Role::Balloon => SESSION_CALLS,
         Role::FileIo | Role::Shrinker | Role::Scrubber | Role::Listener => return forbid_rings(),
     };
     apply(unconditional(&[COMMON_CALLS, more].concat()), refused(), SeccompAction::Allow)

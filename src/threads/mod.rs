@@ -20,8 +20,10 @@ pub enum Role {
     Shrinker,
     /// Looks at stored pages. It holds the locks of those who serve them, for moments, and so has no less than others.
     Scrubber,
-    /// Answers VMMs, clients and the kernel.
+    /// Takes connections, and answers clients and the kernel.
     Listener,
+    /// Answers a VMM.
+    Session,
     /// Answers a VMM about its guest's balloon, and carries out what the guest asks of that.
     Balloon,
     /// Answers whoever may reach a TCP address, and so may do nothing else.
@@ -36,7 +38,7 @@ impl Role {
         match self {
             Self::Worker | Self::FileIo => -5,
             Self::Shrinker => 5,
-            Self::Scrubber | Self::Listener | Self::Balloon | Self::Scraped => 0,
+            Self::Scrubber | Self::Listener | Self::Session | Self::Balloon | Self::Scraped => 0,
         }
     }
 }
@@ -82,12 +84,13 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::process::Command;
 
-    const ALL: [Role; 7] = [
+    const ALL: [Role; 8] = [
         Role::Worker,
         Role::FileIo,
         Role::Shrinker,
         Role::Scrubber,
         Role::Listener,
+        Role::Session,
         Role::Balloon,
         Role::Scraped,
     ];
@@ -122,7 +125,7 @@ mod tests {
     #[test]
     fn threads_that_look_at_what_guests_wrote_open_no_file_make_no_socket_and_start_no_program() {
         File::open("/proc/self/status").expect("others can");
-        for role in [Role::Worker, Role::Balloon] {
+        for role in [Role::Worker, Role::Session, Role::Balloon] {
             let thread = spawn("confined", role, move || {
                 let denied = |what: &str, result: io::Result<()>| {
                     assert_eq!(result.unwrap_err().kind(), ErrorKind::PermissionDenied, "{role:?}: {what}");
@@ -182,7 +185,7 @@ mod tests {
             for set in ["CapEff:", "CapPrm:", "CapInh:", "CapAmb:"] {
                 assert_eq!(u64::from_str_radix(line(set), 16), Ok(0), "{role:?}, {set}");
             }
-            if [Role::Worker, Role::Scraped, Role::Balloon].contains(&role) {
+            if [Role::Worker, Role::Scraped, Role::Session, Role::Balloon].contains(&role) {
                 assert_eq!((line("Seccomp:"), line("NoNewPrivs:")), ("2", "1"));
             }
         }

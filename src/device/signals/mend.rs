@@ -46,8 +46,8 @@ impl Mending {
     }
 }
 
-/// Mends the page at `address` of the mapping of all of `file` that begins at `start`. False when it can't be mended, or
-/// when nothing was wrong with it: then it is no failing memory that the signal was about. For the signal handler.
+/// Mends the page at `address` of the mapping of all of `file` that begins at `start`. False when it can't be mended, or so
+/// many were. For the signal handler.
 pub(super) fn mend(start: usize, address: usize, file: RawFd) -> bool {
     let address = address & !(PAGE_SIZE.wrapping_sub(1));
     let offset = address.wrapping_sub(start);
@@ -66,7 +66,8 @@ pub(super) fn mend(start: usize, address: usize, file: RawFd) -> bool {
     mended
 }
 
-/// Puts a page of zeros in the place of one that can't be read. True too when it can be: then another thread was here.
+/// Puts a page of zeros in the place of one that can't be read. One that can was mended by another thread, or is a hole
+/// that a daemon has left which ended in here.
 fn replace(file: RawFd, offset: usize) -> bool {
     let (Ok(at), Ok(length)) = (libc::off_t::try_from(offset), libc::off_t::try_from(PAGE_SIZE)) else {
         return false;
@@ -74,15 +75,28 @@ fn replace(file: RawFd, offset: usize) -> bool {
     let mut byte = 0u8;
     // SAFETY: the byte is one to be written to. `pread` is async-signal-safe.
     match unsafe { libc::pread(file, (&raw mut byte).cast(), 1, at) } {
-        1 => return true,
+        1 => {}
+        -1 if !fallocate(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, at, length) => {
+            return false;
+        }
         -1 => {}
         // The file was cut short. That isn't mended but told.
         _ => return false,
     }
-    let (punch, keep) = (libc::FALLOC_FL_PUNCH_HOLE, libc::FALLOC_FL_KEEP_SIZE);
-    // SAFETY: a system call that takes numbers alone. What is lost by it can't be read anyway.
-    unsafe {
-        libc::fallocate(file, punch | keep, at, length) == 0 && libc::fallocate(file, keep, at, length) == 0
+    fallocate(file, libc::FALLOC_FL_KEEP_SIZE, at, length)
+}
+
+/// A tmpfs gives up at any signal, so it is asked again then.
+fn fallocate(file: RawFd, mode: libc::c_int, at: libc::off_t, length: libc::off_t) -> bool {
+    loop {
+        // SAFETY: a system call that takes numbers alone. What may be lost by it can't be read anyway.
+        if unsafe { libc::fallocate(file, mode, at, length) } == 0 {
+            return true;
+        }
+        // SAFETY: where this thread has the number of its last error, which the call that failed has just set.
+        if unsafe { *libc::__errno_location() } != libc::EINTR {
+            return false;
+        }
     }
 }
 
