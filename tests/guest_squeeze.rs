@@ -6,12 +6,15 @@
 
 mod support;
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use ballast::balloon::Vmm;
+use ballast::balloon::trace;
 use serde_json::Value;
 use support::daemon::Daemon;
 use support::vm::{Vm, image};
@@ -101,6 +104,12 @@ impl Guest {
         self.orders.write_all(format!("{mib}\n").as_bytes()).unwrap();
     }
 
+    /// What it has, by the daemon's word.
+    fn has_bytes(&self, daemon: &Daemon) -> u64 {
+        let balloon = balloon(daemon, self.name);
+        balloon["actual_bytes"].as_u64().unwrap_or_else(|| panic!("{balloon}"))
+    }
+
     /// Waits until it has reported this.
     fn says(&mut self, what: &str) {
         let report = self.vm.wait(PATIENCE, |report| {
@@ -141,12 +150,12 @@ fn wait_until_it_has(daemon: &Daemon, guest: &Guest, wanted: impl Fn(u64) -> boo
     }
 }
 
-fn config(dir: &Path, vms: &[&str], more: &str) -> String {
+fn config(dir: &Path, vms: &[&str], squeeze: &str, more: &str) -> String {
     let vm = |name: &&str| {
         let socket = dir.join(format!("{name}.qmp"));
         format!(
             "[[vm]]\nname = \"{name}\"\nsize = \"1GiB\"\n\
-             squeeze = {{ vmm = \"qemu\", socket = {socket:?}, min = \"96MiB\", promotion_rate = \"1%\" }}\n"
+             squeeze = {{ vmm = \"qemu\", socket = {socket:?}, min = \"96MiB\"{squeeze} }}\n"
         )
     };
     format!("{more}\n{}", vms.iter().map(vm).collect::<String>())
@@ -162,23 +171,73 @@ fn replay(daemon: &Daemon, dir: &Path) {
     assert!(text.contains("squeezed by") && text.contains("relaxed by"), "{text}");
 }
 
+/// The host has as much memory less behind a guest as its balloon took, and what the guest lacks is stored.
+fn check_memory_is_the_hosts(daemon: &Daemon, guest: &Guest) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (has_bytes, taken_bytes) = (guest.has_bytes(daemon), guest.vm.memory_bytes());
+        if taken_bytes <= has_bytes + 8 * MIB {
+            println!("it has {} MiB, and takes {} of the host", has_bytes / MIB, taken_bytes / MIB);
+            break;
+        }
+        // The two are of two moments.
+        assert!(Instant::now() < deadline, "it has {has_bytes} bytes, and takes {taken_bytes} of the host");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let has_mib = guest.has_bytes(daemon) / MIB;
+    let vm = daemon.vm(guest.name);
+    let count =
+        |path: &str| vm.pointer(path).and_then(Value::as_u64).unwrap_or_else(|| panic!("{path}: {vm}"));
+    let (stored, pushed_out) = (count("/stored_pages"), count("/stores"));
+    // The swap header is the daemon's own.
+    assert!(stored <= pushed_out + 1, "{stored} pages are stored, and {pushed_out} were pushed out");
+    let lacking_mib = HELD_MIB.saturating_sub(has_mib);
+    assert!(
+        stored * 4096 >= lacking_mib * MIB,
+        "{stored} pages are stored, and {lacking_mib} MiB are not in the guest"
+    );
+}
+
+/// At no tick, once they are within it, do the guests together have more than the budget, but for what a look at one
+/// after the other may see double.
+fn check_budget_was_kept(dir: &Path) {
+    const SLACK_MIB: u64 = 8;
+    let trace = BufReader::new(File::open(dir.join("state/balloon.trace")).unwrap());
+    let ticks = trace::read(trace).map(Result::unwrap);
+    let sums = ticks.filter_map(|tick| {
+        let actual = tick.vms.iter().map(|step| match &step.snapshot.vmm {
+            Vmm::Answers(memory) => Some(memory.actual_bytes / MIB),
+            Vmm::Silent(_) | Vmm::Gone(_) => None,
+        });
+        actual.sum::<Option<u64>>()
+    });
+    let within: Vec<u64> = sums.skip_while(|mib| *mib > BUDGET_MIB).collect();
+    println!("{} ticks within the budget, {:?} MiB at most", within.len(), within.iter().max());
+    assert!(within.len() > 30, "{} ticks", within.len());
+    let over: Vec<_> = within.iter().enumerate().filter(|(_, mib)| **mib > BUDGET_MIB + SLACK_MIB).collect();
+    assert!(over.is_empty(), "ticks since they were within the budget, and MiB that both had: {over:?}");
+}
+
 #[test]
 fn cold_memory_leaves_a_guest_and_what_becomes_hot_is_given_back() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let daemon = Daemon::start(dir.path(), &config(dir.path(), &["web1"], "[balloon]\ninterval = \"1s\""));
+    let more = "[balloon]\ninterval = \"1s\"";
+    let daemon = Daemon::start(dir.path(), &config(dir.path(), &["web1"], "", more));
     let mut guest = Guest::boot(&daemon, dir.path(), "web1");
     guest.says("waits for orders");
+    let taken_mib = guest.vm.memory_bytes() / MIB;
+    assert!(taken_mib >= HELD_MIB, "it takes {taken_mib} MiB of the host, and holds {HELD_MIB}");
     guest.work_on(HOT_MIB);
     guest.says(&format!("hot={HOT_MIB} "));
-    let before = balloon(&daemon, "web1");
-    println!("before: {before}");
+    println!("before: {}", balloon(&daemon, "web1"));
 
     // What the guest holds and doesn't work on is cold; three fifths of it are to be out.
     let cold_mib = HELD_MIB - HOT_MIB;
     let wanted_mib = KERNEL_MIB + HELD_MIB - cold_mib * 6 / 10;
     let has_mib = wait_until_it_has(&daemon, &guest, |mib| mib <= wanted_mib);
     let squeezed = balloon(&daemon, "web1");
-    println!("{cold_mib} MiB are cold; now it has {has_mib} MiB: {squeezed}");
+    println!("{cold_mib} MiB are cold; it took {taken_mib} MiB, and now has {has_mib}: {squeezed}");
+    check_memory_is_the_hosts(&daemon, &guest);
     guest.says(&format!("hot={HOT_MIB} "));
 
     let hot_mib = HELD_MIB - 32;
@@ -195,7 +254,8 @@ fn cold_memory_leaves_a_guest_and_what_becomes_hot_is_given_back() {
 fn two_guests_that_take_turns_share_a_budget() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let more = format!("[balloon]\ninterval = \"1s\"\nbudget = \"{BUDGET_MIB}MiB\"");
-    let daemon = Daemon::start(dir.path(), &config(dir.path(), &["web1", "web2"], &more));
+    let daemon =
+        Daemon::start(dir.path(), &config(dir.path(), &["web1", "web2"], ", promotion_rate = \"1%\"", &more));
     let mut guests = ["web1", "web2"].map(|name| Guest::boot(&daemon, dir.path(), name));
     for guest in &mut guests {
         guest.says("waits for orders");
@@ -218,6 +278,7 @@ fn two_guests_that_take_turns_share_a_budget() {
     }
     guests.iter_mut().for_each(Guest::finish);
     replay(&daemon, dir.path());
+    check_budget_was_kept(dir.path());
     if let Some(kept) = std::env::var_os("BALLAST_KEEP_TRACE") {
         std::fs::copy(dir.path().join("state/balloon.trace"), kept).unwrap();
     }

@@ -1,6 +1,8 @@
 //! A VMM that a test starts with arguments of its own, and what its guest says on a serial console.
 
+use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -59,6 +61,18 @@ impl Vm {
             Some(Verdict::Pass(counts)) => counts,
             other => panic!("no PASS: {other:?}\n{}", self.words()),
         }
+    }
+
+    /// Bytes that the host has behind the guest's memory, which is to be a memfd.
+    pub fn memory_bytes(&self) -> u64 {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("the VMM runs");
+        let memfds = files.filter_map(|file| {
+            let path = file.ok()?.path();
+            let is_memfd = std::fs::read_link(&path).ok()?.to_str()?.starts_with("/memfd:");
+            is_memfd.then(|| std::fs::metadata(path).ok()).flatten()
+        });
+        let by_inode: BTreeMap<u64, u64> = memfds.map(|file| (file.ino(), file.blocks() * 512)).collect();
+        by_inode.values().sum()
     }
 
     /// What the guest has said.
