@@ -174,6 +174,26 @@ fn the_map_names_everything_else_that_is_kept() {
     }
 }
 
+#[test]
+fn every_limit_has_a_test() {
+    let text = read("ARCHITECTURE.md");
+    let rows = text.split("\n| what | bound | where | test |\n").nth(1).expect("the table of limits");
+    let rows: Vec<_> = rows.lines().skip(1).take_while(|row| row.starts_with('|')).collect();
+    assert!(rows.len() > 30);
+    let sources = rust_files("src").join("\n");
+    for row in rows {
+        let tests = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
+        assert!(tests.starts_with('`'), "no test is named: {row}");
+        for test in tests.split(", ").map(|test| test.trim_matches('`').rsplit("::").next().unwrap()) {
+            let there = root().join(format!("tests/{test}.rs")).exists()
+                || [format!("/{test}.rs"), format!("/{test}/mod.rs")]
+                    .iter()
+                    .any(|path| sources.contains(path));
+            assert!(there, "there is no {test}: {row}");
+        }
+    }
+}
+
 /// The public fields of a file's structs, by struct.
 fn fields(path: &str) -> Vec<(String, String)> {
     let (text, mut owner, mut fields) = (read(path), String::new(), Vec::new());

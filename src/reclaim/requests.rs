@@ -86,3 +86,18 @@ impl Requests {
         self.pressure.fetch_max(percent, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_too_many_orders_the_last_are_kept() {
+        let requests = Requests::default();
+        let vm = |n| VmId(u32::try_from(n).unwrap());
+        (0..ORDERS_MAX + 3).for_each(|n| requests.read_back(vm(n), Order::Taken));
+        let taken = requests.take_read_back();
+        assert_eq!((taken.len(), taken[0].0), (ORDERS_MAX, vm(3)));
+        assert!(requests.take_read_back().is_empty());
+    }
+}
