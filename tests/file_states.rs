@@ -103,7 +103,10 @@ fn a_file_that_waits_for_the_next_day_says_so() {
     let files = tempfile::tempdir().unwrap();
     let mut world = World::new(&files.path().join("file"), "size = \"64MiB\"\ndaily_limit = \"2MiB\"");
     let file = world.store_until("waiting");
-    assert_eq!(file["message"], "as much was written today as daily_limit allows");
+    assert_eq!(
+        file["message"],
+        "as much was written today as daily_limit allows: it goes on at midnight UTC, or when that is raised"
+    );
     assert!(file["written_today_bytes"].as_u64().unwrap() <= 2 << 20, "{file}");
     assert_eq!(file["daily_limit_bytes"], 2 << 20);
     world.check();
@@ -115,7 +118,7 @@ fn a_file_system_without_room_shows_and_is_no_failure() {
     let Some(_mount) = Mount::tmpfs(&files.path().join("small"), "5m") else { return };
     let mut world = World::new(&files.path().join("small/file"), "size = \"64MiB\"");
     let file = world.store_until("no_space");
-    assert_eq!(file["message"], "the file system that it is in has no room");
+    assert_eq!(file["message"], "the file system that it is in has no room: make some");
     assert!(file["no_space_errors"].as_u64().unwrap() > 0 && file["write_errors"] == 0, "{file}");
     world.check();
 }

@@ -192,6 +192,7 @@ fn check_memory_is_the_hosts(daemon: &Daemon, guest: &Guest) {
     // The swap header is the daemon's own.
     assert!(stored <= pushed_out + 1, "{stored} pages are stored, and {pushed_out} were pushed out");
     let lacking_mib = HELD_MIB.saturating_sub(has_mib);
+    assert!(stored * 4096 >= (HELD_MIB - HOT_MIB) * MIB * 6 / 10, "{stored} pages are stored");
     assert!(
         stored * 4096 >= lacking_mib * MIB,
         "{stored} pages are stored, and {lacking_mib} MiB are not in the guest"

@@ -19,7 +19,7 @@ use ballast::store::codec::{Compressor, Scratch};
 use ballast::store::lru::Age;
 use ballast::store::vm::{Limits, StoreError, VmStore};
 use ballast::writeback::WritebackState;
-use support::file::{load_waiting, neutral_shrinker, open_with_file, settle, store_waiting};
+use support::file::{load_waiting, neutral_shrinker, old, open_with_file, reserve, settle, store_waiting};
 use support::world::World;
 use support::{Random, open_store, page_of};
 
@@ -30,16 +30,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn open(dir: &tempfile::TempDir, vms: &[(&str, Limits)], pool_bytes: u64) -> Arc<Store> {
     let vms: Vec<_> = vms.iter().map(|(name, limits)| (*name, 20_000, *limits)).collect();
     Arc::new(open_with_file(dir.path(), &vms, pool_bytes, FILE_BYTES))
-}
-
-fn reserve(bytes: u64) -> Limits {
-    Limits { reserve_bytes: bytes, ..Limits::NONE }
-}
-
-/// An age of so many seconds.
-fn old(seconds: u64) -> Age {
-    let uptime = Age::from_bits(0).until(Age::now());
-    Age::stored(uptime.saturating_sub(Duration::from_secs(seconds)))
 }
 
 /// Stores pages of about a kilobyte from `first` on until there is no room; returns the slot that got none.

@@ -246,3 +246,28 @@ fn a_dictionary_of_a_vm_that_is_gone_is_removed_at_the_next_start() {
     assert!(!stray.exists());
     assert!(store.ready("web1").unwrap().slots() == SLOTS);
 }
+
+#[test]
+fn no_more_is_compressed_anew_at_a_time_than_its_share_of_a_core_allows() {
+    let moved_at_once = |cpu_percent: u32| {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let store = open_store(dir.path(), &["web1"], Compressor::Lz4, 1 << 30, 1 << 30);
+        store.shared().pools.set_cold(Some(Compressor::Zstd(19))).unwrap();
+        let store = Arc::new(store);
+        store_all(&store, &["web1"], Age::now());
+        let cold = ColdOptions { after: Duration::ZERO, cpu_percent };
+        let mut shrinker = Shrinker::new(Arc::clone(&store), Options { cold, ..Options::default() }, || {});
+        let moved = || shrinker_stats(&store);
+        while moved() == 0 {
+            shrinker.turn();
+        }
+        moved()
+    };
+    // A tenth of a second, and a thousandth: machines vary by less than what is between these.
+    let (all, little) = (moved_at_once(100), moved_at_once(1));
+    assert!(little * 4 < all, "{little} objects with a hundredth of a core, {all} with all of it");
+}
+
+fn shrinker_stats(store: &Store) -> u64 {
+    store.ready("web1").unwrap().accounting().events.recompressed_pages
+}

@@ -428,7 +428,8 @@ fn a_trace_that_is_none_is_refused_by_its_line() {
 
 /// Two booted guests that took turns, as version 2 wrote it down, which is read as well: BALLAST_KEEP_TRACE=/tmp/trace tests/run --test guest_squeeze two_guests, of which these
 /// are the ticks with something new and a few of the others. It is what the policy decided when that was written down; a policy that is meant to decide otherwise needs a
-/// new one, and what it decides otherwise is said here.
+/// new one, and what it decides otherwise is said here: in lines 17 and 18 the host took from web1, which was in distress; now it
+/// takes from web2.
 const RECORDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/two-guests.trace");
 
 #[test]

@@ -143,6 +143,33 @@ fn it_is_squeezed_while_little_comes_back() {
 }
 
 #[test]
+fn what_it_does_not_use_is_taken_all_the_same() {
+    check(vec![
+        (
+            "stores wait, and it has much that it doesn't use",
+            256,
+            |seen| seen.snapshot.held.waiting_stores = 1,
+            456,
+            Reason::TookFree(56 * MIB),
+        ),
+        (
+            "a page now and then comes back to a guest with room",
+            256,
+            |seen| seen.snapshot.counters.promoted = 1,
+            456,
+            Reason::TookFree(56 * MIB),
+        ),
+        (
+            "its disk is nearly full, but what it doesn't use needs no room there",
+            256,
+            |seen| seen.snapshot.held.stored_pages = 950_000,
+            456,
+            Reason::TookFree(56 * MIB),
+        ),
+    ]);
+}
+
+#[test]
 fn it_is_held_for_a_reason() {
     let held = |hold| Reason::Held(hold);
     check(vec![
@@ -167,17 +194,17 @@ fn it_is_held_for_a_reason() {
             512,
             held(Hold::StatsOld),
         ),
-        ("stores wait", 256, |seen| seen.snapshot.held.waiting_stores = 1, 512, held(Hold::PoolBusy)),
+        ("stores wait", 20, |seen| seen.snapshot.held.waiting_stores = 1, 512, held(Hold::PoolBusy)),
         (
             "stores have waited",
-            256,
+            20,
             |seen| seen.snapshot.counters.delayed_stores = 1,
             512,
             held(Hold::PoolBusy),
         ),
         (
             "others' stores wait, and the pool is full",
-            256,
+            20,
             |seen| (seen.waiting_stores, seen.pool_bytes) = (1, 900 * MIB),
             512,
             held(Hold::PoolBusy),
@@ -219,14 +246,14 @@ fn it_is_held_while_there_is_nowhere_to_go() {
     check(vec![
         (
             "its disk is nearly full",
-            256,
+            20,
             |seen| seen.snapshot.held.stored_pages = 950_000,
             512,
             held(Hold::DiskFull),
         ),
         (
             "the pool is nearly full, and its pages can't leave",
-            256,
+            20,
             |seen| (seen.pool_bytes, seen.snapshot.held.writeback) = (910 * MIB, false),
             512,
             held(Hold::PoolFull),
@@ -240,7 +267,7 @@ fn it_is_held_while_there_is_nowhere_to_go() {
         ),
         (
             "its pages hardly shrink",
-            256,
+            20,
             |seen| (seen.snapshot.held.pool_pages, seen.snapshot.held.pool_bytes) = (4096, 14 * MIB),
             512,
             held(Hold::HardlyShrinks),

@@ -140,7 +140,7 @@ fn what_is_for_now_is_forgotten_and_what_is_remembered_lies_over_the_file() {
 
     // Added again, it has its pages.
     let said = refused(&daemon, &["vm", "add", "tmp", "--size", "8MiB"]);
-    assert!(said.contains("with a disk of 4096 slots instead of 2048"), "{said}");
+    assert!(said.contains("with a disk of 16MiB instead of 8MiB"), "{said}");
     assert!(!daemon.socket("tmp").exists(), "nothing is left of what was refused");
     ok(&daemon, &["vm", "add", "tmp", "--size", "16MiB"]);
     assert!(daemon.attach("tmp").1.read_pages(10, 60).unwrap() == pages());

@@ -40,6 +40,8 @@ const REACHED_BYTES_MIN: u64 = 2 << 20;
 const PATIENCE_TICKS: u64 = 12;
 /// After a step, what is pushed out for so many ticks is its doing.
 const STEP_TICKS: u64 = 2;
+/// How much a guest in distress suffers at least, beside others: as one to which ten times as much comes back as may.
+const DISTRESS_PERCENT: u64 = 1000;
 /// Above this share of what may come back, memory is given back, in percent; below 100 some is taken.
 const RELAX_PERCENT: u64 = 200;
 /// Above this share it is given back also to a VM that was given some just now, in percent.
@@ -147,10 +149,12 @@ pub(super) fn wish(host: &Host, snapshot: &Snapshot, state: &mut State) -> Wish 
         }
     };
     let signals = signals.unwrap_or_default();
+    // A guest that can't swap any more suffers, and nothing comes back to it.
+    let in_distress = matches!(reason, Reason::Relaxed(..));
     Wish {
         decision: Decision { target_bytes: to_bytes, apply: !observed, reason },
-        pain_percent: signals.pain_percent,
-        suffers: signals.pain_percent.min(signals.pain_now_percent) > 100,
+        pain_percent: signals.pain_percent.max(if in_distress { DISTRESS_PERCENT } else { 0 }),
+        suffers: in_distress || signals.pain_percent.min(signals.pain_now_percent) > 100,
         available_bytes: signals.available_bytes.unwrap_or(0),
         from_bytes,
         waited_ticks: state.step_ticks,
@@ -312,12 +316,13 @@ impl Tick<'_> {
 
     /// Why nothing is taken now, if nothing is.
     fn hold(&self, state: &State) -> Option<Hold> {
-        let held = &self.snapshot.held;
         let left_ms = state.back_off_until_ms.saturating_sub(self.host.now_ms);
         if left_ms > 0 {
             return Some(Hold::BackOff(left_ms));
         }
-        if let Some(spare_bytes) = self.refilling() {
+        // A page now and then comes back to every guest.
+        let much_back = self.signals.pain_percent.max(self.signals.pain_now_percent) >= 100;
+        if let Some(spare_bytes) = self.refilling().filter(|_| much_back) {
             return Some(Hold::Refilling(spare_bytes));
         }
         if self.signals.pain_percent >= 100 {
@@ -329,19 +334,20 @@ impl Tick<'_> {
         if self.signals.grown_bytes > self.memory.actual_bytes / GROWING_PART {
             return Some(Hold::Growing(self.signals.grown_bytes));
         }
-        if self.signals.delayed_stores > 0 || held.waiting_stores > 0 || self.host.is_stuck() {
-            return Some(Hold::PoolBusy);
-        }
         if self.memory.actual_bytes > self.reached_bytes() {
             return Some(Hold::Underway);
         }
-        if self.from_bytes <= self.bounds.min_bytes {
-            return Some(Hold::AtMinimum);
+        (self.from_bytes <= self.bounds.min_bytes).then_some(Hold::AtMinimum)
+    }
+
+    /// Why pages have nowhere to go now: what the guest doesn't use can be taken all the same.
+    fn nowhere_to_go(&self) -> Option<Hold> {
+        let held = &self.snapshot.held;
+        if self.signals.delayed_stores > 0 || held.waiting_stores > 0 || self.host.is_stuck() {
+            return Some(Hold::PoolBusy);
         }
-        if let Some(hold) = self.has_no_room(NEARLY_FULL_PERCENT) {
-            return Some(hold);
-        }
-        hardly_shrinks(held).then_some(Hold::HardlyShrinks)
+        let full = self.has_no_room(NEARLY_FULL_PERCENT);
+        full.or_else(|| hardly_shrinks(held).then_some(Hold::HardlyShrinks))
     }
 
     /// What more than `percent` of is taken of what the guest could push pages out to.
@@ -372,6 +378,10 @@ impl Tick<'_> {
         let actual_bytes = self.memory.actual_bytes;
         let spare_bytes = self.signals.available_bytes.unwrap_or(0).saturating_sub(self.headroom_bytes());
         let free_bytes = (spare_bytes / FREE_STEP_PART).min(actual_bytes / FREE_STEP_MAX_PART);
+        let nowhere_to_go = self.nowhere_to_go();
+        if let Some(hold) = nowhere_to_go.as_ref().filter(|_| free_bytes == 0) {
+            return (self.from_bytes, Reason::Held(*hold));
+        }
         if free_bytes == 0 && self.is_dry(state) {
             // Tried again with less, should somebody switch its swap on.
             state.dry_bytes = 0;
@@ -384,6 +394,7 @@ impl Tick<'_> {
         let slower = if self.signals.available_bytes.is_none() { slower * MUTE_PART } else { slower };
         let cold_bytes = (actual_bytes / COLD_STEP_PART).min(COLD_STEP_BYTES_MAX) / slower;
         let cold_bytes = cold_bytes * (100 - self.signals.pain_percent.min(100)) / 100;
+        let cold_bytes = if nowhere_to_go.is_some() { 0 } else { cold_bytes };
         let elsewhere_percent = self.signals.elsewhere_percent;
         if free_bytes == 0 && elsewhere_percent > ELSEWHERE_PERCENT {
             // Tried again once that is some ticks ago, by a small step: its other swap may have become full.

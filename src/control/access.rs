@@ -33,7 +33,7 @@ pub enum GroupError {
         name: String,
     },
     /// The system's list of groups can't be read.
-    #[error("the groups of this system can't be looked up")]
+    #[error("the groups of this system can't be looked up: see to /etc/group and nsswitch.conf")]
     Lookup(#[from] io::Error),
 }
 

@@ -148,14 +148,27 @@ impl ColdEnd {
         }
     }
 
-    /// Takes the coldest page, with the age that it was found with, and counts it as gone until the next look.
+    /// Whether this many bytes less leave the VM its reserve.
+    pub(super) fn spares(&self, bytes: u64) -> bool {
+        self.accounting.held.pool_bytes.saturating_sub(bytes) >= self.limits.reserve_bytes
+    }
+
+    /// The page that was taken last stays, with all that is left: the VM is at its reserve until the next look.
+    pub(super) fn end_at_reserve(&mut self) {
+        self.accounting.held.pool_bytes = self.accounting.held.pool_bytes.min(self.limits.reserve_bytes);
+    }
+
+    /// Takes the coldest page, with the age that it was found with. [`Self::count_as_gone`] says what it was.
     pub(super) fn take(&mut self) -> Option<(Age, Slot)> {
         let taken = (*self.ages.get(self.next)?, *self.slots.get(self.next)?);
         self.next += 1;
-        let held = &mut self.accounting.held;
-        let page_bytes = held.pool_bytes.checked_div(held.arena_pages()).unwrap_or(0);
-        held.pool_bytes = held.pool_bytes.saturating_sub(page_bytes);
-        held.stored_pages -= held.arena_pages().min(1);
         Some(taken)
+    }
+
+    /// Counts a page that was taken as gone until the next look.
+    pub(super) fn count_as_gone(&mut self, pool_bytes: u64) {
+        let held = &mut self.accounting.held;
+        held.pool_bytes = held.pool_bytes.saturating_sub(pool_bytes);
+        held.stored_pages -= held.arena_pages().min(1);
     }
 }

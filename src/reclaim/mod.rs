@@ -8,6 +8,7 @@ pub mod shrinker;
 mod cleaning;
 mod cold;
 mod handle;
+mod isolate;
 mod read_back;
 mod recompress;
 mod requests;

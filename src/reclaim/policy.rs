@@ -401,6 +401,8 @@ mod tests {
         fn a_merge_is_what_is_decided_page_by_page(
             ages in proptest::collection::vec(proptest::collection::vec(0u64..900, 0..40), 1..6),
             spared in proptest::collection::vec(0u64..40, 6),
+            weights in proptest::collection::vec(10u32..1000, 6),
+            file_loads in proptest::collection::vec(0f64..200.0, 6),
             idle: bool,
             pages_max in 1usize..100,
         ) {
@@ -415,12 +417,15 @@ mod tests {
                 pool_bytes: 1024 * 1000,
                 arena_pages: 1000,
                 reserve_bytes: 1024 * (1000 - spared[index]),
+                weight: weights[index],
+                file_loads: file_loads[index],
                 ..vm(cold)
             }).collect();
-            let merged = Policy::NEUTRAL.merge(&pool, &vms, pages_max);
+            let policy = Policy::default();
+            let merged = policy.merge(&pool, &vms, pages_max);
             let mut left = pages_max;
             let mut decided: Vec<(usize, usize)> = Vec::new();
-            while left > 0 && let Decision::Evict { vm, pages, .. } = Policy::NEUTRAL.decide(&pool, &vms) {
+            while left > 0 && let Decision::Evict { vm, pages, .. } = policy.decide(&pool, &vms) {
                 let pages = pages.min(left);
                 left -= pages;
                 match decided.last_mut() {

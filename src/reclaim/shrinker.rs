@@ -13,22 +13,23 @@ use std::time::{Duration, Instant};
 use super::cleaning::{Cleaning, Suspects, Vms};
 use super::cold::ColdEnd;
 pub use super::handle::Handle;
+use super::isolate::{BATCH_BYTES_MAX, Isolated, isolate_some};
 use super::policy::{BATCH_PAGES_MAX, Decision, Policy, PoolView, Reason, is_full};
 use super::pressure::Level;
 use super::read_back::{Bounds, Order, ReadingBack};
 use super::recompress::{ColdOptions, Recompression};
 use super::requests::Requests;
 use super::stats::ShrinkerStats;
-use crate::ids::{Owner, Slot, VmId};
+use crate::ids::{Owner, VmId};
 use crate::store::Store;
 use crate::store::arena::compact;
 use crate::store::codec::Scratch;
 use crate::store::lru::Age;
 use crate::store::pool::PoolId;
 use crate::store::room::{Marks, Outlook};
-use crate::store::vm::{Generation, VmStore};
+use crate::store::vm::VmStore;
 use crate::threads::{self, Role};
-use crate::writeback::{Outgoing, SEGMENT_BYTES, WriteError, Writeback};
+use crate::writeback::{Outgoing, WriteError, Writeback};
 
 /// How long the shrinker sleeps when nobody wakes it.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -48,8 +49,6 @@ const CLEAN_FOR_BATCH_MAX: usize = 16;
 const SLACK_PERCENT_MAX: u64 = 7;
 /// The same while nothing else is to be done: then moving objects costs nobody anything.
 const SLACK_PERCENT_IDLE: u64 = 2;
-/// A batch ends with this many bytes, however few pages that are: half a segment of the file.
-const BATCH_BYTES_MAX: usize = SEGMENT_BYTES / 2;
 /// Batches after which upkeep has its turn although there is more to write.
 const UPKEEP_EVERY: u32 = 16;
 /// Objects moved at a time, so that a VM at its limit need not wait for all of them.
@@ -96,14 +95,6 @@ pub struct Shrinker {
     suspects: Suspects,
     scratch: Scratch,
     buffer: Vec<u8>,
-}
-
-/// One page on its way out.
-struct Isolated {
-    vm: VmId,
-    slot: Slot,
-    generation: Generation,
-    object_bytes: usize,
 }
 
 /// How a step ended.
@@ -329,6 +320,7 @@ impl Shrinker {
         let (mut batch, mut why) = (Vec::new(), None);
         self.buffer.clear();
         let mut vms: Vec<_> = self.vms.values_mut().collect();
+        let arena = self.store.arena();
         let mut left = BATCH_PAGES_MAX;
         while left > 0 && self.buffer.len() < BATCH_BYTES_MAX {
             let views: Vec<_> = vms.iter().map(|(_, cold)| cold.view()).collect();
@@ -348,8 +340,7 @@ impl Shrinker {
             };
             for (vm, pages) in runs {
                 left -= pages;
-                let (vm, cold) = &mut *vms[vm];
-                isolate_some(vm, cold, pages, &mut self.buffer, &mut batch);
+                isolate_some(vms[vm], (pages, reason), arena, &mut self.buffer, &mut batch);
             }
         }
         self.first = pool.first;
@@ -466,25 +457,6 @@ impl Shrinker {
         }
         self.stats.compacted(compacted.moved as u64);
         compacted.freed_bytes
-    }
-}
-
-/// Copies out the coldest pages of a VM, unless the batch is long enough before.
-fn isolate_some(
-    vm: &VmStore,
-    cold: &mut ColdEnd,
-    pages: usize,
-    buffer: &mut Vec<u8>,
-    batch: &mut Vec<Isolated>,
-) {
-    for _ in 0..pages {
-        if buffer.len() >= BATCH_BYTES_MAX {
-            break;
-        }
-        let Some((age, slot)) = cold.take() else { break };
-        let found = vm.isolate(slot, age, buffer);
-        let of_vm = |(generation, object_bytes)| Isolated { vm: vm.id(), slot, generation, object_bytes };
-        batch.extend(found.map(of_vm));
     }
 }
 

@@ -185,7 +185,7 @@ impl Trainer {
         match start(pages, seen, vm.dictionaries().encoder(level), level) {
             Ok(thread) => self.job = Some(Job { vm: vm.id(), began: Instant::now(), thread }),
             Err(err) => {
-                tracing::warn!(%err, "a dictionary can't be trained");
+                tracing::warn!(%err, vm = vm.table().name(), "a dictionary can't be trained");
                 known.note_training(Instant::now());
             }
         }

@@ -217,10 +217,10 @@ fn file_status(file: &Writeback, path: String) -> WritebackStatus {
             (ApiWritebackState::Full, Some("make it larger, or discard pages".to_owned()))
         }
         WritebackState::NoSpace => {
-            (ApiWritebackState::NoSpace, Some("the file system that it is in has no room".to_owned()))
+            (ApiWritebackState::NoSpace, Some("the file system that it is in has no room: make some".to_owned()))
         }
         WritebackState::Budget => {
-            (ApiWritebackState::Waiting, Some("as much was written today as daily_limit allows".to_owned()))
+            (ApiWritebackState::Waiting, Some("as much was written today as daily_limit allows: it goes on at midnight UTC, or when that is raised".to_owned()))
         }
         WritebackState::Off { reason } => (ApiWritebackState::Failed, Some(reason)),
     };

@@ -106,8 +106,9 @@ pub enum AddError {
     Exists(String),
     /// The state directory has pages of a VM of this name whose disk is another.
     #[error(
-        "the state directory has pages of a VM {name:?} with a disk of {found} slots instead of {wanted}: give the VM \
-         the size that it had, or drop the pages first with `ballast vm clear {name}`"
+        "the state directory has pages of a VM {name:?} with a disk of {} instead of {}: give the VM the size that it had, or \
+         drop the pages first with `ballast vm clear {name}`",
+        table::disk_size(*found), table::disk_size(*wanted)
     )]
     OtherSize {
         /// The VM.
@@ -121,7 +122,9 @@ pub enum AddError {
     #[error("{0}")]
     Damaged(String),
     /// Its page table can't be made.
-    #[error("a page table for the VM can't be made")]
+    #[error(
+        "a page table for the VM can't be made: the state directory needs room, so make some and add the VM again"
+    )]
     Table(#[from] ClearError),
 }
 
@@ -135,7 +138,9 @@ pub enum ClearError {
     #[error(transparent)]
     State(#[from] StateError),
     /// A new page table can't be made.
-    #[error("the VM's page table can't be made anew")]
+    #[error(
+        "the VM's page table can't be made anew: the state directory needs room, so make some and clear the VM again"
+    )]
     Table(#[from] table::TableError),
 }
 

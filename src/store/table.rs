@@ -31,7 +31,7 @@ use super::crashes::Crashes;
 use super::mapping::{HalfWord, Mapping, Word};
 use super::state::{STATE_VERSION, STATE_VERSION_MIN};
 use crate::crash_point;
-use crate::ids::{Slot, VmId};
+use crate::ids::{Bytes, Slot, VmId};
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
 use crate::private;
 
@@ -58,6 +58,11 @@ const CHUNK_BYTES: u64 = ENTRIES_BYTES + CHUNK_SLOTS as u64 * 4;
 pub fn seconds_since_boot() -> u32 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     u32::try_from(now.tv_sec).unwrap_or(u32::MAX)
+}
+
+/// How large the disk of so many slots is.
+pub(super) fn disk_size(slots: u32) -> Bytes {
+    Bytes(u64::from(slots) * PAGE_SIZE_U64)
 }
 
 /// One VM's page table.
@@ -93,7 +98,7 @@ pub enum TableError {
         wanted: u64,
     },
     /// It is for a device of another size.
-    #[error("the VM was created with {} of swap and is configured with {}", crate::ids::Bytes(u64::from(*found) * PAGE_SIZE_U64), crate::ids::Bytes(u64::from(*wanted) * PAGE_SIZE_U64))]
+    #[error("the VM was created with {} of swap and is configured with {}", disk_size(*found), disk_size(*wanted))]
     Size {
         /// Slots in the table.
         found: u32,

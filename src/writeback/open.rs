@@ -102,7 +102,7 @@ pub enum OpenError {
         found: Found,
     },
     /// There is no room for a segment.
-    #[error("the writeback file {} needs at least 2MiB, and has {bytes} bytes", path.display())]
+    #[error("the writeback file {} needs at least 2MiB, and has {bytes} bytes: give it a larger size", path.display())]
     TooSmall {
         /// The file.
         path: PathBuf,

@@ -42,8 +42,8 @@ def of_codec(bench, cells, pages):
     alone = bench.codec_alone(pages)
     for operation in ("store", "load"):
         ratio = throughput(cells, USUAL, operation) / alone[operation]["pages_per_second"]
-        yield f"{operation} at depth 32, of the codec, checksum and one copy alone " \
-              f"({alone[operation]['pages_per_second'] / 1000:.0f} k pages/s)", ratio, (">=", 0.85), ""
+        note = f"alone {alone[operation]['pages_per_second'] / 1000:.0f} k pages/s in the first round"
+        yield f"{operation} at depth 32, of the codec, checksum and one copy alone", ratio, (">=", 0.85), note
 
 
 def of_crowd(cells):

@@ -186,3 +186,14 @@ pub fn store_waiting(
     }
     panic!("no room for slot {slot}: {:?}", vm.accounting());
 }
+
+/// A VM that has so much of the pool to itself.
+pub fn reserve(bytes: u64) -> Limits {
+    Limits { reserve_bytes: bytes, ..Limits::NONE }
+}
+
+/// An age of so many seconds.
+pub fn old(seconds: u64) -> Age {
+    let uptime = Age::from_bits(0).until(Age::now());
+    Age::stored(uptime.saturating_sub(Duration::from_secs(seconds)))
+}
