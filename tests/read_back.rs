@@ -5,10 +5,11 @@
 
 mod support;
 
+use std::cell::RefCell;
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use ballast::ids::Slot;
@@ -41,16 +42,35 @@ fn come_back(store: &Store, shrinker: &mut Shrinker) {
     panic!("it never ends");
 }
 
+thread_local! {
+    /// What the log said in this test.
+    static LOG: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Log;
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        LOG.with_borrow_mut(|log| log.write(bytes))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Every test comes here before it causes a line. A subscriber of one thread isn't enough: whoever meets a line first
+/// decides for all threads whether anybody listens to it.
+fn listen() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| tracing_subscriber::fmt().with_ansi(false).with_writer(|| Log).init());
+}
+
 /// What the log says while this is done.
 fn told(does: impl FnOnce()) -> String {
-    let mut log = tempfile::tempfile().unwrap();
-    let writer = Arc::new(log.try_clone().unwrap());
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
-    tracing::subscriber::with_default(subscriber, does);
-    let mut text = String::new();
-    log.rewind().unwrap();
-    log.read_to_string(&mut text).unwrap();
-    text
+    LOG.take();
+    does();
+    String::from_utf8(LOG.take()).unwrap()
 }
 
 /// A VM with [`PAGES`] pages in the file, of which the one in the last slot was used last.
@@ -64,6 +84,7 @@ struct Guest {
 
 impl Guest {
     fn new(pool_bytes: u64, limits: Limits) -> Self {
+        listen();
         let dir = tempfile::tempdir().unwrap();
         let vms = [("a", 40_000, limits), ("b", 40_000, Limits::NONE)];
         let (store, faulty) = open_with_faulty_file(dir.path(), &vms, pool_bytes, FILE_BYTES);
@@ -410,6 +431,7 @@ proptest! {
     #[test]
     fn pages_are_what_was_stored_whatever_happens_while_they_come_back(steps in steps()) {
         // Room for all, should they be there at once.
+        listen();
         let mut world = World::new(8 << 20, 16 << 20);
         for slot in 0..SLOTS {
             (0..NAMES.len()).for_each(|vm| world.put(vm, slot, u8::try_from(slot % 5).unwrap()));
