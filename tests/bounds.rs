@@ -176,12 +176,7 @@ fn a_session_too_many_is_refused_and_says_why() {
     let before = setup.usage();
     let socket = setup.daemon.socket("vm0");
     let held: Vec<_> = (0..3 * SESSIONS_MAX).map(|_| UnixStream::connect(&socket).unwrap()).collect();
-    let deadline = Instant::now() + PATIENCE;
-    let refusal = format!("the VM has {SESSIONS_MAX} connections already");
-    while !setup.daemon.log().contains(&refusal) {
-        assert!(Instant::now() < deadline, "{}", setup.daemon.log());
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    setup.daemon.wait_for_log(&format!("the VM has {SESSIONS_MAX} connections already"));
     // Those that were let in are left alone, the others were hung up on.
     let ended = |mut stream: &UnixStream| {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -353,11 +353,7 @@ fn memory_that_is_not_shared_is_suspected_aloud() {
         log_addr: None,
     };
     let _ = device.frontend().unwrap().set_vring_addr(0, &address);
-    let start = Instant::now();
-    while !daemon.log().contains("not in memory that the VMM shares: start QEMU with") {
-        assert!(start.elapsed() < Duration::from_secs(60), "{}", daemon.log());
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    daemon.wait_for_log("not in memory that the VMM shares: start QEMU with");
 }
 
 #[test]

@@ -58,12 +58,9 @@ fn assert_there(disk: &mut Queue) {
 /// A VMM that has lost its daemon comes back with what it has, and is not let in.
 fn assert_refused(daemon: &Daemon, device: &mut Device) {
     device.reconnect(Duration::from_millis(500)).unwrap_err();
-    let deadline = Instant::now() + PATIENCE;
-    let said = "pages that are not here any more: the state directory is another, or the VM's page table was removed";
-    while !daemon.log().contains(said) {
-        assert!(Instant::now() < deadline, "{}", daemon.log());
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    daemon.wait_for_log(
+        "pages that are not here any more: the state directory is another, or the VM's page table was removed",
+    );
 }
 
 /// What a daemon says that is expected to give up.

@@ -175,6 +175,10 @@ pub fn pool(pool: &PoolStatus) -> String {
         let pages = pool.counters.bad_pages;
         text.push_str(&format!("bad pages found: {pages}; `ballast check` says which are still there\n"));
     }
+    if pool.mended_pages > 0 {
+        let pages = pool.mended_pages;
+        text.push_str(&format!("pages of the pool's memory that failed: {pages}; the host's memory or a disk is failing\n"));
+    }
     for cold in pool.pools.iter().filter(|pool| pool.state == CompressorPoolState::Cold && pool.objects > 0) {
         text.push_str(&format!("cold: {}, objects: {}\n", cold.compressor, cold.objects));
     }
@@ -301,6 +305,7 @@ a-long-name: its page table is damaged
             accept_threshold_percent: 90,
             waiting_stores: 3,
             counters: Counters { bad_pages: 2, ..Counters::default() },
+            mended_pages: 1,
             pools: vec![CompressorPool::default(), draining],
             pressure_source: Some("psi+cgroup".to_owned()),
             ..PoolStatus::default()
@@ -334,6 +339,7 @@ pool: 0B of 0B used, payload 0B, metadata 0B; 0B stored (zstd:3), ratio -, saved
 full: pages leave until less than 90 % is used
 writes that wait for room: 3
 bad pages found: 2; `ballast check` says which are still there
+pages of the pool's memory that failed: 1; the host's memory or a disk is failing
 draining: lz4, objects left: 7; 13 of 20 objects done (65 %)
 recompression: 2 of 9 objects done (22 %)
 recompression: found no room, and tries again less and less often

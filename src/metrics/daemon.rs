@@ -22,6 +22,11 @@ const POOL: &[Number<PoolStatus>] = &[
     gauge("ballast_pool_stuck", "Whether it is full and no page can leave.", |pool| {
         pool.stuck.is_some().into()
     }),
+    counter(
+        "ballast_pool_mended_pages",
+        "Pages of the pool's memory that could not be read any more and were replaced.",
+        |pool| pool.mended_pages.into(),
+    ),
 ];
 
 const SHRINKER: &[Number<ShrinkerStatus>] = &[

@@ -36,7 +36,7 @@ pub struct Daemon {
     /// What it was started with.
     pub(super) config: Config,
     /// As long as threads may touch the arena: the process's life.
-    _mending: Mending,
+    pub(super) mending: Mending,
     pub(super) store: Arc<Store>,
     pub(super) device: Arc<Device>,
     pub(super) shrinker: Arc<shrinker::Handle>,
@@ -85,7 +85,7 @@ impl Daemon {
         }
         let device = Device::start(config.workers, config.poll, config.pool.store_deadline, store.state_id())
             .map_err(ServeError::Thread)?;
-        let mending = Mending::of(&store).map_err(ServeError::Thread)?;
+        let mending = Mending::of(&store, config.lock_memory).map_err(ServeError::Thread)?;
         let mut vms = Vec::new();
         for vm in &config.vms {
             vms.push(serve_or_not(vm, &store));
@@ -104,7 +104,7 @@ impl Daemon {
         let (sockets, served) = (Mutex::new(sockets), RwLock::new(vms));
         Ok(Self {
             config,
-            _mending: mending,
+            mending,
             store,
             device,
             shrinker,

@@ -1,10 +1,10 @@
 //! Whose pages nobody wants any more: a VM that says so in `clear_after` is cleared so long after a VMM was connected last.
 //! When that was stands in its page table, so it outlives the daemon; it is noted when a VMM comes, and once a minute while
-//! one is there.
+//! one is there. It is also who says that pages of the arena were given up: who did that was in no state to talk.
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::daemon::Daemon;
 use super::served::guest_pages;
@@ -13,6 +13,8 @@ use crate::store::table::seconds_since_boot;
 use crate::threads::{self, Role};
 
 const PERIOD: Duration = Duration::from_secs(60);
+/// The shortest time between two lines about pages that were given up: more of them may follow at once.
+const NEWS_PERIOD: Duration = Duration::from_secs(1);
 /// How long the daemon has to run before it clears anything: VMMs that were connected to the one before it come back
 /// within a second or two, however long there was none.
 const GRACE_SECONDS: u32 = 600;
@@ -21,12 +23,30 @@ const GRACE_SECONDS: u32 = 600;
 pub(super) fn start(daemon: Arc<Daemon>) -> io::Result<()> {
     threads::spawn("keeper", Role::Listener, move || {
         let started = seconds_since_boot();
+        let mut told = 0;
         loop {
             look(&daemon, seconds_since_boot(), started);
-            std::thread::sleep(PERIOD);
+            let due = Instant::now() + PERIOD;
+            while let Some(left) = due.checked_duration_since(Instant::now()) {
+                daemon.mending.wait(left);
+                told = tell_mended(daemon.mending.pages(), told);
+            }
         }
     })?;
     Ok(())
+}
+
+/// Says how many pages of the arena are given up by now, unless that was told.
+fn tell_mended(pages: u32, told: u32) -> u32 {
+    if pages > told {
+        tracing::error!(
+            pages,
+            "pages of the arena can't be read any more, because the host's memory or a disk is failing: what was stored there \
+             is lost and says so when it is read; `ballast check` names it; move the VMs to another host"
+        );
+        std::thread::sleep(NEWS_PERIOD);
+    }
+    pages
 }
 
 /// Looks once, at a second of the boot-time clock, in a daemon that was started at another.

@@ -87,6 +87,7 @@ fn pool_status(daemon: &Daemon, vms: &[VmStatus], metadata_bytes: u64) -> PoolSt
         accept_threshold_percent: shared.accept_percent(),
         compressor: compressor.to_string(),
         pools: pools(daemon, &sums.objects_by_pool),
+        mended_pages: daemon.mending.pages(),
         pressure_source: daemon.pressure.as_ref().map(|monitor| monitor.source().to_string()),
         counters: vms.iter().map(|vm| vm.counters).chain([sums.past]).sum(),
         refault_age_seconds: buckets(&sums.refault_age_seconds.counts),

@@ -140,6 +140,15 @@ impl Daemon {
         fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
+    /// Waits until they have said this.
+    pub fn wait_for_log(&self, said: &str) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.log().contains(said) {
+            assert!(Instant::now() < deadline, "nobody says {said:?}: {}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Runs a command of the binary against this daemon.
     pub fn ask(&self, args: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ballast"));

@@ -82,6 +82,9 @@ pub struct PoolStatus {
     pub compressor: String,
     /// The pool that new pages go to, then those that drain.
     pub pools: Vec<CompressorPool>,
+    /// Pages of the arena that could not be read any more and were replaced, since the daemon started: the host's memory or
+    /// a disk is failing.
+    pub mended_pages: u32,
     /// How the daemon learns that the host's memory is short: `psi`, `psi+cgroup` or `meminfo`; null when it doesn't.
     pub pressure_source: Option<String>,
     /// The sums over all VMs.

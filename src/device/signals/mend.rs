@@ -6,9 +6,12 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
 use super::watch::Watch;
 use crate::page::PAGE_SIZE;
@@ -17,11 +20,13 @@ use crate::store::Store;
 /// Pages that one daemon gives up: whose memory is worse than that is better started elsewhere.
 const MENDED_MAX: u32 = 4096;
 
-/// What is said where nothing can be formatted.
-const MENDED: &str = "ballast: a page of the arena can't be read any more, because the host's memory or a disk is failing: \
-                      pages that were stored there are lost and say so when they are read; `ballast check` names them\n";
-
+/// Pages that were given up, and those that were tried.
 static MENDED_PAGES: AtomicU32 = AtomicU32::new(0);
+static TRIED_PAGES: AtomicU32 = AtomicU32::new(0);
+/// An eventfd that says when there are more of them: the handler can't write to the log.
+static NEWS: OnceLock<OwnedFd> = OnceLock::new();
+/// Whether new pages are locked in memory as the old ones were.
+static LOCKED: AtomicBool = AtomicBool::new(false);
 /// One thread at a time, so that none gives up what another has mended and somebody has used again.
 static MENDING: AtomicBool = AtomicBool::new(false);
 
@@ -34,15 +39,36 @@ pub struct Mending {
 }
 
 impl Mending {
-    /// Mends the arena of `store` from now on.
+    /// Mends the arena of `store` from now on. If it is `locked` in memory, so are the pages that replace others.
     ///
     /// # Errors
-    /// Those of [`Watch::new`].
-    pub fn of(store: &Arc<Store>) -> io::Result<Self> {
+    /// Those of [`Watch::new`], and when there are no descriptors left.
+    pub fn of(store: &Arc<Store>, locked: bool) -> io::Result<Self> {
+        LOCKED.store(locked, Ordering::Relaxed);
+        if NEWS.get().is_none() {
+            let _ = NEWS.set(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        }
         let mapping = store.arena().mapping();
         let (start, length) = mapping.range();
         let watch = Watch::over_file(start, length, mapping.file().as_raw_fd())?;
         Ok(Self { _watch: watch, _store: Arc::clone(store) })
+    }
+
+    /// Pages that this process has given up so far.
+    #[must_use]
+    pub fn pages(&self) -> u32 {
+        MENDED_PAGES.load(Ordering::Relaxed)
+    }
+
+    /// Sleeps until a page is given up, or for that long.
+    pub fn wait(&self, longest: Duration) {
+        let (Some(news), Ok(longest)) = (NEWS.get(), Timespec::try_from(longest)) else {
+            return std::thread::sleep(longest);
+        };
+        // Whatever wakes it, the pages say how many there are.
+        if rustix::event::poll(&mut [PollFd::new(news, PollFlags::IN)], Some(&longest)).is_ok() {
+            let _ = rustix::io::read(news.as_fd(), &mut [0; 8]);
+        }
     }
 }
 
@@ -51,17 +77,24 @@ impl Mending {
 pub(super) fn mend(start: usize, address: usize, file: RawFd) -> bool {
     let address = address & !(PAGE_SIZE.wrapping_sub(1));
     let offset = address.wrapping_sub(start);
-    if MENDED_PAGES.fetch_add(1, Ordering::Relaxed) >= MENDED_MAX {
+    if TRIED_PAGES.fetch_add(1, Ordering::Relaxed) >= MENDED_MAX {
         return false;
     }
     while MENDING.swap(true, Ordering::Acquire) {
         std::thread::yield_now();
     }
-    let mended = replace(file, offset) && map_again(address, file, offset);
+    let locked = LOCKED.load(Ordering::Relaxed);
+    // Rather in memory that may be swapped out than not at all.
+    let mended = replace(file, offset)
+        && (map_again(address, file, offset, locked) || locked && map_again(address, file, offset, false));
     MENDING.store(false, Ordering::Release);
     if mended {
-        // SAFETY: `write` is async-signal-safe, and the message is as long as it says.
-        unsafe { libc::write(libc::STDERR_FILENO, MENDED.as_ptr().cast(), MENDED.len()) };
+        MENDED_PAGES.fetch_add(1, Ordering::Relaxed);
+        if let Some(news) = NEWS.get() {
+            let one = 1u64.to_ne_bytes();
+            // SAFETY: `write` is async-signal-safe, and there are as many bytes as it is told.
+            unsafe { libc::write(news.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+        }
     }
     mended
 }
@@ -101,7 +134,8 @@ fn fallocate(file: RawFd, mode: libc::c_int, at: libc::off_t, length: libc::off_
 }
 
 /// Maps the page anew: the kernel remembers in the old page table that it is bad.
-fn map_again(address: usize, file: RawFd, offset: usize) -> bool {
+fn map_again(address: usize, file: RawFd, offset: usize, locked: bool) -> bool {
+    let lock = if locked { libc::MAP_LOCKED } else { 0 };
     let Ok(offset) = libc::off_t::try_from(offset) else { return false };
     // SAFETY: the address is a page of the store's mapping of this file at this offset, shared and writable as it is made
     // here, so every reference into it goes on being one to the same bytes of the file.
@@ -110,7 +144,7 @@ fn map_again(address: usize, file: RawFd, offset: usize) -> bool {
             std::ptr::without_provenance_mut(address),
             PAGE_SIZE,
             libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE | lock,
             file,
             offset,
         )
