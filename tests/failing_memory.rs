@@ -1,13 +1,13 @@
 //! Pages of the state directory's files that can't be read any more, as memory with a hard error or a dying disk leaves
 //! them: a Btrfs, whose checksums turn a changed byte of its image into an error for whoever touches that page. A page of
 //! the arena costs the pages that were stored in it and nothing else; one of a page table takes that VM out of service.
-//! Takes root, for the mount.
+//! And the hard errors of the kernel of a booted guest. Takes root, for the mount.
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
 mod support;
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,6 +15,7 @@ use std::process::Command;
 use ballast::frontend::Queue;
 use ballast::page::{PAGE_SIZE, Page};
 use support::daemon::Daemon;
+use support::debian::{self, Files};
 use support::mount::{Loop, Mount};
 use support::page_of;
 
@@ -168,4 +169,16 @@ fn a_page_of_a_table_that_cannot_be_read_takes_its_vm_out_of_service() {
         }
         daemon.kill();
     }
+}
+
+/// The kernel's own hard errors, which take one that is built to handle them.
+#[test]
+fn hard_errors_of_the_hosts_memory_cost_what_was_there() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let judge = Path::new(env!("CARGO_MANIFEST_DIR")).join("images/judge-memory");
+    let mut files = Files::new();
+    files.put("usr/local/bin/judge-kit", 0o755, &fs::read(judge).unwrap());
+    files.put("usr/local/bin/ballast", 0o755, &fs::read(env!("CARGO_BIN_EXE_ballast")).unwrap());
+    let said = debian::boot_kernel("generic/", dir.path(), files, 768, None);
+    assert!(said.starts_with("memory fails"), "{said}");
 }

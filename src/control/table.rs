@@ -177,7 +177,9 @@ pub fn pool(pool: &PoolStatus) -> String {
     }
     if pool.mended_pages > 0 {
         let pages = pool.mended_pages;
-        text.push_str(&format!("pages of the pool's memory that failed: {pages}; the host's memory or a disk is failing\n"));
+        text.push_str(&format!(
+            "pages of the pool's memory that failed: {pages}; the host's memory or a disk is failing\n"
+        ));
     }
     for cold in pool.pools.iter().filter(|pool| pool.state == CompressorPoolState::Cold && pool.objects > 0) {
         text.push_str(&format!("cold: {}, objects: {}\n", cold.compressor, cold.objects));

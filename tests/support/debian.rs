@@ -75,9 +75,20 @@ fn entry(name: &str, mode: u32, content: &[u8]) -> Vec<u8> {
 
 /// Boots Debian with these files and so much memory, with our disk if there is a socket, and gives what it prints when it
 /// has passed.
-pub fn boot(dir: &Path, mut files: Files, memory_mib: u32, socket: Option<&Path>) -> String {
+pub fn boot(dir: &Path, files: Files, memory_mib: u32, socket: Option<&Path>) -> String {
+    boot_kernel("", dir, files, memory_mib, socket)
+}
+
+/// The same with the kernel of this directory of `images/build`.
+pub fn boot_kernel(
+    kernel: &str,
+    dir: &Path,
+    mut files: Files,
+    memory_mib: u32,
+    socket: Option<&Path>,
+) -> String {
     let initramfs = dir.join("initramfs");
-    let mut bytes = fs::read(image("initramfs")).expect("the built image");
+    let mut bytes = fs::read(image(&format!("{kernel}initramfs"))).expect("the built image");
     // Archives begin at multiples of four.
     bytes.resize(bytes.len().next_multiple_of(4), 0);
     files.archive.extend(entry("TRAILER!!!", 0, b""));
@@ -88,7 +99,7 @@ pub fn boot(dir: &Path, mut files: Files, memory_mib: u32, socket: Option<&Path>
     let memory = format!("{memory_mib}M");
     command.args(["-machine", "q35,memory-backend=memory", "-m", &memory, "-smp", "1"]);
     command.args(["-object", &format!("memory-backend-memfd,id=memory,size={memory},share=on")]);
-    command.args(["-kernel", &image("vmlinuz")]);
+    command.args(["-kernel", &image(&format!("{kernel}vmlinuz"))]);
     command.arg("-initrd").arg(&initramfs).arg("-append").arg(format!(
         "console=ttyS0 quiet loglevel=4 panic=-1 ballast.system=1 ballast.disk={}",
         u8::from(socket.is_some())

@@ -228,7 +228,10 @@ impl Ring {
         if self.vm.complaints().is_news(Complaint::BrokenRing) {
             let vm = self.vm.name();
             if is_lost(&self.memory.memory()) {
-                tracing::warn!(vm, "the VMM has cut the guest's memory short, or the host's memory is failing there: the VM is not served any more");
+                tracing::warn!(
+                    vm,
+                    "the VMM has cut the guest's memory short, or the host's memory is failing there: the VM is not served any more"
+                );
             } else {
                 tracing::warn!(vm, "a virtqueue makes no sense and is left alone until the guest resets it");
             }
