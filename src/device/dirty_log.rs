@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
-use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
+use vm_memory::{Address, FileOffset, GuestMemoryRegion, MmapRegion, VolatileMemory};
 
 use super::handed;
 use super::signals::watch::Watch;
@@ -53,6 +53,11 @@ impl DirtyLog {
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.watch.is_lost()
+    }
+
+    /// Marks all of a region, though nobody may have written to it.
+    pub fn mark_region(&self, region: &impl GuestMemoryRegion) {
+        self.mark(region.start_addr().raw_value(), usize::try_from(region.len()).unwrap_or(usize::MAX));
     }
 
     fn mark(&self, address: u64, length: usize) {

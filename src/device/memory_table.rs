@@ -147,6 +147,11 @@ impl MemoryTable {
         Ok(true)
     }
 
+    /// Marks all of the guest's memory in a log.
+    pub fn mark_all(&self, log: &DirtyLog) {
+        self.memory.memory().iter().for_each(|region| log.mark_region(region));
+    }
+
     fn map(&self, region: &VhostUserMemoryRegion, file: File) -> VhostResult<(Region, Mapping)> {
         handed::check_memory(&file, region.mmap_offset, region.memory_size)
             .map_err(|err| refused(format!("a memory region: {err}")))?;

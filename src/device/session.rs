@@ -396,6 +396,13 @@ impl<D: Attached> VhostUserBackendReqHandlerMut for Session<D> {
         }
         let log =
             DirtyLog::open(file, log.mmap_offset, log.mmap_size).map_err(VhostError::ReqHandlerError)?;
-        self.negotiate(self.features, Some(Arc::new(log)))
+        let log = Arc::new(log);
+        self.negotiate(self.features, Some(Arc::clone(&log)))?;
+        // A VMM that has a log before any ring runs was migrating when the back end before us ended. What that one had
+        // written and the VMM hadn't seen may be gone with its log, as it is with QEMU 7.2: all is sent once more.
+        if self.queues.iter().all(|queue| queue.seat.is_none()) {
+            self.memory.mark_all(&log);
+        }
+        Ok(())
     }
 }

@@ -105,6 +105,9 @@ impl Device {
         for index in 0..self.vrings.len() {
             self.start_ring(index)?;
         }
+        if self.logged {
+            self.start_log()?;
+        }
         for index in 0..self.vrings.len() {
             self.enable_ring(index, true)?;
         }

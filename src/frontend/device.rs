@@ -80,6 +80,8 @@ pub struct Device {
     pub(super) inflight: Option<Inflight>,
     /// Where the back end notes what it writes, once it was asked to.
     pub(super) log: Option<File>,
+    /// Whether that goes on: the next back end gets another log.
+    pub(super) logged: bool,
 }
 
 impl Device {
@@ -102,6 +104,7 @@ impl Device {
             vrings: Vec::new(),
             inflight: None,
             log: None,
+            logged: false,
         };
         device.negotiate()?;
         device.read_config()?;

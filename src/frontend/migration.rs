@@ -49,6 +49,7 @@ impl Device {
     fn set_logged(&mut self, logged: bool) -> Result<(), Error> {
         let log_all = if logged { VhostUserVirtioFeatures::LOG_ALL.bits() } else { 0 };
         let features = self.features | log_all;
+        self.logged = logged;
         self.frontend()?.set_features(features).map_err(Error::message("SET_FEATURES"))
     }
 
