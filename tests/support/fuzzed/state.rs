@@ -29,6 +29,8 @@ const STEPS_MAX: usize = 32;
 const SEGMENTS_MAX: u32 = 1000;
 /// Slots of the first VM whose pages were compressed with its dictionary.
 const LEARNED: Range<u32> = 24..32;
+/// Slots of the same VM whose pages are equal by fours, and kept once.
+const EQUAL: Range<u32> = 32..40;
 /// The VM whose table is changed comes first, so that its entries are believed before the other one's.
 const VMS: [(&str, u32, Limits); 2] = [("web1", SLOTS, Limits::NONE), ("web2", SLOTS, Limits::NONE)];
 /// The files that are changed; the last one is of the VM that must not suffer.
@@ -117,6 +119,18 @@ impl Template {
             vm.store(Slot(slot), &alike(slot), Age::now(), &mut scratch).expect("there is room");
         }
         write_back(&store, &vm, [LEARNED.start]);
+        store.shared().set_deduplicates(true);
+        store.shared().pools.set_cold(Some(Compressor::Zstd(1))).expect("there are few pools");
+        let cold = store.shared().pools.cold().expect("it was set");
+        for slot in EQUAL {
+            vm.store(Slot(slot), &alike(EQUAL.start + slot % 2), Age::now(), &mut scratch)
+                .expect("there is room");
+        }
+        for slot in EQUAL {
+            vm.recompress(Slot(slot), cold, &mut scratch);
+        }
+        let held = vm.accounting().held;
+        assert_eq!((held.shared_pages, held.shared_objects), (8, 2), "equal pages are kept once");
         drop((store, vm));
         let files = FILES.map(|name| Sparse::read(&dir.path().join(name))).into();
         Self { dir, files }
