@@ -1,6 +1,7 @@
 //! Pages of one VM never reach another. Every 64-byte line of every page says whose it is; three VMs reuse slots, places,
 //! spans, pools and segments of each other while pages leave, come back, are compressed anew and moved, while VMs are
-//! cleared and others come, and the state is opened again and again; each has dictionaries made of its own pages. What a VM reads is its own last version or zeros.
+//! cleared and others come, and the state is opened again and again; each has dictionaries made of its own pages, and pages
+//! that are equal, which are kept once. What a VM reads is its own last version or zeros.
 //! Nothing in the writeback file says whose it is, and the key of a VM that was cleared is nowhere.
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
@@ -20,7 +21,7 @@ use ballast::page::{PAGE_SIZE, Page, ZERO_PAGE};
 use ballast::reclaim::shrinker::{Shrinker, Step};
 use ballast::store::codec::{Compressor, Scratch, train};
 use ballast::store::lru::Age;
-use ballast::store::vm::{Limits, VmStore};
+use ballast::store::vm::{Limits, Recompressed, VmStore};
 use ballast::store::{Store, VmState};
 use support::Random;
 use support::file::{file_options, load_waiting, neutral_shrinker, open_with_file, store_waiting};
@@ -39,6 +40,16 @@ struct Marked {
     guest: u32,
     slot: u32,
     version: u32,
+}
+
+/// What a guest writes into a slot. A tenth of its pages say the same thing, whatever slot they are in, so that they may be
+/// kept once.
+fn marked(guest: u32, slot: u32, version: u32) -> Marked {
+    if slot.is_multiple_of(10) {
+        Marked { guest, slot: u32::MAX, version: slot % 3 }
+    } else {
+        Marked { guest, slot, version }
+    }
 }
 
 /// A page of 64 such lines. By its version it shrinks well, a little, or not at all.
@@ -89,6 +100,8 @@ struct World {
     version: u32,
     /// Guests so far.
     numbers: u32,
+    /// Pages that came to be kept as others that are the same.
+    shared: u32,
     /// What shrinkers did that are gone: pages evicted, objects compacted, pages recompressed, segments cleaned.
     done: [u64; 4],
 }
@@ -104,6 +117,7 @@ impl World {
             random: Random(11),
             version: 0,
             numbers: 0,
+            shared: 0,
             done: [0; 4],
         };
         for name in ["db", "web1", "web2"] {
@@ -126,6 +140,7 @@ impl World {
         let limits = Limits { limit_bytes: POOL_BYTES / 2, ..Limits::NONE };
         let vms: Vec<_> = self.guests.iter().map(|guest| (guest.name.as_str(), SLOTS, limits)).collect();
         let store = Arc::new(open_with_file(self.dir.path(), &vms, POOL_BYTES, FILE_BYTES));
+        store.shared().pools.set_cold(Some(Compressor::Zstd(3))).unwrap();
         let shrinker = neutral_shrinker(&store);
         self.open = Some((store, shrinker));
     }
@@ -153,7 +168,7 @@ impl World {
 
     fn put(&mut self, guest: usize, slot: u32) {
         self.version += 1;
-        let page = page_of(Marked { guest: self.guests[guest].number, slot, version: self.version });
+        let page = page_of(marked(self.guests[guest].number, slot, self.version));
         let vm = self.vm(guest);
         let (_, shrinker) = self.open.as_mut().unwrap();
         store_waiting(&vm, shrinker, slot, &page, Age::now(), &mut self.scratch);
@@ -165,7 +180,7 @@ impl World {
         load_waiting(&self.vm(guest), slot, &mut found, &mut self.scratch).unwrap();
         let Guest { name, number, stored } = &self.guests[guest];
         let version = stored.get(&slot).copied();
-        let right = version.map_or(ZERO_PAGE, |version| page_of(Marked { guest: *number, slot, version }));
+        let right = version.map_or(ZERO_PAGE, |version| page_of(marked(*number, slot, version)));
         assert!(found == right, "{name} ({number}), slot {slot}, {version:?}: found {:?}", lines_of(&found));
     }
 
@@ -191,7 +206,18 @@ impl World {
                         self.guests[guest].stored.remove(&slot);
                     }
                 }
+                193 => self.cool(guest),
                 _ => drop::<Step>(self.shrinker().turn()),
+            }
+        }
+    }
+
+    /// Makes the pages cold of which some are equal, so that those are kept once.
+    fn cool(&mut self, guest: usize) {
+        let (vm, cold) = (self.vm(guest), self.store().shared().pools.cold().unwrap());
+        for slot in (0..SLOTS).step_by(10) {
+            if vm.recompress(Slot(slot), cold, &mut self.scratch) == Recompressed::Shared {
+                self.shared += 1;
             }
         }
     }
@@ -324,5 +350,6 @@ fn what_a_vm_reads_is_its_own() {
         "too little happened: {:?}",
         world.done
     );
+    assert!(world.shared > 500, "{} pages were kept as another", world.shared);
     world.store().for_each(|name, vm| assert!(matches!(vm, VmState::Ready(_)), "{name}"));
 }

@@ -15,6 +15,7 @@ use ballast::crash_point::{CRASH_HEARING, CRASH_STORING};
 use ballast::frontend::{Device, Manners, Memory, Op, Options, Queue, Status};
 use ballast::page::Page;
 use support::daemon::Daemon;
+use support::fake_vmm::FakeVmm;
 use support::page_of;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -225,6 +226,41 @@ fn a_vmm_whose_messages_crash_the_daemon_is_quarantined_too() {
     assert!(daemon.ask(&["vm", "release", "web1"]).status.success());
     web1.reconnect();
     web1.assert_all(1);
+}
+
+#[test]
+fn a_vmm_whose_answers_crash_the_daemon_is_not_asked_again() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let vmms = ["web1", "web2"].map(|name| FakeVmm::qmp(&dir.path().join(format!("{name}.qmp"))));
+    let squeezed = ["web1", "web2"].map(|name| {
+        let socket = dir.path().join(format!("{name}.qmp"));
+        format!(
+            "[[vm]]\nname = \"{name}\"\nsize = \"1MiB\"\n\
+             squeeze = {{ vmm = \"qemu\", socket = {socket:?}, min = \"256MiB\" }}\n"
+        )
+    });
+    let squeezed = format!("[balloon]\ninterval = \"1s\"\n{}", squeezed.concat());
+    let mut daemon = Daemon::start(dir.path(), CONFIG);
+    for (count, how) in [(1, "abort"), (2, "panic"), (3, "overflow")] {
+        daemon.configure(CONFIG);
+        daemon.restart_with(&[(CRASH_HEARING, &*format!("web1:{how}"))]);
+        daemon.configure(&squeezed);
+        // It may be gone before it has answered.
+        daemon.ask(&["reload"]);
+        assert_eq!(wait_for_crash(&mut daemon), Some(libc::SIGABRT), "{how}");
+        daemon.restart();
+        assert_eq!(crashes(&daemon, "web1").0, count, "{how}");
+    }
+    assert_eq!(crashes(&daemon, "web1").1, "quarantined");
+    assert_eq!(crashes(&daemon, "web2"), (0, "ready".to_owned()));
+    daemon.restart_with(&[(CRASH_HEARING, "web1:abort")]);
+    let [first, second] = vmms.each_ref().map(|vmm| vmm.vm().asked.len());
+    let deadline = Instant::now() + PATIENCE;
+    while vmms[1].vm().asked.len() < second + 10 {
+        assert!(daemon.ended().is_none() && Instant::now() < deadline, "{}", daemon.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(vmms[0].vm().asked.len(), first);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
-use vm_memory::{Address, FileOffset, GuestMemoryRegion, MmapRegion, VolatileMemory};
+use vm_memory::{Address, FileOffset, GuestAddress, GuestMemoryRegion, MmapRegion, VolatileMemory};
 
 use super::handed;
 use super::signals::watch::Watch;
@@ -57,7 +57,22 @@ impl DirtyLog {
 
     /// Marks all of a region, though nobody may have written to it.
     pub fn mark_region(&self, region: &impl GuestMemoryRegion) {
-        self.mark(region.start_addr().raw_value(), usize::try_from(region.len()).unwrap_or(usize::MAX));
+        let page_of = |address: GuestAddress| address.raw_value() / PAGE_SIZE_U64;
+        let (first, last) = (page_of(region.start_addr()), page_of(region.last_addr()));
+        let (first_byte, last_byte) = (first / PAGES_PER_BYTE, last / PAGES_PER_BYTE);
+        let byte_at = |byte: u64| self.place(byte.saturating_mul(PAGES_PER_BYTE)).map(|(byte, _)| byte);
+        // Eight pages at a time, but for the ends, which may be other regions' as well.
+        for byte in (first_byte..last_byte).skip(1).filter_map(byte_at) {
+            byte.store(u8::MAX, Ordering::Release);
+        }
+        let at_an_end = |page: &u64| (first..=last).contains(page);
+        for end in [first_byte, last_byte] {
+            let pages =
+                (0..PAGES_PER_BYTE).map(|page| end.saturating_mul(PAGES_PER_BYTE).saturating_add(page));
+            for (byte, bit) in pages.filter(at_an_end).filter_map(|page| self.place(page)) {
+                byte.fetch_or(bit, Ordering::Release);
+            }
+        }
     }
 
     fn mark(&self, address: u64, length: usize) {

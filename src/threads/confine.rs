@@ -78,6 +78,24 @@ const SESSION_CALLS: &[c_long] = &[
     libc::SYS_readlink,
 ];
 
+/// What a thread may call beside the common ones that asks VMMs: it connects to Unix sockets, and waits for answers.
+const ASKING_CALLS: &[c_long] = &[
+    libc::SYS_socket,
+    libc::SYS_connect,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_shutdown,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_fcntl,
+    libc::SYS_ioctl,
+    libc::SYS_ppoll,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+];
+
 /// What the thread of the TCP address may call beside those: it takes connections on the socket that it has, and
 /// answers. It makes none.
 const SCRAPED_CALLS: &[c_long] = &[
@@ -155,6 +173,7 @@ pub(super) fn restrict_calls(role: Role) -> io::Result<()> {
         Role::Worker => WORKER_CALLS,
         Role::Scraped => SCRAPED_CALLS,
         Role::Session | Role::Balloon => SESSION_CALLS,
+        Role::Asking => ASKING_CALLS,
         Role::FileIo | Role::Shrinker | Role::Scrubber | Role::Listener => return forbid_rings(),
     };
     apply(unconditional(&[COMMON_CALLS, more].concat()), refused(), SeccompAction::Allow)

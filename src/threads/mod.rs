@@ -26,6 +26,8 @@ pub enum Role {
     Session,
     /// Answers a VMM about its guest's balloon, and carries out what the guest asks of that.
     Balloon,
+    /// Asks VMMs about their guests, and believes none.
+    Asking,
     /// Answers whoever may reach a TCP address, and so may do nothing else.
     Scraped,
 }
@@ -38,7 +40,12 @@ impl Role {
         match self {
             Self::Worker | Self::FileIo => -5,
             Self::Shrinker => 5,
-            Self::Scrubber | Self::Listener | Self::Session | Self::Balloon | Self::Scraped => 0,
+            Self::Scrubber
+            | Self::Listener
+            | Self::Session
+            | Self::Balloon
+            | Self::Asking
+            | Self::Scraped => 0,
         }
     }
 }
@@ -53,15 +60,20 @@ pub fn spawn<T: Send + 'static>(
     run: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
     Builder::new().name(name.into()).spawn(move || {
-        set_niceness(role.niceness());
-        if let Err(err) = drop_capabilities() {
-            tracing::warn!(%err, "a thread keeps its capabilities");
-        }
-        if let Err(err) = confine::restrict_calls(role) {
-            tracing::warn!(%err, ?role, "a thread's system calls are not restricted");
-        }
+        take_on(role);
         run()
     })
+}
+
+/// Gives the calling thread, which was started by other means, its role. For good.
+pub fn take_on(role: Role) {
+    set_niceness(role.niceness());
+    if let Err(err) = drop_capabilities() {
+        tracing::warn!(%err, "a thread keeps its capabilities");
+    }
+    if let Err(err) = confine::restrict_calls(role) {
+        tracing::warn!(%err, ?role, "a thread's system calls are not restricted");
+    }
 }
 
 /// Changes the calling thread's niceness by `steps`.
@@ -84,7 +96,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::process::Command;
 
-    const ALL: [Role; 8] = [
+    const ALL: [Role; 9] = [
         Role::Worker,
         Role::FileIo,
         Role::Shrinker,
@@ -92,6 +104,7 @@ mod tests {
         Role::Listener,
         Role::Session,
         Role::Balloon,
+        Role::Asking,
         Role::Scraped,
     ];
 

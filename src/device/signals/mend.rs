@@ -84,11 +84,12 @@ pub(super) fn mend(start: usize, address: usize, file: RawFd) -> bool {
         std::thread::yield_now();
     }
     let locked = LOCKED.load(Ordering::Relaxed);
+    let replaced = replace(file, offset);
     // Rather in memory that may be swapped out than not at all.
-    let mended = replace(file, offset)
+    let mended = replaced.is_some()
         && (map_again(address, file, offset, locked) || locked && map_again(address, file, offset, false));
     MENDING.store(false, Ordering::Release);
-    if mended {
+    if mended && replaced == Some(Replaced::ByZeros) {
         MENDED_PAGES.fetch_add(1, Ordering::Relaxed);
         if let Some(news) = NEWS.get() {
             let one = 1u64.to_ne_bytes();
@@ -99,36 +100,52 @@ pub(super) fn mend(start: usize, address: usize, file: RawFd) -> bool {
     mended
 }
 
-/// Puts a page of zeros in the place of one that can't be read. One that can was mended by another thread, or is a hole
-/// that a daemon has left which ended in here.
-fn replace(file: RawFd, offset: usize) -> bool {
-    let (Ok(at), Ok(length)) = (libc::off_t::try_from(offset), libc::off_t::try_from(PAGE_SIZE)) else {
-        return false;
-    };
-    let mut byte = 0u8;
-    // SAFETY: the byte is one to be written to. `pread` is async-signal-safe.
-    match unsafe { libc::pread(file, (&raw mut byte).cast(), 1, at) } {
-        1 => {}
-        -1 if !fallocate(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, at, length) => {
-            return false;
-        }
-        -1 => {}
-        // The file was cut short. That isn't mended but told.
-        _ => return false,
-    }
-    fallocate(file, libc::FALLOC_FL_KEEP_SIZE, at, length)
+/// What became of a page that could not be touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Replaced {
+    /// It can't be read, and a page of zeros is in its place.
+    ByZeros,
+    /// It can be read: another thread has mended it, or a daemon left a hole which ended in here.
+    ByOthers,
 }
 
-/// A tmpfs gives up at any signal, so it is asked again then.
-fn fallocate(file: RawFd, mode: libc::c_int, at: libc::off_t, length: libc::off_t) -> bool {
+/// Puts a page of zeros in the place of one that the disk or the memory can't give. `None` when that isn't so, or it can't be
+/// replaced: a file that was cut short isn't mended but told.
+fn replace(file: RawFd, offset: usize) -> Option<Replaced> {
+    let at = libc::off_t::try_from(offset).ok()?;
+    let length = libc::off_t::try_from(PAGE_SIZE).ok()?;
+    let mut byte = 0u8;
+    // SAFETY: the byte is one to be written to. `pread` is async-signal-safe.
+    let read = || unsafe { libc::pread(file, (&raw mut byte).cast(), 1, at) };
+    let replaced = match until_no_signal(read) {
+        Ok(1) => Replaced::ByOthers,
+        Err(libc::EIO | libc::EHWPOISON) => Replaced::ByZeros,
+        _ => return None,
+    };
+    if replaced == Replaced::ByZeros {
+        fallocate(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, at, length)?;
+    }
+    fallocate(file, libc::FALLOC_FL_KEEP_SIZE, at, length)?;
+    Some(replaced)
+}
+
+fn fallocate(file: RawFd, mode: libc::c_int, at: libc::off_t, length: libc::off_t) -> Option<()> {
+    // SAFETY: a system call that takes numbers alone. What may be lost by it can't be read anyway.
+    let done = until_no_signal(|| unsafe { libc::fallocate(file, mode, at, length) } as libc::ssize_t);
+    done.ok().map(|_| ())
+}
+
+/// What a system call returns, or its error. A tmpfs gives up at any signal, so it is asked again then.
+fn until_no_signal(mut call: impl FnMut() -> libc::ssize_t) -> Result<libc::ssize_t, libc::c_int> {
     loop {
-        // SAFETY: a system call that takes numbers alone. What may be lost by it can't be read anyway.
-        if unsafe { libc::fallocate(file, mode, at, length) } == 0 {
-            return true;
+        let returned = call();
+        if returned != -1 {
+            return Ok(returned);
         }
         // SAFETY: where this thread has the number of its last error, which the call that failed has just set.
-        if unsafe { *libc::__errno_location() } != libc::EINTR {
-            return false;
+        match unsafe { *libc::__errno_location() } {
+            libc::EINTR => {}
+            error => return Err(error),
         }
     }
 }
@@ -150,4 +167,42 @@ fn map_again(address: usize, file: RawFd, offset: usize, locked: bool) -> bool {
         )
     };
     mapped != libc::MAP_FAILED
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test says what went wrong by failing")]
+mod tests {
+    use std::fs::File;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use vm_memory::{FileOffset, MmapRegion};
+
+    use super::*;
+
+    /// Nothing is wrong with the page: what is in it stays, and it counts as tried alone.
+    #[test]
+    fn a_page_that_can_be_read_is_left_as_it_is_and_after_so_many_none_is_looked_at() {
+        let file = File::from(memfd_create("arena", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(2 * PAGE_SIZE as u64).unwrap();
+        let map: MmapRegion<()> =
+            MmapRegion::from_file(FileOffset::new(file.try_clone().unwrap(), 0), 2 * PAGE_SIZE).unwrap();
+        let at = |offset: usize| map.as_ptr().addr() + PAGE_SIZE + offset;
+        let read = || {
+            let mut byte = [0];
+            std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, PAGE_SIZE as u64 + 9).unwrap();
+            byte[0]
+        };
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7], PAGE_SIZE as u64 + 9).unwrap();
+        let before = MENDED_PAGES.load(Ordering::Relaxed);
+        assert!(mend(map.as_ptr().addr(), at(9), file.as_raw_fd()));
+        assert_eq!((read(), MENDED_PAGES.load(Ordering::Relaxed)), (7, before));
+        // Beyond the end of the file.
+        file.set_len(PAGE_SIZE as u64).unwrap();
+        assert!(!mend(map.as_ptr().addr(), at(9), file.as_raw_fd()));
+        file.set_len(2 * PAGE_SIZE as u64).unwrap();
+        let tried = TRIED_PAGES.swap(MENDED_MAX, Ordering::Relaxed);
+        assert!(!mend(map.as_ptr().addr(), at(9), file.as_raw_fd()));
+        TRIED_PAGES.store(tried, Ordering::Relaxed);
+        assert!(mend(map.as_ptr().addr(), at(9), file.as_raw_fd()));
+    }
 }

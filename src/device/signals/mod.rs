@@ -64,6 +64,10 @@ extern "C" fn on_fatal(signal: c_int, info: *mut siginfo_t, _: *mut c_void) {
     // SAFETY: the kernel hands a handler that was installed with SA_SIGINFO a valid siginfo.
     let info = unsafe { &*info };
     let by_instruction = info.si_code > 0;
+    // Memory has failed that nobody touches now. Whoever does gets another signal for it.
+    if signal == SIGBUS && info.si_code == libc::BUS_MCEERR_AO {
+        return;
+    }
     if signal == SIGBUS && by_instruction {
         // SAFETY: for a SIGBUS that an instruction caused the address is a field of its siginfo.
         let address = unsafe { info.si_addr() }.addr();

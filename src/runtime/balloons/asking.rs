@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::Guest;
 use crate::balloon::vmm::{GuestMemory, TIME_OUT, Unreachable};
+use crate::threads::{self, Role};
 
 /// VMMs that are asked at the same time.
 const ASKED_MAX: usize = 32;
@@ -83,8 +84,13 @@ fn by_threads<G: Send, T: Send>(
             done.push((index, act(guest)));
         }
     };
+    let confined = || {
+        threads::take_on(Role::Asking);
+        work()
+    };
     let mut done: Vec<(usize, T)> = std::thread::scope(|scope| {
-        let spawn = |_| std::thread::Builder::new().name("asking".to_owned()).spawn_scoped(scope, work).ok();
+        let spawn =
+            |_| std::thread::Builder::new().name("asking".to_owned()).spawn_scoped(scope, confined).ok();
         let threads: Vec<_> = (0..threads).filter_map(spawn).collect();
         // Where there can be no more threads, this one does what is left.
         let own = if threads.is_empty() { work() } else { Vec::new() };

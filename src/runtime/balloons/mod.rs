@@ -25,6 +25,8 @@ use crate::balloon::vmm::qmp::Qmp;
 use crate::balloon::vmm::{Unreachable, VmmClient};
 use crate::balloon::{Change, Given, Look, Mode, Pressure, Reason, Silence, State, Vmm, Word};
 use crate::config::{SqueezeConfig, SqueezeVmm};
+use crate::crash_point;
+use crate::device::signals::blame;
 use crate::reclaim::pressure::Level;
 use crate::threads::{self, Role};
 
@@ -161,7 +163,7 @@ impl Controller {
             return;
         }
         asking::put_off(&mut self.guests);
-        let seen = asking::side_by_side(&mut self.guests, |guest| guest.look());
+        let seen = asking::side_by_side(&mut self.guests, |guest| guest.on_its_account(&daemon, Guest::look));
         let interval_ms = u64::try_from(self.interval.as_millis()).unwrap_or(u64::MAX);
         let snapshots = self.guests.iter().zip(seen).map(|(guest, vmm)| {
             look::vm(&daemon, &guest.served.config, &guest.squeeze, &guest.served.device, vmm)
@@ -184,7 +186,7 @@ impl Controller {
         let shown: HashMap<String, Shown> = shown.collect();
         asking::side_by_side(&mut self.guests, |guest| {
             if let Some(Shown { step, .. }) = shown.get(&guest.served.config.name) {
-                guest.tell(step);
+                guest.on_its_account(&daemon, |guest| guest.tell(step));
             }
         });
         *daemon.balloons.shown.lock() = shown;
@@ -195,6 +197,11 @@ impl Controller {
         let mut before = std::mem::take(&mut self.guests);
         for served in self.daemon.served() {
             let Some(squeeze) = served.config.squeeze.clone() else { continue };
+            // Whose VMM crashes the daemon is not asked again.
+            let pages = self.daemon.store.ready(&served.config.name);
+            if pages.is_some_and(|pages| pages.table().crashes().is_quarantined()) {
+                continue;
+            }
             let same = before.iter().position(|guest| {
                 guest.served.config.name == served.config.name && guest.squeeze.vmm == squeeze.vmm
             });
@@ -212,6 +219,14 @@ impl Guest {
         let (state, given) = (State::default(), Given::default());
         let (told_bytes, told_reason, turn) = (None, None, asking::Turn::default());
         Self { served, squeeze, client, state, given, told_bytes, turn, told_reason }
+    }
+
+    /// Does what concerns its VMM. Should that crash the daemon, it is written down for the VM.
+    fn on_its_account<T>(&mut self, daemon: &Daemon, act: impl FnOnce(&mut Self) -> T) -> T {
+        let pages = daemon.store.ready(&self.served.config.name);
+        let _working = pages.as_ref().map(|pages| blame::working(pages.table()));
+        crash_point::hearing(&self.served.config.name);
+        act(self)
     }
 
     fn look(&mut self) -> Vmm {
