@@ -221,8 +221,9 @@ fn nobody_is_squeezed_while_stores_wait_in_a_full_pool() {
     let guest = || (Guest::new(512 * MIB, 2048 * MIB, &[hot(32), cold(352)]), 64 * MIB);
     let mut simulation = Simulation::new(vec![guest(), guest()], INTERVAL_MS, None);
     simulation.host().pool_max_bytes = 1000 * MIB;
+    simulation.host().pool_start_bytes = Some(975 * MIB);
     (0..24).for_each(|_| drop(simulation.tick()));
-    (simulation.host().pool_bytes, simulation.host().waiting_stores) = (950 * MIB, 1);
+    (simulation.host().pool_bytes, simulation.host().waiting_stores) = (980 * MIB, 1);
     for _ in 0..24 {
         let tick = simulation.tick();
         let held = tick.vms.iter().all(|step| step.decision.reason == Reason::Held(Hold::PoolBusy));
@@ -419,8 +420,8 @@ fn a_trace_that_is_none_is_refused_by_its_line() {
     assert_eq!(read(&format!("{good}{half}")).unwrap().len(), 1, "a writer was killed within a line");
     assert!(matches!(read(half), Err(TraceError::Malformed { line: 1, .. })));
     assert!(matches!(read(&format!("{good}{half}\n{good}")), Err(TraceError::Malformed { line: 2, .. })));
-    for other in [1, 4] {
-        let line = good.replacen("\"version\":3", &format!("\"version\":{other}"), 1);
+    for other in [1, 5] {
+        let line = good.replacen("\"version\":4", &format!("\"version\":{other}"), 1);
         let read = read(&format!("{good}{line}"));
         assert!(matches!(read, Err(TraceError::Version { line: 2, version }) if version == other));
     }

@@ -36,6 +36,8 @@ const CORNERED_PART: u64 = 32;
 /// A guest that is nearer to its target than this, in parts of it, has reached it.
 const REACHED_PART: u64 = 128;
 const REACHED_BYTES_MIN: u64 = 2 << 20;
+/// Nearer than this, however large it is: a quarter of the largest step, so that it isn't told the next before it took one.
+const REACHED_BYTES_MAX: u64 = 64 << 20;
 /// A guest that hasn't reached its target after so many ticks won't.
 const PATIENCE_TICKS: u64 = 12;
 /// After a step, what is pushed out for so many ticks is its doing.
@@ -102,6 +104,8 @@ pub(super) struct Wish {
     pub from_bytes: u64,
     /// Ticks since it was squeezed last.
     pub waited_ticks: u64,
+    /// What it is still to push out for the target that it has, in bytes.
+    pub underway_bytes: u64,
     /// By how much less it was squeezed than it wished, in bytes.
     pub cut_bytes: u64,
 }
@@ -149,15 +153,23 @@ pub(super) fn wish(host: &Host, snapshot: &Snapshot, state: &mut State) -> Wish 
         }
     };
     let signals = signals.unwrap_or_default();
+    let available_bytes = signals.available_bytes.unwrap_or(0);
+    // One that will not give any more is waited for no longer.
+    let underway_bytes = if state.target_ticks > PATIENCE_TICKS {
+        0
+    } else {
+        memory.actual_bytes.saturating_sub(reached_bytes(from_bytes)).saturating_sub(available_bytes)
+    };
     // A guest that can't swap any more suffers, and nothing comes back to it.
     let in_distress = matches!(reason, Reason::Relaxed(..));
     Wish {
         decision: Decision { target_bytes: to_bytes, apply: !observed, reason },
         pain_percent: signals.pain_percent.max(if in_distress { DISTRESS_PERCENT } else { 0 }),
         suffers: in_distress || signals.pain_percent.min(signals.pain_now_percent) > 100,
-        available_bytes: signals.available_bytes.unwrap_or(0),
+        available_bytes,
         from_bytes,
         waited_ticks: state.step_ticks,
+        underway_bytes,
         cut_bytes: 0,
     }
 }
@@ -186,6 +198,7 @@ impl Wish {
             available_bytes: 0,
             from_bytes: target_bytes,
             waited_ticks: 0,
+            underway_bytes: 0,
             cut_bytes: 0,
         }
     }
@@ -258,7 +271,7 @@ impl Tick<'_> {
         let Signals { promoted, pain_percent, stored_bytes, failed_stores, took_bytes, .. } = *self.signals;
         let Signals { grown_bytes, available_bytes, .. } = *self.signals;
         let actual_bytes = self.memory.actual_bytes;
-        let reached_bytes = self.reached_bytes();
+        let reached_bytes = reached_bytes(self.from_bytes);
         let more = |bytes: u64| self.bounds.above(self.from_bytes.max(actual_bytes), bytes);
         let half_way_bytes = self.bounds.max_bytes.saturating_sub(self.from_bytes) / 2;
         if self.signals.oom_kills > 0 {
@@ -334,7 +347,7 @@ impl Tick<'_> {
         if self.signals.grown_bytes > self.memory.actual_bytes / GROWING_PART {
             return Some(Hold::Growing(self.signals.grown_bytes));
         }
-        if self.memory.actual_bytes > self.reached_bytes() {
+        if self.memory.actual_bytes > reached_bytes(self.from_bytes) {
             return Some(Hold::Underway);
         }
         (self.from_bytes <= self.bounds.min_bytes).then_some(Hold::AtMinimum)
@@ -419,14 +432,15 @@ impl Tick<'_> {
         state.dry_bytes > self.memory.actual_bytes / DRY_PART
     }
 
-    /// The most that a guest has which has reached its target, in bytes.
-    fn reached_bytes(&self) -> u64 {
-        self.from_bytes.saturating_add((self.from_bytes / REACHED_PART).max(REACHED_BYTES_MIN))
-    }
-
     fn disk_bytes(&self) -> u64 {
         self.snapshot.held.stored_pages.saturating_mul(PAGE_SIZE_U64)
     }
+}
+
+/// The most that a guest has which has reached its target, in bytes.
+fn reached_bytes(target_bytes: u64) -> u64 {
+    let near_bytes = (target_bytes / REACHED_PART).clamp(REACHED_BYTES_MIN, REACHED_BYTES_MAX);
+    target_bytes.saturating_add(near_bytes)
 }
 
 fn hardly_shrinks(held: &Held) -> bool {
