@@ -57,11 +57,12 @@ impl Swapping {
         }
     }
 
-    /// Of what it pushes out lately, the part that goes elsewhere, in percent; 0 where that is less than so many bytes a tick.
-    pub(super) fn elsewhere_percent(&self, notable_bytes: u64) -> u64 {
+    /// Of what it pushes out lately, the part that goes elsewhere, in millionths; 0 where that is less than so many bytes a
+    /// tick.
+    pub(super) fn elsewhere_ppm(&self, notable_bytes: u64) -> u64 {
         let notable = self.out_elsewhere_bytes >= notable_bytes.max(1);
-        let percent = self.out_elsewhere_bytes.saturating_mul(100).checked_div(self.out_bytes);
-        percent.filter(|_| notable).unwrap_or(0)
+        let ppm = self.out_elsewhere_bytes.saturating_mul(1_000_000).checked_div(self.out_bytes);
+        ppm.filter(|_| notable).unwrap_or(0)
     }
 }
 

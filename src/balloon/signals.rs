@@ -62,11 +62,11 @@ pub struct Look {
 }
 
 impl Look {
-    /// Of what the guest pushes out lately, the part that goes to another swap than ours, in percent, as far as that is worth
-    /// speaking of; `None` if it doesn't say what it swaps.
+    /// Of what the guest pushes out lately, the part that goes to another swap than ours, in millionths, as far as that is
+    /// worth speaking of; `None` if it doesn't say what it swaps.
     #[must_use]
-    pub fn other_swap_percent(&self) -> Option<u64> {
-        self.swapping.is_told().then(|| self.swapping.elsewhere_percent(self.actual_bytes / NOTABLE_PART))
+    pub fn other_swap_ppm(&self) -> Option<u64> {
+        self.swapping.is_told().then(|| self.swapping.elsewhere_ppm(self.actual_bytes / NOTABLE_PART))
     }
 }
 
@@ -194,7 +194,7 @@ pub(super) fn next(
         storm: is_storm(missed, elapsed_ms) || is_storm(elsewhere.back, since(now_ms, last.swapping.told_ms)),
         stored_bytes,
         out_elsewhere_bytes,
-        elsewhere_percent: look.other_swap_percent().unwrap_or(0),
+        elsewhere_percent: look.other_swap_ppm().unwrap_or(0) / 10_000,
         delayed_stores: since(now.delayed_stores, before.delayed_stores),
         failed_stores: since(now.failed_stores, before.failed_stores),
         oom_kills: look.oom_kills.zip(last.oom_kills).map_or(0, |(now, before)| since(now, before)),
@@ -346,7 +346,7 @@ mod tests {
             let signals = next(&last, n * TICK_MS, TICK_MS, &memory, &snapshot).unwrap();
             assert_eq!((signals.grown_bytes, signals.out_elsewhere_bytes), (0, 0), "look {n}");
             assert_eq!(signals.look.swapping.back_elsewhere_ppm, 0, "look {n}");
-            assert_eq!(signals.look.other_swap_percent(), Some(0));
+            assert_eq!(signals.look.other_swap_ppm(), Some(0));
             last = signals.look;
         }
     }
