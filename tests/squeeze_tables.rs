@@ -145,27 +145,25 @@ fn it_is_squeezed_while_little_comes_back() {
 
 #[test]
 fn what_it_does_not_use_is_taken_all_the_same() {
+    let took = |mib: u64| Reason::TookFree(mib * MIB);
     check(vec![
-        (
-            "stores wait, and it has much that it doesn't use",
-            256,
-            |seen| seen.snapshot.held.waiting_stores = 1,
-            456,
-            Reason::TookFree(56 * MIB),
-        ),
+        ("stores wait", 256, |seen| seen.snapshot.held.waiting_stores = 1, 456, took(56)),
+        ("its disk is nearly full", 256, |seen| seen.snapshot.held.stored_pages = 950_000, 456, took(56)),
         (
             "a page now and then comes back to a guest with room",
             256,
             |seen| seen.snapshot.counters.promoted = 1,
             456,
-            Reason::TookFree(56 * MIB),
+            Reason::TookFree(56 * MIB - MIB / 4),
         ),
         (
-            "its disk is nearly full, but what it doesn't use needs no room there",
+            "too much comes back, and it has room for a minute of that and more",
             256,
-            |seen| seen.snapshot.held.stored_pages = 950_000,
-            456,
-            Reason::TookFree(56 * MIB),
+            |seen| {
+                (seen.snapshot.counters.load_ns, seen.snapshot.counters.promoted) = (WAIT_NS * 3 / 2, 1024)
+            },
+            468,
+            took(44),
         ),
     ]);
 }
@@ -231,8 +229,8 @@ fn it_is_held_for_a_reason() {
             "what comes back has room",
             256,
             |seen| {
-                seen.snapshot.counters.promoted = 2000;
-                seen.snapshot.counters.promoted_young = 2000;
+                seen.snapshot.counters.promoted = 5000;
+                seen.snapshot.counters.promoted_young = 5000;
                 seen.snapshot.counters.load_ns = WAIT_NS * 30;
             },
             512,

@@ -68,6 +68,9 @@ const ELSEWHERE_PERCENT: u64 = 50;
 const HARDLY_SHRINKS_PERCENT: u64 = 85;
 const JUDGED_PAGES_MIN: u64 = 4096;
 
+/// What comes back within so many ticks as now has its room left to it.
+const REFILL_TICKS: u64 = 12;
+
 /// What is kept of a VM from tick to tick.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -155,11 +158,9 @@ pub(super) fn wish(host: &Host, snapshot: &Snapshot, state: &mut State) -> Wish 
     let signals = signals.unwrap_or_default();
     let available_bytes = signals.available_bytes.unwrap_or(0);
     // One that will not give any more is waited for no longer.
-    let underway_bytes = if state.target_ticks > PATIENCE_TICKS {
-        0
-    } else {
-        memory.actual_bytes.saturating_sub(reached_bytes(from_bytes)).saturating_sub(available_bytes)
-    };
+    let is_waited_for = state.target_ticks <= PATIENCE_TICKS;
+    let underway_bytes = memory.actual_bytes.saturating_sub(from_bytes).saturating_sub(available_bytes);
+    let underway_bytes = if is_waited_for && underway_bytes > REACHED_BYTES_MIN { underway_bytes } else { 0 };
     // A guest that can't swap any more suffers, and nothing comes back to it.
     let in_distress = matches!(reason, Reason::Relaxed(..));
     Wish {
@@ -333,13 +334,15 @@ impl Tick<'_> {
         if left_ms > 0 {
             return Some(Hold::BackOff(left_ms));
         }
-        // A page now and then comes back to every guest.
+        // A page now and then comes back to every guest; whatever does, what has room beside that nobody misses.
         let much_back = self.signals.pain_percent.max(self.signals.pain_now_percent) >= 100;
-        if let Some(spare_bytes) = self.refilling().filter(|_| much_back) {
-            return Some(Hold::Refilling(spare_bytes));
-        }
-        if self.signals.pain_percent >= 100 {
-            return Some(Hold::Enough);
+        if much_back && self.spare_bytes() == 0 {
+            if let Some(spare_bytes) = self.refilling() {
+                return Some(Hold::Refilling(spare_bytes));
+            }
+            if self.signals.pain_percent >= 100 {
+                return Some(Hold::Enough);
+            }
         }
         if self.signals.is_stale {
             return Some(Hold::StatsOld);
@@ -381,6 +384,13 @@ impl Tick<'_> {
         self.signals.available_bytes.filter(|bytes| back_bytes > 0 && *bytes >= enough_bytes)
     }
 
+    /// What nobody would miss: above the headroom, and above what comes back for a while.
+    fn spare_bytes(&self) -> u64 {
+        let back_bytes = self.signals.promoted.saturating_mul(PAGE_SIZE_U64);
+        let kept_bytes = self.headroom_bytes().saturating_add(back_bytes.saturating_mul(REFILL_TICKS));
+        self.signals.available_bytes.unwrap_or(0).saturating_sub(kept_bytes)
+    }
+
     fn headroom_bytes(&self) -> u64 {
         let growth_bytes = HEADROOM_GROWTHS.saturating_mul(self.signals.look.growth_bytes);
         (self.memory.actual_bytes / HEADROOM_PART).max(growth_bytes)
@@ -389,8 +399,7 @@ impl Tick<'_> {
     /// A step down: what is free first and fast, then what is in use, the slower the more comes back.
     fn squeeze(&self, state: &mut State) -> (u64, Reason) {
         let actual_bytes = self.memory.actual_bytes;
-        let spare_bytes = self.signals.available_bytes.unwrap_or(0).saturating_sub(self.headroom_bytes());
-        let free_bytes = (spare_bytes / FREE_STEP_PART).min(actual_bytes / FREE_STEP_MAX_PART);
+        let free_bytes = (self.spare_bytes() / FREE_STEP_PART).min(actual_bytes / FREE_STEP_MAX_PART);
         let nowhere_to_go = self.nowhere_to_go();
         if let Some(hold) = nowhere_to_go.as_ref().filter(|_| free_bytes == 0) {
             return (self.from_bytes, Reason::Held(*hold));
