@@ -118,7 +118,7 @@ fn before_store_bytes(tick: &Tick) -> u64 {
 
 #[test]
 fn a_slow_store_has_no_more_before_it_than_a_fast_one_takes_and_is_never_idle() {
-    // zstd at its slowest takes as much on a core, more or less.
+    // An eighth of what is asked for where nobody is slow.
     let store_bytes_per_s = 16 * MIB;
     let guest = || (Guest::new(1024 * MIB, 4096 * MIB, &[set(32, 2.0), set(900, 1e-5)]), 64 * MIB);
     let mut simulation = Simulation::new((0..100).map(|_| guest()).collect(), INTERVAL_MS, None);

@@ -44,6 +44,8 @@ const PATIENCE_TICKS: u64 = 12;
 const STEP_TICKS: u64 = 2;
 /// How much a guest in distress suffers at least, beside others: as one to which ten times as much comes back as may.
 const DISTRESS_PERCENT: u64 = 1000;
+/// What a guest is given at least where it hurts, in parts of what it has.
+const RELAX_PART: u64 = 16;
 /// Above this share of what may come back, memory is given back, in percent; below 100 some is taken.
 const RELAX_PERCENT: u64 = 200;
 /// Above this share it is given back also to a VM that was given some just now, in percent.
@@ -56,6 +58,8 @@ const EDGE_FORGOTTEN_PART: u64 = 1024;
 /// How long a VM is left alone after it hurt, at first and at most, in ticks.
 const BACK_OFF_TICKS: u64 = 12;
 const BACK_OFF_TICKS_MAX: u64 = 192;
+/// After so many times that without pain it is as if it had never hurt.
+const CALM_BACK_OFFS: u64 = 4;
 /// What is taken of a guest that has nothing to spare and pushes nothing out until it is taken not to swap, in parts of what
 /// it has: that was its cache, and next comes its life.
 const DRY_PART: u64 = 16;
@@ -286,11 +290,11 @@ impl Tick<'_> {
             return Some((more(half_way_bytes), Distress::StoresFailed(failed_stores)));
         }
         if took_bytes >= REACHED_BYTES_MIN / 2 && actual_bytes > reached_bytes && state.target_ticks > 1 {
-            return Some((more(took_bytes.max(actual_bytes / 16)), Distress::TookBack(took_bytes)));
+            return Some((more(took_bytes.max(actual_bytes / RELAX_PART)), Distress::TookBack(took_bytes)));
         }
         let cornered = available_bytes.is_none_or(|bytes| bytes < actual_bytes / CORNERED_PART);
         if cornered && self.has_no_room(FULL_PERCENT).is_some() {
-            return Some((more(actual_bytes / 16), Distress::Cornered));
+            return Some((more(actual_bytes / RELAX_PART), Distress::Cornered));
         }
         if self.signals.is_stale && pain_percent >= 100 {
             return Some((more(half_way_bytes), Distress::Unheard));
@@ -298,16 +302,16 @@ impl Tick<'_> {
         let given_just_now = self.host.now_ms < state.back_off_until_ms;
         let too_much = if given_just_now { RELAX_AGAIN_PERCENT } else { RELAX_PERCENT };
         if pain_percent > too_much && promoted > 0 && self.refilling().is_none() {
-            let bytes = (actual_bytes / 16).max(promoted.saturating_mul(2 * PAGE_SIZE_U64));
+            let bytes = (actual_bytes / RELAX_PART).max(promoted.saturating_mul(2 * PAGE_SIZE_U64));
             return Some((more(bytes), Distress::TooMuchBack(pain_percent)));
         }
         if grown_bytes > available_bytes.unwrap_or(u64::MAX).max(actual_bytes / GROWING_FAST_PART) {
-            let bytes = (actual_bytes / 16).max(grown_bytes.saturating_mul(2));
+            let bytes = (actual_bytes / RELAX_PART).max(grown_bytes.saturating_mul(2));
             return Some((more(bytes), Distress::Growing(grown_bytes)));
         }
         let by_itself = state.step_ticks > STEP_TICKS && actual_bytes <= reached_bytes;
         if by_itself && stored_bytes > actual_bytes / GROWING_PART {
-            let bytes = (actual_bytes / 16).max(stored_bytes.saturating_mul(2));
+            let bytes = (actual_bytes / RELAX_PART).max(stored_bytes.saturating_mul(2));
             return Some((more(bytes), Distress::Growing(stored_bytes)));
         }
         None
@@ -318,8 +322,8 @@ impl Tick<'_> {
         let now_ms = self.host.now_ms;
         let in_ticks = |ticks: u64| ticks.saturating_mul(self.host.interval_ms);
         let ended_ms = state.back_off_until_ms;
-        let long_calm =
-            now_ms > ended_ms.saturating_add(in_ticks(4 * state.back_off_ticks.max(BACK_OFF_TICKS)));
+        let long_calm = now_ms
+            > ended_ms.saturating_add(in_ticks(CALM_BACK_OFFS * state.back_off_ticks.max(BACK_OFF_TICKS)));
         if long_calm {
             state.back_off_ticks = BACK_OFF_TICKS;
         } else if now_ms >= ended_ms && !matches!(distress, Distress::Growing(_)) {

@@ -17,6 +17,10 @@ pub(super) const WINDOW_TICKS: u64 = 12;
 pub(super) const STALL_PPM: u64 = 10_000;
 /// What comes back in a tick counts as so many times what may, at most: an outburst says no more of the next minute.
 const OUTBURST: u64 = 60;
+/// A page that had been away for minutes counts as this part of one.
+const OLD_PART: u64 = 4;
+/// By so much a tick it is forgotten how much a guest lately began to use, in parts of that.
+const GROWTH_FORGOTTEN_PART: u64 = 8;
 /// Guest statistics older than so many ticks are none.
 const STALE_TICKS: u64 = 4;
 /// Looks that are further apart than so many ticks can't be compared.
@@ -153,7 +157,7 @@ pub(super) fn next(
     let reread = if has_cache { 0 } else { faults.saturating_sub(promoted) };
     // What had been away for long comes back in every guest once in a while; what was pushed out just now was missed.
     let young = since(now.promoted_young, before.promoted_young).min(loaded);
-    let missed = young.saturating_add((loaded - young) / 4).saturating_add(reread);
+    let missed = young.saturating_add((loaded - young) / OLD_PART).saturating_add(reread);
     // How long it was away elsewhere nobody tells, and that it came back is told at times that aren't ours.
     let elsewhere_ppm = if guest.is_some() { swapping.back_elsewhere_ppm } else { 0 };
     let missed_ppm = rate_ppm(missed.saturating_mul(PAGE_SIZE_U64), working_set_bytes, elapsed_ms);
@@ -178,7 +182,7 @@ pub(super) fn next(
         swapping,
         promotion_ppm: rate(last.promotion_ppm, promotion_ppm, snapshot.promotion_ppm),
         stall_ppm: rate(last.stall_ppm, stall_ppm, STALL_PPM),
-        growth_bytes: grown_bytes.max(last.growth_bytes - last.growth_bytes / 8),
+        growth_bytes: grown_bytes.max(last.growth_bytes - last.growth_bytes / GROWTH_FORGOTTEN_PART),
     };
     let pain_percent = |promotion_ppm: u64, stall_ppm: u64| {
         percent(promotion_ppm, snapshot.promotion_ppm).max(percent(stall_ppm, STALL_PPM))
