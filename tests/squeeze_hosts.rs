@@ -6,6 +6,7 @@
 
 use ballast::balloon::simulate::{Guest, Set, Simulation, named};
 use ballast::balloon::trace::Tick;
+use ballast::balloon::vmm::{GuestMemory, GuestStats};
 use ballast::balloon::{Distress, Pressure, Reason, Vmm};
 use proptest::prelude::*;
 
@@ -139,6 +140,24 @@ fn a_slow_store_has_no_more_before_it_than_a_fast_one_takes_and_is_never_idle() 
     assert!(stored_bytes >= could_bytes * 9 / 10, "{} of {} MiB", stored_bytes / MIB, could_bytes / MIB);
 }
 
+/// A store that takes 4 MiB a tick, and a guest that is asked for a sixty-fourth of what it has, nearly 8.
+#[test]
+fn what_a_guest_was_promised_and_does_not_have_yet_it_need_not_push_out() {
+    for (then_has_mib, squeezed_bytes) in [(504, 4 * MIB), (496, 7 * MIB + MIB / 2 + MIB / 4)] {
+        let mut simulation = host(&[(400, 2.0, 0, 64, Trouble::None)], None);
+        simulation.host().pool_max_bytes = 40 * MIB;
+        let mut decide = |has_mib: u64| {
+            let stats = GuestStats { available_bytes: Some(10 * MIB), ..GuestStats::default() };
+            let (configured_bytes, actual_bytes) = (512 * MIB, has_mib * MIB);
+            let memory = GuestMemory { configured_bytes, actual_bytes, guest: Some(stats) };
+            simulation.silence(0, Some(Vmm::Answers(memory)));
+            simulation.tick().vms[0].decision.reason.clone()
+        };
+        assert_eq!(decide(504), Reason::First);
+        assert_eq!(decide(then_has_mib), Reason::Squeezed(squeezed_bytes), "it has {then_has_mib} MiB");
+    }
+}
+
 fn reason(step: &ballast::balloon::trace::Step) -> &Reason {
     &step.decision.reason
 }
@@ -156,7 +175,6 @@ fn a_guest_that_frees_memory_gives_it_up_though_a_page_comes_back_now_and_then()
         let came_back = simulation.guests()[0].counters().promoted > before;
         back += u64::from(number > 150 && came_back);
     }
-    println!("{has:?} {back}");
     assert!(has[120] > 360, "{} MiB while it works on 320", has[120]);
     assert!(back > 100, "something came back in {back} ticks");
     // What it works on, what its kernel has, and a little that it could use at once.

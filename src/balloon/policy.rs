@@ -338,7 +338,7 @@ impl Tick<'_> {
         if left_ms > 0 {
             return Some(Hold::BackOff(left_ms));
         }
-        // A page now and then comes back to every guest; whatever does, what has room beside that nobody misses.
+        // A page now and then comes back to every guest. Whatever does: what is free beside the room for it nobody misses.
         let much_back = self.signals.pain_percent.max(self.signals.pain_now_percent) >= 100;
         if much_back && self.spare_bytes() == 0 {
             if let Some(spare_bytes) = self.refilling() {
