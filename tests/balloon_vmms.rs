@@ -7,7 +7,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::daemon::Daemon;
 use support::fake_vmm::FakeVmm;
 use support::page_of;
@@ -129,4 +129,23 @@ fn what_came_back_is_shown_as_of_the_tick_that_saw_it() {
     for rate in ["promotion_ppm", "stall_ppm"] {
         assert!(vm["balloon"][rate].as_u64().unwrap() > 0, "{rate}: {vm}");
     }
+}
+
+#[test]
+fn the_part_of_what_a_guest_pushes_out_that_goes_elsewhere_is_shown() {
+    let host = Host::start();
+    assert_eq!(host.daemon.vm("web1")["balloon"]["other_swap_ppm"], Value::Null, "it says nothing of that");
+    let says = |swap_out_mib: u64| {
+        let mut vm = host.vmm.vm();
+        vm.stats = json!({ "stat-swap-in": 0, "stat-swap-out": swap_out_mib * MIB });
+        vm.updated_seconds += 1;
+    };
+    let ppm = |vm: &Value| vm["balloon"]["other_swap_ppm"].as_u64();
+    says(100);
+    host.until("heard", |vm| ppm(vm) == Some(0));
+    // None of it went through us.
+    host.until("seen", |vm| {
+        says(200);
+        ppm(vm).is_some_and(|ppm| ppm > 990_000)
+    });
 }

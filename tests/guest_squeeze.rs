@@ -150,12 +150,12 @@ fn wait_until_it_has(daemon: &Daemon, guest: &Guest, wanted: impl Fn(u64) -> boo
     }
 }
 
-fn config(dir: &Path, vms: &[&str], squeeze: &str, more: &str) -> String {
+fn config(dir: &Path, vms: &[&str], more: &str) -> String {
     let vm = |name: &&str| {
         let socket = dir.join(format!("{name}.qmp"));
         format!(
             "[[vm]]\nname = \"{name}\"\nsize = \"1GiB\"\n\
-             squeeze = {{ vmm = \"qemu\", socket = {socket:?}, min = \"96MiB\"{squeeze} }}\n"
+             squeeze = {{ vmm = \"qemu\", socket = {socket:?}, min = \"96MiB\" }}\n"
         )
     };
     format!("{more}\n{}", vms.iter().map(vm).collect::<String>())
@@ -223,7 +223,7 @@ fn check_budget_was_kept(dir: &Path) {
 fn cold_memory_leaves_a_guest_and_what_becomes_hot_is_given_back() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let more = "[balloon]\ninterval = \"1s\"";
-    let daemon = Daemon::start(dir.path(), &config(dir.path(), &["web1"], "", more));
+    let daemon = Daemon::start(dir.path(), &config(dir.path(), &["web1"], more));
     let mut guest = Guest::boot(&daemon, dir.path(), "web1");
     guest.says("waits for orders");
     let taken_mib = guest.vm.memory_bytes() / MIB;
@@ -255,8 +255,7 @@ fn cold_memory_leaves_a_guest_and_what_becomes_hot_is_given_back() {
 fn two_guests_that_take_turns_share_a_budget() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let more = format!("[balloon]\ninterval = \"1s\"\nbudget = \"{BUDGET_MIB}MiB\"");
-    let daemon =
-        Daemon::start(dir.path(), &config(dir.path(), &["web1", "web2"], ", promotion_rate = \"1%\"", &more));
+    let daemon = Daemon::start(dir.path(), &config(dir.path(), &["web1", "web2"], &more));
     let mut guests = ["web1", "web2"].map(|name| Guest::boot(&daemon, dir.path(), name));
     for guest in &mut guests {
         guest.says("waits for orders");

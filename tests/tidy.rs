@@ -194,6 +194,46 @@ fn every_limit_has_a_test() {
     }
 }
 
+/// A constant's value as a table has it: whole MiB and KiB, no underscores.
+fn value_of(expression: &str) -> String {
+    let number = |text: &str| text.replace('_', "");
+    match expression.split_once(" << ") {
+        Some((left, "20")) => format!("{} MiB", number(left)),
+        Some((left, "10")) => format!("{} KiB", number(left)),
+        _ => number(expression),
+    }
+}
+
+#[test]
+fn every_number_of_the_balloon_policy_stands_in_its_table() {
+    let text = read("ARCHITECTURE.md");
+    let rows = text
+        .split("\n| name | value | what it bounds |\n")
+        .nth(1)
+        .expect("the table of the policy's numbers");
+    let rows = rows.lines().skip(1).take_while(|row| row.starts_with('|'));
+    let cells = rows.map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect::<Vec<_>>());
+    let told: BTreeMap<String, String> =
+        cells.map(|row| (row[0].trim_matches('`').to_owned(), row[1].to_owned())).collect();
+    let mut there = BTreeMap::new();
+    for name in names_in("src/balloon").iter().filter(|name| name.ends_with(".rs")) {
+        let text = read(&format!("src/balloon/{name}"));
+        let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let lines = text.lines().filter_map(|line| {
+            line.trim_start_matches("pub").trim_start_matches("(super)").trim_start().strip_prefix("const ")
+        });
+        for (name, rest) in lines.filter_map(|line| line.split_once(": ")) {
+            let (_, expression) = rest.trim_end_matches(';').split_once(" = ").expect("a value");
+            // A format's version bounds nothing.
+            if !name.starts_with("VERSION") {
+                there.insert(name.to_owned(), value_of(expression));
+            }
+        }
+    }
+    assert!(there.len() > 40, "{there:?}");
+    assert_eq!(told, there, "ARCHITECTURE.md has other numbers than src/balloon");
+}
+
 /// The public fields of a file's structs, by struct.
 fn fields(path: &str) -> Vec<(String, String)> {
     let (text, mut owner, mut fields) = (read(path), String::new(), Vec::new());

@@ -146,6 +146,28 @@ fn cloud_hypervisor_is_seen_squeezed_and_relaxed() {
 }
 
 #[test]
+fn what_a_guest_of_cloud_hypervisor_said_gets_old_while_it_does_not_answer() {
+    let mut pair = cloud_hypervisor(PATIENT);
+    let says = |pair: &mut Pair<CloudHypervisor>, stats: Value| {
+        pair.vmm.vm().stats = stats;
+        pair.now += Duration::from_secs(3);
+        let guest = pair.look().unwrap().guest.unwrap();
+        (guest.age.as_secs(), guest.update, guest.swap_out_bytes)
+    };
+    let speaks = json!({ "available_memory": MIB, "swap_out": 5 });
+    assert_eq!(says(&mut pair, speaks.clone()), (0, Some(1), Some(5)));
+    // As where its time is out: 500, and no statistics.
+    assert_eq!(says(&mut pair, json!({})), (3, Some(1), Some(5)));
+    assert_eq!(says(&mut pair, json!({})), (6, Some(1), Some(5)));
+    assert_eq!(says(&mut pair, speaks.clone()), (0, Some(2), Some(5)));
+    pair.vmm.vm().state = "Paused";
+    assert_eq!(pair.look().unwrap_err().word(), Word::Paused);
+    pair.vmm.vm().state = "Running";
+    pair.vmm.vm().stats = json!({});
+    assert_eq!(pair.look().unwrap().guest, None, "it may be another guest");
+}
+
+#[test]
 fn what_a_vm_is_doing_is_a_state_and_is_asked_again_at_the_next_look() {
     let mut pair = qemu(PATIENT);
     for (state, word) in [

@@ -36,12 +36,16 @@ const CORNERED_PART: u64 = 32;
 /// A guest that is nearer to its target than this, in parts of it, has reached it.
 const REACHED_PART: u64 = 128;
 const REACHED_BYTES_MIN: u64 = 2 << 20;
+/// Nearer than this, however large it is: a quarter of the largest step, so that it isn't told the next before it took one.
+const REACHED_BYTES_MAX: u64 = 64 << 20;
 /// A guest that hasn't reached its target after so many ticks won't.
 const PATIENCE_TICKS: u64 = 12;
 /// After a step, what is pushed out for so many ticks is its doing.
 const STEP_TICKS: u64 = 2;
 /// How much a guest in distress suffers at least, beside others: as one to which ten times as much comes back as may.
 const DISTRESS_PERCENT: u64 = 1000;
+/// What a guest is given at least where it hurts, in parts of what it has.
+const RELAX_PART: u64 = 16;
 /// Above this share of what may come back, memory is given back, in percent; below 100 some is taken.
 const RELAX_PERCENT: u64 = 200;
 /// Above this share it is given back also to a VM that was given some just now, in percent.
@@ -54,6 +58,8 @@ const EDGE_FORGOTTEN_PART: u64 = 1024;
 /// How long a VM is left alone after it hurt, at first and at most, in ticks.
 const BACK_OFF_TICKS: u64 = 12;
 const BACK_OFF_TICKS_MAX: u64 = 192;
+/// After so many times that without pain it is as if it had never hurt.
+const CALM_BACK_OFFS: u64 = 4;
 /// What is taken of a guest that has nothing to spare and pushes nothing out until it is taken not to swap, in parts of what
 /// it has: that was its cache, and next comes its life.
 const DRY_PART: u64 = 16;
@@ -65,6 +71,9 @@ const ELSEWHERE_PERCENT: u64 = 50;
 /// Pages that keep more than this of their size, in percent, are not worth being pushed out; judged by so many at least.
 const HARDLY_SHRINKS_PERCENT: u64 = 85;
 const JUDGED_PAGES_MIN: u64 = 4096;
+
+/// What comes back within so many ticks as now has its room left to it.
+const REFILL_TICKS: u64 = 12;
 
 /// What is kept of a VM from tick to tick.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +111,8 @@ pub(super) struct Wish {
     pub from_bytes: u64,
     /// Ticks since it was squeezed last.
     pub waited_ticks: u64,
+    /// What it is still to push out for the target that it has, in bytes.
+    pub underway_bytes: u64,
     /// By how much less it was squeezed than it wished, in bytes.
     pub cut_bytes: u64,
 }
@@ -149,15 +160,21 @@ pub(super) fn wish(host: &Host, snapshot: &Snapshot, state: &mut State) -> Wish 
         }
     };
     let signals = signals.unwrap_or_default();
+    let available_bytes = signals.available_bytes.unwrap_or(0);
+    // One that will not give any more is waited for no longer.
+    let is_waited_for = state.target_ticks <= PATIENCE_TICKS;
+    let underway_bytes = memory.actual_bytes.saturating_sub(from_bytes).saturating_sub(available_bytes);
+    let underway_bytes = if is_waited_for && underway_bytes > REACHED_BYTES_MIN { underway_bytes } else { 0 };
     // A guest that can't swap any more suffers, and nothing comes back to it.
     let in_distress = matches!(reason, Reason::Relaxed(..));
     Wish {
         decision: Decision { target_bytes: to_bytes, apply: !observed, reason },
         pain_percent: signals.pain_percent.max(if in_distress { DISTRESS_PERCENT } else { 0 }),
         suffers: in_distress || signals.pain_percent.min(signals.pain_now_percent) > 100,
-        available_bytes: signals.available_bytes.unwrap_or(0),
+        available_bytes,
         from_bytes,
         waited_ticks: state.step_ticks,
+        underway_bytes,
         cut_bytes: 0,
     }
 }
@@ -186,6 +203,7 @@ impl Wish {
             available_bytes: 0,
             from_bytes: target_bytes,
             waited_ticks: 0,
+            underway_bytes: 0,
             cut_bytes: 0,
         }
     }
@@ -258,7 +276,7 @@ impl Tick<'_> {
         let Signals { promoted, pain_percent, stored_bytes, failed_stores, took_bytes, .. } = *self.signals;
         let Signals { grown_bytes, available_bytes, .. } = *self.signals;
         let actual_bytes = self.memory.actual_bytes;
-        let reached_bytes = self.reached_bytes();
+        let reached_bytes = reached_bytes(self.from_bytes);
         let more = |bytes: u64| self.bounds.above(self.from_bytes.max(actual_bytes), bytes);
         let half_way_bytes = self.bounds.max_bytes.saturating_sub(self.from_bytes) / 2;
         if self.signals.oom_kills > 0 {
@@ -272,11 +290,11 @@ impl Tick<'_> {
             return Some((more(half_way_bytes), Distress::StoresFailed(failed_stores)));
         }
         if took_bytes >= REACHED_BYTES_MIN / 2 && actual_bytes > reached_bytes && state.target_ticks > 1 {
-            return Some((more(took_bytes.max(actual_bytes / 16)), Distress::TookBack(took_bytes)));
+            return Some((more(took_bytes.max(actual_bytes / RELAX_PART)), Distress::TookBack(took_bytes)));
         }
         let cornered = available_bytes.is_none_or(|bytes| bytes < actual_bytes / CORNERED_PART);
         if cornered && self.has_no_room(FULL_PERCENT).is_some() {
-            return Some((more(actual_bytes / 16), Distress::Cornered));
+            return Some((more(actual_bytes / RELAX_PART), Distress::Cornered));
         }
         if self.signals.is_stale && pain_percent >= 100 {
             return Some((more(half_way_bytes), Distress::Unheard));
@@ -284,16 +302,16 @@ impl Tick<'_> {
         let given_just_now = self.host.now_ms < state.back_off_until_ms;
         let too_much = if given_just_now { RELAX_AGAIN_PERCENT } else { RELAX_PERCENT };
         if pain_percent > too_much && promoted > 0 && self.refilling().is_none() {
-            let bytes = (actual_bytes / 16).max(promoted.saturating_mul(2 * PAGE_SIZE_U64));
+            let bytes = (actual_bytes / RELAX_PART).max(promoted.saturating_mul(2 * PAGE_SIZE_U64));
             return Some((more(bytes), Distress::TooMuchBack(pain_percent)));
         }
         if grown_bytes > available_bytes.unwrap_or(u64::MAX).max(actual_bytes / GROWING_FAST_PART) {
-            let bytes = (actual_bytes / 16).max(grown_bytes.saturating_mul(2));
+            let bytes = (actual_bytes / RELAX_PART).max(grown_bytes.saturating_mul(2));
             return Some((more(bytes), Distress::Growing(grown_bytes)));
         }
         let by_itself = state.step_ticks > STEP_TICKS && actual_bytes <= reached_bytes;
         if by_itself && stored_bytes > actual_bytes / GROWING_PART {
-            let bytes = (actual_bytes / 16).max(stored_bytes.saturating_mul(2));
+            let bytes = (actual_bytes / RELAX_PART).max(stored_bytes.saturating_mul(2));
             return Some((more(bytes), Distress::Growing(stored_bytes)));
         }
         None
@@ -304,8 +322,8 @@ impl Tick<'_> {
         let now_ms = self.host.now_ms;
         let in_ticks = |ticks: u64| ticks.saturating_mul(self.host.interval_ms);
         let ended_ms = state.back_off_until_ms;
-        let long_calm =
-            now_ms > ended_ms.saturating_add(in_ticks(4 * state.back_off_ticks.max(BACK_OFF_TICKS)));
+        let long_calm = now_ms
+            > ended_ms.saturating_add(in_ticks(CALM_BACK_OFFS * state.back_off_ticks.max(BACK_OFF_TICKS)));
         if long_calm {
             state.back_off_ticks = BACK_OFF_TICKS;
         } else if now_ms >= ended_ms && !matches!(distress, Distress::Growing(_)) {
@@ -320,13 +338,15 @@ impl Tick<'_> {
         if left_ms > 0 {
             return Some(Hold::BackOff(left_ms));
         }
-        // A page now and then comes back to every guest.
+        // A page now and then comes back to every guest. Whatever does: what is free beside the room for it nobody misses.
         let much_back = self.signals.pain_percent.max(self.signals.pain_now_percent) >= 100;
-        if let Some(spare_bytes) = self.refilling().filter(|_| much_back) {
-            return Some(Hold::Refilling(spare_bytes));
-        }
-        if self.signals.pain_percent >= 100 {
-            return Some(Hold::Enough);
+        if much_back && self.spare_bytes() == 0 {
+            if let Some(spare_bytes) = self.refilling() {
+                return Some(Hold::Refilling(spare_bytes));
+            }
+            if self.signals.pain_percent >= 100 {
+                return Some(Hold::Enough);
+            }
         }
         if self.signals.is_stale {
             return Some(Hold::StatsOld);
@@ -334,7 +354,7 @@ impl Tick<'_> {
         if self.signals.grown_bytes > self.memory.actual_bytes / GROWING_PART {
             return Some(Hold::Growing(self.signals.grown_bytes));
         }
-        if self.memory.actual_bytes > self.reached_bytes() {
+        if self.memory.actual_bytes > reached_bytes(self.from_bytes) {
             return Some(Hold::Underway);
         }
         (self.from_bytes <= self.bounds.min_bytes).then_some(Hold::AtMinimum)
@@ -368,6 +388,13 @@ impl Tick<'_> {
         self.signals.available_bytes.filter(|bytes| back_bytes > 0 && *bytes >= enough_bytes)
     }
 
+    /// What nobody would miss: above the headroom, and above what comes back for a while.
+    fn spare_bytes(&self) -> u64 {
+        let back_bytes = self.signals.promoted.saturating_mul(PAGE_SIZE_U64);
+        let kept_bytes = self.headroom_bytes().saturating_add(back_bytes.saturating_mul(REFILL_TICKS));
+        self.signals.available_bytes.unwrap_or(0).saturating_sub(kept_bytes)
+    }
+
     fn headroom_bytes(&self) -> u64 {
         let growth_bytes = HEADROOM_GROWTHS.saturating_mul(self.signals.look.growth_bytes);
         (self.memory.actual_bytes / HEADROOM_PART).max(growth_bytes)
@@ -376,8 +403,7 @@ impl Tick<'_> {
     /// A step down: what is free first and fast, then what is in use, the slower the more comes back.
     fn squeeze(&self, state: &mut State) -> (u64, Reason) {
         let actual_bytes = self.memory.actual_bytes;
-        let spare_bytes = self.signals.available_bytes.unwrap_or(0).saturating_sub(self.headroom_bytes());
-        let free_bytes = (spare_bytes / FREE_STEP_PART).min(actual_bytes / FREE_STEP_MAX_PART);
+        let free_bytes = (self.spare_bytes() / FREE_STEP_PART).min(actual_bytes / FREE_STEP_MAX_PART);
         let nowhere_to_go = self.nowhere_to_go();
         if let Some(hold) = nowhere_to_go.as_ref().filter(|_| free_bytes == 0) {
             return (self.from_bytes, Reason::Held(*hold));
@@ -419,14 +445,15 @@ impl Tick<'_> {
         state.dry_bytes > self.memory.actual_bytes / DRY_PART
     }
 
-    /// The most that a guest has which has reached its target, in bytes.
-    fn reached_bytes(&self) -> u64 {
-        self.from_bytes.saturating_add((self.from_bytes / REACHED_PART).max(REACHED_BYTES_MIN))
-    }
-
     fn disk_bytes(&self) -> u64 {
         self.snapshot.held.stored_pages.saturating_mul(PAGE_SIZE_U64)
     }
+}
+
+/// The most that a guest has which has reached its target, in bytes.
+fn reached_bytes(target_bytes: u64) -> u64 {
+    let near_bytes = (target_bytes / REACHED_PART).clamp(REACHED_BYTES_MIN, REACHED_BYTES_MAX);
+    target_bytes.saturating_add(near_bytes)
 }
 
 fn hardly_shrinks(held: &Held) -> bool {

@@ -17,6 +17,10 @@ pub(super) const WINDOW_TICKS: u64 = 12;
 pub(super) const STALL_PPM: u64 = 10_000;
 /// What comes back in a tick counts as so many times what may, at most: an outburst says no more of the next minute.
 const OUTBURST: u64 = 60;
+/// A page that had been away for minutes counts as this part of one.
+const OLD_PART: u64 = 4;
+/// By so much a tick it is forgotten how much a guest lately began to use, in parts of that.
+const GROWTH_FORGOTTEN_PART: u64 = 8;
 /// Guest statistics older than so many ticks are none.
 const STALE_TICKS: u64 = 4;
 /// Looks that are further apart than so many ticks can't be compared.
@@ -61,6 +65,15 @@ pub struct Look {
     pub growth_bytes: u64,
 }
 
+impl Look {
+    /// Of what the guest pushes out lately, the part that goes to another swap than ours, in millionths, as far as that is
+    /// worth speaking of; `None` if it doesn't say what it swaps.
+    #[must_use]
+    pub fn other_swap_ppm(&self) -> Option<u64> {
+        self.swapping.is_told().then(|| self.swapping.elsewhere_ppm(self.actual_bytes / NOTABLE_PART))
+    }
+}
+
 /// What is known of a VM at a tick.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Signals {
@@ -82,7 +95,7 @@ pub(super) struct Signals {
     pub storm: bool,
     /// Bytes that it pushed out to us since then.
     pub stored_bytes: u64,
-    /// Bytes that it pushed out elsewhere, if it has spoken since.
+    /// Bytes that it pushed out elsewhere by the time that it spoke before, if it has spoken again.
     pub out_elsewhere_bytes: u64,
     /// Of all that it pushes out lately, what goes elsewhere, in percent, if that is worth speaking of.
     pub elsewhere_percent: u64,
@@ -132,6 +145,7 @@ pub(super) fn next(
     let used_bytes = used(memory, said.as_ref());
     let (now, before) = (&snapshot.counters, &last.counters);
     let working_set_bytes = working_set(memory, guest.as_ref());
+    let told = said.and_then(|said| last.swapping.told(&said));
     let (mut swapping, elsewhere) = swapped_elsewhere(last, now_ms, said.as_ref(), now, working_set_bytes);
     let major_faults = guest.and_then(|guest| guest.major_faults).or(last.major_faults);
     let faults = major_faults.zip(last.major_faults).map_or(0, |(now, before)| since(now, before));
@@ -143,7 +157,7 @@ pub(super) fn next(
     let reread = if has_cache { 0 } else { faults.saturating_sub(promoted) };
     // What had been away for long comes back in every guest once in a while; what was pushed out just now was missed.
     let young = since(now.promoted_young, before.promoted_young).min(loaded);
-    let missed = young.saturating_add((loaded - young) / 4).saturating_add(reread);
+    let missed = young.saturating_add((loaded - young) / OLD_PART).saturating_add(reread);
     // How long it was away elsewhere nobody tells, and that it came back is told at times that aren't ours.
     let elsewhere_ppm = if guest.is_some() { swapping.back_elsewhere_ppm } else { 0 };
     let missed_ppm = rate_ppm(missed.saturating_mul(PAGE_SIZE_U64), working_set_bytes, elapsed_ms);
@@ -151,7 +165,7 @@ pub(super) fn next(
     let stall_ppm = since(now.load_ns, before.load_ns) / elapsed_ms;
     let stored_bytes = since(now.stores, before.stores).saturating_mul(PAGE_SIZE_U64);
     let out_elsewhere_bytes = elsewhere.out.saturating_mul(PAGE_SIZE_U64);
-    let grown_bytes = used_bytes.map_or(0, |used_bytes| grown_bytes(last, now, used_bytes, elsewhere));
+    let grown_bytes = used_bytes.map_or(0, |used_bytes| grown_bytes(last, now, used_bytes, told));
     let mean = |before: u64, now: u64| smoothed(before, now, elapsed_ms, WINDOW_TICKS * interval_ms);
     swapping.out_bytes = mean(swapping.out_bytes, stored_bytes.saturating_add(out_elsewhere_bytes));
     swapping.out_elsewhere_bytes = mean(swapping.out_elsewhere_bytes, out_elsewhere_bytes);
@@ -168,7 +182,7 @@ pub(super) fn next(
         swapping,
         promotion_ppm: rate(last.promotion_ppm, promotion_ppm, snapshot.promotion_ppm),
         stall_ppm: rate(last.stall_ppm, stall_ppm, STALL_PPM),
-        growth_bytes: grown_bytes.max(last.growth_bytes - last.growth_bytes / 8),
+        growth_bytes: grown_bytes.max(last.growth_bytes - last.growth_bytes / GROWTH_FORGOTTEN_PART),
     };
     let pain_percent = |promotion_ppm: u64, stall_ppm: u64| {
         percent(promotion_ppm, snapshot.promotion_ppm).max(percent(stall_ppm, STALL_PPM))
@@ -184,7 +198,7 @@ pub(super) fn next(
         storm: is_storm(missed, elapsed_ms) || is_storm(elsewhere.back, since(now_ms, last.swapping.told_ms)),
         stored_bytes,
         out_elsewhere_bytes,
-        elsewhere_percent: swapping.elsewhere_percent(memory.actual_bytes / NOTABLE_PART),
+        elsewhere_percent: look.other_swap_ppm().unwrap_or(0) / 10_000,
         delayed_stores: since(now.delayed_stores, before.delayed_stores),
         failed_stores: since(now.failed_stores, before.failed_stores),
         oom_kills: look.oom_kills.zip(last.oom_kills).map_or(0, |(now, before)| since(now, before)),
@@ -206,7 +220,7 @@ fn storm_pages(working_set_bytes: u64, ticks: u64) -> u64 {
     (working_set_bytes / STORM_PART / PAGE_SIZE_U64).max(STORM_PAGES_MIN).saturating_mul(ticks)
 }
 
-/// What went elsewhere since the guest spoke last, if this is what it says now; and what is kept of it.
+/// What is found to have gone elsewhere, if the guest speaks now; and what is kept of it.
 fn swapped_elsewhere(
     last: &Look,
     now_ms: u64,
@@ -227,16 +241,15 @@ fn swapped_elsewhere(
     (swapping, elsewhere)
 }
 
-/// What the guest began to use since it spoke last: room that it made by pushing pages out counts.
-fn grown_bytes(last: &Look, now: &Counters, used_bytes: u64, elsewhere: Pages) -> u64 {
+/// What the guest began to use since it spoke last: room that it made by pushing pages out counts. What it says of that is of
+/// the same moment as what it uses; what we have counted, some of it is still to come of, stands in for a guest that doesn't.
+fn grown_bytes(last: &Look, now: &Counters, used_bytes: u64, told: Option<Pages>) -> u64 {
     let Some(before_bytes) = last.used_bytes else { return 0 };
-    let bytes = |of: fn(&Counters) -> u64, elsewhere: u64| {
-        let pages = since(of(now), of(&last.said_counters)).saturating_add(elsewhere);
-        pages.saturating_mul(PAGE_SIZE_U64)
-    };
-    let out_bytes = bytes(|counters| counters.stores, elsewhere.out);
-    let back_bytes = bytes(|counters| counters.promoted, elsewhere.back);
-    since(used_bytes.saturating_add(out_bytes), before_bytes.saturating_add(back_bytes))
+    let before = &last.said_counters;
+    let seen = Pages { back: since(now.promoted, before.promoted), out: since(now.stores, before.stores) };
+    let Pages { back, out } = told.unwrap_or(seen);
+    let bytes = |pages: u64| pages.saturating_mul(PAGE_SIZE_U64);
+    since(used_bytes.saturating_add(bytes(out)), before_bytes.saturating_add(bytes(back)))
 }
 
 /// What the guest works with: all but what nobody uses.
@@ -308,6 +321,36 @@ mod tests {
             let (memory, snapshot) = look(actual, update, available, stores);
             let signals = next(&last, n * TICK_MS, TICK_MS, &memory, &snapshot).unwrap();
             assert_eq!(signals.grown_bytes, grown * MIB, "look {n}");
+            last = signals.look;
+        }
+    }
+
+    /// Pages are on their way as the guest speaks: it uses them no more, and we have yet to count them.
+    #[test]
+    fn what_is_on_its_way_is_neither_growth_nor_elsewhere() {
+        let pages = |mib: u64| mib * MIB / PAGE_SIZE_U64;
+        let at = |update: u64, available_mib: u64, swap_out_mib: u64, swap_in_mib: u64, seen: (u64, u64)| {
+            let (mut memory, mut snapshot) = look(512, update, available_mib, pages(seen.0));
+            let (out, back) = (Some(swap_out_mib * MIB), Some(swap_in_mib * MIB));
+            memory.guest =
+                memory.guest.map(|guest| GuestStats { swap_out_bytes: out, swap_in_bytes: back, ..guest });
+            (snapshot.counters.loads, snapshot.counters.promoted) = (pages(seen.1), pages(seen.1));
+            (memory, snapshot)
+        };
+        let (memory, snapshot) = at(1, 100, 0, 0, (0, 0));
+        let mut last = first(0, &memory, &snapshot);
+        // 40 MiB leave, 10 of them are still to come at the first look; then 20 come back, all of them still to come.
+        for (n, available, out, back, seen) in [
+            (2, 140, 40, 0, (30, 0)),
+            (3, 120, 40, 20, (40, 0)),
+            (4, 120, 40, 20, (40, 20)),
+            (5, 120, 40, 20, (40, 20)),
+        ] {
+            let (memory, snapshot) = at(n, available, out, back, seen);
+            let signals = next(&last, n * TICK_MS, TICK_MS, &memory, &snapshot).unwrap();
+            assert_eq!((signals.grown_bytes, signals.out_elsewhere_bytes), (0, 0), "look {n}");
+            assert_eq!(signals.look.swapping.back_elsewhere_ppm, 0, "look {n}");
+            assert_eq!(signals.look.other_swap_ppm(), Some(0));
             last = signals.look;
         }
     }

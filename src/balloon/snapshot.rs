@@ -7,9 +7,6 @@ use super::Mode;
 use super::vmm::{GuestMemory, Unreachable};
 use super::word::Word;
 
-/// A pool with less room than this part of what it may take is full, where stores wait.
-const STUCK_ROOM_PART: u64 = 10;
-
 /// The host at a tick.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -26,16 +23,20 @@ pub struct Host {
     pub pool_bytes: u64,
     /// The most that it may take, in bytes.
     pub pool_max_bytes: u64,
+    /// What the shrinker leaves it at, in bytes: above this it makes room. Not known before version 4 of the trace.
+    #[serde(default)]
+    pub pool_start_bytes: Option<u64>,
     /// Stores of any VM that wait for room at this moment.
     #[serde(default)]
     pub waiting_stores: u64,
 }
 
 impl Host {
-    /// Whether stores wait in a pool that is full: it takes what leaves it, and no more.
+    /// Whether stores wait in a pool that is full: it takes what leaves it, and no more. Those that wait in one that the
+    /// shrinker is content with wait for a limit of their VM's.
     pub(super) fn is_stuck(&self) -> bool {
-        let full_bytes = self.pool_max_bytes - self.pool_max_bytes / STUCK_ROOM_PART;
-        self.waiting_stores > 0 && self.pool_bytes >= full_bytes
+        let is_full = self.pool_start_bytes.is_some_and(|start_bytes| self.pool_bytes > start_bytes);
+        self.waiting_stores > 0 && is_full
     }
 }
 

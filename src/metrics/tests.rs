@@ -38,6 +38,7 @@ fn full_status() -> Status {
         configured_bytes: some,
         actual_bytes: some,
         available_bytes: some,
+        other_swap_ppm: some,
         ..BalloonStatus::default()
     };
     let vm = VmStatus {

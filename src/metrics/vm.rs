@@ -148,7 +148,7 @@ const NUMBERS: &[Number<VmStatus>] = &[
 
 /// Numbers of the balloons that are known.
 type OfBalloon = fn(&BalloonStatus) -> Option<u64>;
-const BALLOONS: [(&str, &str, OfBalloon); 8] = [
+const BALLOONS: [(&str, &str, OfBalloon); 9] = [
     ("ballast_vm_balloon_reachable", "Whether the VMM of a squeezed VM answers.", |balloon| {
         Some(balloon.reachable.into())
     }),
@@ -180,6 +180,11 @@ const BALLOONS: [(&str, &str, OfBalloon); 8] = [
         "ballast_vm_balloon_stall_ppm",
         "Time that the guest waited for loads, smoothed, in millionths.",
         |balloon| Some(balloon.stall_ppm),
+    ),
+    (
+        "ballast_vm_balloon_other_swap_ppm",
+        "Of what the guest pushes out, the part that goes to another swap than ours, smoothed, in millionths.",
+        |balloon| balloon.other_swap_ppm,
     ),
 ];
 

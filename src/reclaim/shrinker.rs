@@ -26,7 +26,7 @@ use crate::store::arena::compact;
 use crate::store::codec::Scratch;
 use crate::store::lru::Age;
 use crate::store::pool::PoolId;
-use crate::store::room::{Marks, Outlook};
+use crate::store::room::{Marks, Outlook, Shared};
 use crate::store::vm::VmStore;
 use crate::threads::{self, Role};
 use crate::writeback::{Outgoing, WriteError, Writeback};
@@ -273,10 +273,7 @@ impl Shrinker {
         for (vm, cold) in self.vms.values_mut() {
             cold.look(vm, |limit| headroom(shared.marks(limit), limit, HEADROOM_BYTES / 8));
         }
-        // What reserves may still claim is as good as used.
-        let used = shared.arena.used_bytes();
-        let max = shared.arena.max_bytes().saturating_sub(shared.unclaimed_bytes());
-        let marks = headroom(shared.marks(max), max, HEADROOM_BYTES);
+        let (used, marks) = (shared.arena.used_bytes(), pool_marks(&shared));
         self.full = is_full(self.full, used, marks);
         self.room_bytes = if self.full { 0 } else { marks.stop_bytes.saturating_sub(used) };
         self.stats.set_full(self.full);
@@ -458,6 +455,14 @@ impl Shrinker {
         self.stats.compacted(compacted.moved as u64);
         compacted.freed_bytes
     }
+}
+
+/// Where the pool is between: above the one the shrinker makes room, down to the other. What reserves may still claim is as
+/// good as used.
+#[must_use]
+pub fn pool_marks(shared: &Shared) -> Marks {
+    let max_bytes = shared.arena.max_bytes().saturating_sub(shared.unclaimed_bytes());
+    headroom(shared.marks(max_bytes), max_bytes, HEADROOM_BYTES)
 }
 
 /// Marks that leave room for what the next store may need, however small the difference between them is.

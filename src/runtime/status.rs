@@ -334,6 +334,7 @@ fn balloon(daemon: &Daemon, shown: &Shown) -> BalloonStatus {
         reading_back_pages: pages.map_or(0, reading_back),
         promotion_ppm: look.promotion_ppm,
         stall_ppm: look.stall_ppm,
+        other_swap_ppm: look.other_swap_ppm(),
     }
 }
 

@@ -255,8 +255,11 @@ impl Shared {
                 "HTTP/1.1 204 \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\n\r\n".to_owned()
             }
             "GET /api/v1/vm.balloon-stats" if vm.stats.as_object().is_some_and(|stats| !stats.is_empty()) => {
-                let millis = vm.updated_seconds * 1000;
-                answer_of("200 OK", &json!({ "last_update": millis, "stats": vm.stats }).to_string())
+                let balloon_bytes = vm.configured_bytes - vm.actual_bytes;
+                answer_of(
+                    "200 OK",
+                    &json!({ "balloon_actual": balloon_bytes, "stats": vm.stats }).to_string(),
+                )
             }
             _ => answer_of("404 Not Found", "[\"Not Found\"]"),
         }

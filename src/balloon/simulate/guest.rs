@@ -54,6 +54,8 @@ pub struct Guest {
     actual_bytes: f64,
     swap_bytes: f64,
     load_ns: u64,
+    /// What its disk takes in the next run, in bytes.
+    out_bytes_max: f64,
     sets: Vec<Pages>,
     /// A zram of its own that it swaps to first: how much it takes, and how much is in it.
     zram_bytes_max: f64,
@@ -74,6 +76,7 @@ impl Guest {
             actual_bytes: configured_bytes as f64,
             swap_bytes: swap_bytes as f64,
             load_ns: LOAD_NS,
+            out_bytes_max: f64::INFINITY,
             sets: Vec::new(),
             zram_bytes_max: 0.0,
             zram_bytes: 0.0,
@@ -109,6 +112,11 @@ impl Guest {
         self.zram_bytes = self.zram_bytes.min(self.swapped_bytes());
     }
 
+    /// Its disk takes so much in the next run, in bytes: its balloon waits for that.
+    pub(super) fn push_out_at_most(&mut self, bytes: f64) {
+        self.out_bytes_max = bytes;
+    }
+
     /// It has no swap any more; nothing must be swapped out.
     pub fn swap_off(&mut self) {
         self.swap_bytes = 0.0;
@@ -119,7 +127,8 @@ impl Guest {
         let most_bytes = BALLOON_BYTES_PER_S * seconds;
         let target_bytes = (target_bytes as f64).min(self.configured_bytes);
         // The balloon takes what can be freed: what is free, and what there is swap for.
-        let room_bytes = self.room_bytes() + self.zram_room_bytes() * (1.0 - ZRAM_PART);
+        let room_bytes =
+            self.room_bytes().min(self.out_bytes_max) + self.zram_room_bytes() * (1.0 - ZRAM_PART);
         let freeable_bytes = (self.actual_bytes - self.used_bytes() - WATERMARK_BYTES).max(0.0) + room_bytes;
         self.actual_bytes +=
             (target_bytes - self.actual_bytes).clamp(-most_bytes.min(freeable_bytes), most_bytes);
@@ -163,7 +172,8 @@ impl Guest {
         let zram_bytes = (short_bytes / (1.0 - ZRAM_PART)).min(self.zram_room_bytes());
         short_bytes += zram_bytes * ZRAM_PART;
         let room_bytes = self.room_bytes() + zram_bytes;
-        if short_bytes > room_bytes {
+        // Sums of flows are a little off; a page is more than that.
+        if short_bytes > room_bytes + PAGE_SIZE_U64 as f64 {
             // Nothing else can leave: the kernel frees what its largest set holds, by ending who owns it.
             self.oom_kills += 1;
             short_bytes = room_bytes;

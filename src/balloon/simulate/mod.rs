@@ -23,6 +23,8 @@ pub struct Simulation {
     states: Vec<State>,
     /// What VMMs say instead of answering.
     silence: Vec<Option<Vmm>>,
+    /// What the store takes of all guests in a second, in bytes.
+    store_bytes_per_s: f64,
 }
 
 impl Simulation {
@@ -39,6 +41,7 @@ impl Simulation {
             snapshots,
             states,
             silence,
+            store_bytes_per_s: f64::INFINITY,
         }
     }
 
@@ -62,6 +65,11 @@ impl Simulation {
         self.silence[vm] = silence;
     }
 
+    /// The store takes no more than this of all guests in a second.
+    pub fn slow_store(&mut self, bytes_per_s: u64) {
+        self.store_bytes_per_s = bytes_per_s as f64;
+    }
+
     /// Lets a tick go by.
     pub fn tick(&mut self) -> Tick {
         self.host.now_ms += self.host.interval_ms;
@@ -73,9 +81,15 @@ impl Simulation {
         }
         let tick = Tick::decide(self.host, self.snapshots.clone(), &mut self.states);
         let seconds = self.host.interval_ms as f64 / 1000.0;
-        for (guest, step) in self.guests.iter_mut().zip(&tick.vms) {
+        let mut left_bytes = self.store_bytes_per_s * seconds;
+        let guests = self.guests.len();
+        for (number, (guest, step)) in self.guests.iter_mut().zip(&tick.vms).enumerate() {
             let actual_bytes = guest.memory().actual_bytes;
+            let before = guest.counters().stores;
+            guest.push_out_at_most(left_bytes / (guests - number) as f64);
             guest.run(seconds, if step.decision.apply { step.decision.target_bytes } else { actual_bytes });
+            let out_bytes = (guest.counters().stores - before) * crate::page::PAGE_SIZE_U64;
+            left_bytes = (left_bytes - out_bytes as f64).max(0.0);
         }
         tick
     }

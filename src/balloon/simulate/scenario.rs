@@ -58,6 +58,17 @@ pub const SCENARIOS: &[Scenario] = &[
         turn: |_, _| (),
     },
     Scenario {
+        name: "freed",
+        about: "a guest that works on 320 MiB, and after ten minutes on 96; of 64 others a few come back now and then",
+        ticks: 480,
+        begin: || one(512, &[hot(320), lukewarm(64)]),
+        turn: |tick, guests| {
+            if tick == 120 {
+                guests[0].work_on(&[hot(96), lukewarm(64)]);
+            }
+        },
+    },
+    Scenario {
         name: "opposite",
         about: "two guests of 512 MiB take turns at working on 384, every ten minutes; the host has 700 for them",
         ticks: 600,
@@ -115,6 +126,11 @@ fn hot(mib: u64) -> Set {
 /// Touched every three minutes.
 fn warm(mib: u64) -> Set {
     set(mib, 1.0 / 180.0)
+}
+
+/// Touched twice in an hour.
+fn lukewarm(mib: u64) -> Set {
+    set(mib, 1.0 / 1800.0)
 }
 
 /// Touched once in a day.

@@ -1,7 +1,9 @@
 //! cloud-hypervisor, by its REST API (`vmm/src/api/openapi/cloud-hypervisor.yaml` in its source; read at version 53 and at
 //! 00f6822 of September 2026). It counts its balloon, where we count what the guest has, and reports statistics of the
-//! guest's only since `vm.balloon-stats`, which no release up to 53 has. While a VM migrates `vm.info` is as it was
-//! before; only who asks for a change is told.
+//! guest's only since `vm.balloon-stats`, which no release up to 53 has: its names and units are those of its pull request
+//! 8603, ff2f056 of July 2026, by which the guest is asked anew each time and an answer that takes a second is an error.
+//! Neither `vm.info` nor `vm.counters` has any of them. While a VM migrates `vm.info` is as it was before; only who asks
+//! for a change is told.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -24,6 +26,8 @@ pub struct CloudHypervisor {
     socket: PathBuf,
     time_out: Duration,
     backoff: Backoff,
+    /// What the guest said last, and when that was.
+    said: Option<(GuestStats, Instant)>,
 }
 
 /// What `vm.info` says, of which the rest is none of our business.
@@ -53,8 +57,8 @@ struct Memory {
 /// What `vm.balloon-stats` says.
 #[derive(Debug, Deserialize)]
 struct Reported {
-    /// Milliseconds since 1970; 0 for never.
-    last_update: u64,
+    /// Milliseconds since 1970, 0 for never; without it, it is of this moment.
+    last_update: Option<u64>,
     stats: serde_json::Map<String, Value>,
 }
 
@@ -71,7 +75,7 @@ impl CloudHypervisor {
     /// A client of the cloud-hypervisor whose API is at `socket`; connects when something is asked.
     #[must_use]
     pub fn new(socket: PathBuf) -> Self {
-        Self { socket, time_out: TIME_OUT, backoff: Backoff::default() }
+        Self { socket, time_out: TIME_OUT, backoff: Backoff::default(), said: None }
     }
 
     /// The same with another time-out than [`TIME_OUT`].
@@ -117,8 +121,8 @@ impl CloudHypervisor {
         Ok((configured_bytes, actual_bytes))
     }
 
-    /// What the guest said of itself. A version that has no such request, and a VM whose driver has no statistics, answer
-    /// with an error.
+    /// What the guest says of itself now. A version that has no such request, a VM whose driver has no statistics, and one
+    /// whose guest is too busy to answer answer with an error.
     fn stats(&self, deadline: Deadline) -> Result<Option<GuestStats>, Unreachable> {
         let answer = self.get("vm.balloon-stats", deadline)?;
         if answer.status != 200 {
@@ -140,11 +144,17 @@ impl CloudHypervisor {
 
 impl VmmClient for CloudHypervisor {
     fn look(&mut self, now: Instant) -> Result<GuestMemory, Unreachable> {
-        self.call(now, |client, deadline| {
+        let seen = self.call(now, |client, deadline| {
             let (configured_bytes, actual_bytes) = client.info(deadline)?;
             let guest = client.stats(deadline)?;
             Ok(GuestMemory { configured_bytes, actual_bytes, guest })
-        })
+        });
+        // It may be another guest that answers next.
+        let before = self.said.take();
+        let memory = seen?;
+        self.said = said(memory.guest, before, now);
+        let guest = self.said.map(|(guest, at)| GuestStats { age: guest.age + (now - at), ..guest });
+        Ok(GuestMemory { guest, ..memory })
     }
 
     fn set_target(&mut self, bytes: u64, now: Instant) -> Result<(), Unreachable> {
@@ -156,16 +166,29 @@ impl VmmClient for CloudHypervisor {
     }
 }
 
+/// What a guest has said last: now, or before. It is not mute because it didn't answer once: what it said gets old. What is of
+/// the moment has the number of the times that it spoke.
+fn said(
+    now_says: Option<GuestStats>,
+    before: Option<(GuestStats, Instant)>,
+    now: Instant,
+) -> Option<(GuestStats, Instant)> {
+    let Some(guest) = now_says else { return before };
+    let next = || before.and_then(|(guest, _)| guest.update).unwrap_or(0).saturating_add(1);
+    Some((GuestStats { update: guest.update.or_else(|| Some(next())), ..guest }, now))
+}
+
 impl Reported {
     fn stats_at(&self, now: SystemTime) -> Option<GuestStats> {
-        if self.last_update == 0 {
+        if self.last_update == Some(0) {
             return None;
         }
         let value = |name: &str| self.stats.get(name).and_then(known);
-        let updated = UNIX_EPOCH + Duration::from_millis(self.last_update);
+        let updated = self.last_update.map(|ms| UNIX_EPOCH + Duration::from_millis(ms));
+        let age = updated.map(|updated| now.duration_since(updated).unwrap_or_default());
         Some(GuestStats {
-            age: now.duration_since(updated).unwrap_or_default(),
-            update: Some(self.last_update),
+            age: age.unwrap_or_default(),
+            update: self.last_update,
             available_bytes: value("available_memory"),
             free_bytes: value("free_memory"),
             total_bytes: value("total_memory"),
@@ -232,7 +255,10 @@ mod tests {
             ..GuestStats::default()
         };
         assert_eq!(stats, Some(expected));
-        let never = Reported { last_update: 0, ..reported };
+        let of_now = Reported { last_update: None, ..reported };
+        let stats = of_now.stats_at(UNIX_EPOCH).unwrap();
+        assert_eq!((stats.age, stats.update, stats.swap_out_bytes), (Duration::ZERO, None, Some(9)));
+        let never = Reported { last_update: Some(0), ..of_now };
         assert_eq!(never.stats_at(UNIX_EPOCH), None);
     }
 }

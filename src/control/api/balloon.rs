@@ -31,4 +31,7 @@ pub struct BalloonStatus {
     pub promotion_ppm: u64,
     /// Time that it spent waiting for loads, smoothed, in millionths.
     pub stall_ppm: u64,
+    /// Of what it pushes out lately, the part that goes to another swap than ours, a zram or another disk, in millionths,
+    /// as far as that is worth speaking of; if it says what it swaps.
+    pub other_swap_ppm: Option<u64>,
 }

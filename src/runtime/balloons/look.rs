@@ -6,6 +6,7 @@ use crate::balloon::{Counters, Held, Host, Snapshot, Vmm};
 use crate::config::{SqueezeConfig, VmConfig};
 use crate::device::latency::Path;
 use crate::device::vm::DeviceVm;
+use crate::reclaim::shrinker::pool_marks;
 use crate::runtime::daemon::Daemon;
 use crate::store::accounting::Accounting;
 use crate::store::vm::{Source, VmStore};
@@ -30,6 +31,7 @@ pub(super) fn host(daemon: &Daemon, interval_ms: u64) -> Host {
         pressure: daemon.balloons.pressure(now_ms(), 2 * interval_ms),
         pool_bytes: arena.used_bytes(),
         pool_max_bytes: arena.max_bytes(),
+        pool_start_bytes: Some(pool_marks(daemon.store.shared()).start_bytes),
         waiting_stores: daemon.served().iter().map(|served| served.device.waiting_stores()).sum(),
     }
 }
