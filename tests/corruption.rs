@@ -250,11 +250,10 @@ fn a_damaged_entry_can_be_overwritten_and_discarded() {
     world.check_all_but(None);
     world.store().validate();
     // Said once, of which VM, and not of the other.
-    let shared = Arc::clone(world.store().shared());
-    let said = told(|| shared.tell_written_off());
+    let said = told(|| world.store().shared().tell_written_off());
     assert_eq!(said.matches("entries of the VM's page table were damaged").count(), 1, "{said}");
     assert!(said.contains("vm=\"web1\""), "{said}");
-    assert_eq!(told(|| shared.tell_written_off()), "");
+    assert_eq!(told(|| world.store().shared().tell_written_off()), "");
     // What damaged entries named is had back at the next start.
     let used_bytes = world.store().arena().used_bytes();
     world.open();
