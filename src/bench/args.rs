@@ -44,8 +44,8 @@ pub struct BenchArgs {
     /// Sleep on event descriptors instead of polling the ring; with one queue
     #[arg(long)]
     pub no_poll: bool,
-    /// Connect again when a back end goes, for as long as this, and let it carry out what was in flight: how long is the
-    /// pause of a restart or an upgrade?
+    /// When a back end goes, connect again for up to this long, and have it carry out what was in flight; the report has
+    /// the longest pause
     #[arg(long, value_name = "TIME", value_parser = parse_wait, conflicts_with_all = ["no_poll", "codec_alone"])]
     pub reconnect: Option<Duration>,
     /// Measure no back end, but what the compressor, the checksum and one copy of each page take alone, on one core
