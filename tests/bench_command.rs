@@ -197,6 +197,41 @@ fn the_text_has_the_ratio_or_says_that_there_is_none() {
 }
 
 #[test]
+fn a_daemon_that_is_killed_and_comes_back_is_a_pause() {
+    let (_dir, mut daemon) = daemon();
+    let socket = daemon.socket("web1");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ballast"));
+    command.arg("bench").arg(&socket).args(["--pages", "16000", "--qd", "4", "--reconnect", "60s", "--json"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut bench = command.spawn().unwrap();
+    let mut kills = 0;
+    while kills < 5 && bench.try_wait().unwrap().is_none() {
+        // Since its start: in the middle of a phase, and not while the front end introduces itself.
+        let vm = daemon.vm("web1");
+        if vm["stores"].as_u64() > Some(0) || vm["loads"].as_u64() > Some(10) {
+            daemon.restart();
+            kills += 1;
+        }
+    }
+    let output = bench.wait_with_output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    let found = report(&stdout);
+    let pauses = found["pauses"]["count"].as_u64().unwrap();
+    assert!((1..=kills).contains(&pauses) && found["pauses"]["longest_ms"].as_f64() > Some(0.0), "{stdout}");
+    assert_eq!((&found["mismatched_pages"], &found["failed_requests"]), (&0.into(), &0.into()), "{stdout}");
+    for phase in PHASES {
+        let pages = if phase == "overwrite" { 8000 } else { 16000 };
+        assert_eq!(found["phases"][phase]["pages"], pages, "{phase}: {stdout}");
+    }
+
+    // The first connection is no pause.
+    drop(daemon);
+    let (code, _, stderr) = bench_with(&[socket.to_str().unwrap(), "--reconnect", "60s"]);
+    assert!(code == Some(1) && stderr.contains("no back end answers"), "{stderr}");
+}
+
+#[test]
 fn other_pages_than_were_stored_fail_the_run() {
     let (_dir, daemon) = daemon();
     let socket = daemon.socket("web1");

@@ -25,6 +25,7 @@ use support::file::{
     file_options, load_waiting, neutral_shrinker, open_with_file, place_of, settle, write_back,
 };
 use support::page_of;
+use support::told::{listen, told};
 
 const SLOTS: u32 = 5000;
 const POOL_BYTES: u64 = 128 << 20;
@@ -69,6 +70,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        listen();
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let mut world = Self { dir, store: None, truth: BTreeMap::new(), scratch: Scratch::default() };
         world.open();
@@ -247,6 +249,11 @@ fn a_damaged_entry_can_be_overwritten_and_discarded() {
     }
     world.check_all_but(None);
     world.store().validate();
+    // Said once, of which VM, and not of the other.
+    let said = told(|| world.store().shared().tell_written_off());
+    assert_eq!(said.matches("entries of the VM's page table were damaged").count(), 1, "{said}");
+    assert!(said.contains("vm=\"web1\""), "{said}");
+    assert_eq!(told(|| world.store().shared().tell_written_off()), "");
     // What damaged entries named is had back at the next start.
     let used_bytes = world.store().arena().used_bytes();
     world.open();

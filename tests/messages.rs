@@ -33,6 +33,23 @@ const WITHOUT_A_DAEMON: &[Said] = &[
     ("vm add web1 --size 8g", 2, "\"8g\"", "did you mean \"8GiB\"?"),
     ("vm set web1 --limit 512Mb", 2, "\"512Mb\"", "did you mean \"512MiB\"?"),
     ("pool set", 2, "required", "--compressor"),
+    ("top --socket DIR/nope.sock", 1, "no daemon answers on DIR/nope.sock", "ballast serve"),
+    ("top --interval 0", 2, "'0'", "from 0.1 to 3600"),
+    ("top --sort size", 2, "'size'", "possible values: vm, stores"),
+    ("report --socket DIR/silent.sock", 1, "no daemon answers on DIR/silent.sock", "ballast serve"),
+    ("report --sample 9000", 2, "'9000'", "0..=8192"),
+    ("reload --socket DIR/silent.sock", 1, "no daemon answers on DIR/silent.sock", "ballast serve"),
+    ("check --rate 1KiB", 2, "'1KiB'", "must be at least 1MiB"),
+    ("vm list --socket DIR/nope.sock", 1, "no daemon answers on DIR/nope.sock", "--config"),
+    ("bench DIR/nope.sock --reconnect 30", 2, "'30'", "for example \"30s\""),
+    ("demo --images DIR", 1, "DIR/vmlinuz is missing", "`images/demo` and `tests/run`"),
+    ("demo --mib 3", 2, "'3'", "150..=16384"),
+    ("replay DIR/size.toml", 1, "line 1 is no tick", "give a balloon.trace"),
+    ("replay DIR/empty.trace", 1, "has no decision", "name balloon.trace in its state directory"),
+    ("simulate growht", 1, "no scenario \"growht\"", "was \"growth\" meant?"),
+    ("simulate growht", 1, "no scenario \"growht\"", "name one of these:\ncold "),
+    ("completions csh", 2, "'csh'", "possible values: bash, elvish, fish"),
+    ("man DIR/nope", 1, "written to DIR/nope", "name a directory that exists"),
     ("serve --config DIR/size.toml", 2, "pool.max = \"8GB\"", "did you mean \"8GiB\"?"),
     ("serve --config DIR/table.toml", 2, "invalid type", "the section [pool] with its keys: max"),
     ("serve --config DIR/vm.toml", 2, "invalid type", "a section [[vm]], in two brackets"),
@@ -48,6 +65,14 @@ const WITH_A_DAEMON: &[Said] = &[
     ("vm set web1 --reserve 1GiB", 1, "reserve 1GiB", "at most the VM's limit"),
     ("vm release web1", 0, "web1: it was in no quarantine", "its VMM may attach"),
     ("pool set --recompress", 0, "(lz4)", "pool: "),
+    ("check web2", 1, "there is no VM \"web2\"", "the VMs are: web1"),
+    ("report --vm web2", 1, "there is no VM \"web2\"", "the VMs are: web1"),
+    ("report --svg DIR/nope/picture", 1, "DIR/nope/picture", "a directory that exists"),
+    ("vm release web2", 1, "there is no VM \"web2\"", "the VMs are: web1"),
+    ("vm clear web2", 1, "there is no VM \"web2\"", "the VMs are: web1"),
+    ("vm args web2 --vmm qemu", 1, "there is no VM \"web2\"", "the VMs are: web1"),
+    ("vm add web2 --size 1KiB", 1, "size = \"1KiB\"", "from 1MiB to 8TiB"),
+    ("vm add web/2 --size 1MiB", 1, "name = \"web/2\"", "must be 1 to 64 letters"),
     ("vm set web1 --squeeze vmm=vhost-user,min=512MiB", 0, "web1: limit", "web1: squeeze { "),
     ("vm set web1 --clear-after 30d", 0, "weight 100", "web1: clear_after 30d"),
 ];
@@ -63,6 +88,7 @@ fn serves(dir: &Path) {
     ] {
         std::fs::write(dir.join(format!("{name}.toml")), format!("{state}{text}")).unwrap();
     }
+    std::fs::write(dir.join("empty.trace"), "").unwrap();
 }
 
 fn check(dir: &Path, said: &[Said], more: &[&str]) {
@@ -90,6 +116,30 @@ fn commands_say_what_was_wrong_and_what_to_do() {
     check(dir.path(), WITHOUT_A_DAEMON, &[]);
     let daemon = Daemon::start(dir.path(), VM);
     check(dir.path(), WITH_A_DAEMON, &["--config", daemon.config().to_str().unwrap()]);
+}
+
+#[test]
+fn every_command_has_a_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut man = Command::new(env!("CARGO_BIN_EXE_ballast"));
+    assert!(man.arg("man").arg(dir.path()).status().unwrap().success());
+    // There is a page for each: ballast-vm-add.1.
+    let pages = std::fs::read_dir(dir.path()).unwrap().map(|page| page.unwrap().file_name());
+    let mut commands: Vec<String> = pages
+        .filter_map(|page| {
+            Some(page.to_str()?.strip_prefix("ballast-")?.strip_suffix(".1")?.replace('-', " "))
+        })
+        .collect();
+    assert!(commands.len() > 20, "{commands:?}");
+    let groups = commands.clone();
+    commands.retain(|command| !groups.iter().any(|other| other.starts_with(&format!("{command} "))));
+    for command in commands {
+        let mut rows = WITHOUT_A_DAEMON.iter().chain(WITH_A_DAEMON);
+        assert!(
+            rows.any(|(args, code, ..)| *code != 0 && format!("{args} ").starts_with(&format!("{command} "))),
+            "`ballast {command}` has no row"
+        );
+    }
 }
 
 /// Method, path, body; the status; what was wrong; the next step.

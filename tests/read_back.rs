@@ -5,11 +5,9 @@
 
 mod support;
 
-use std::cell::RefCell;
 use std::fs::File;
-use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ballast::ids::Slot;
@@ -26,6 +24,7 @@ use proptest::prelude::*;
 use rustix::io::Errno;
 use support::file::{load_waiting, neutral_shrinker, open_with_faulty_file, place_of, settle, write_back};
 use support::page_of;
+use support::told::{listen, told};
 use support::world::{NAMES, SLOTS, World};
 
 const FILE_BYTES: u64 = 64 << 20;
@@ -40,37 +39,6 @@ fn come_back(store: &Store, shrinker: &mut Shrinker) {
         store.shared().bell.wait(Duration::from_millis(2));
     }
     panic!("it never ends");
-}
-
-thread_local! {
-    /// What the log said in this test.
-    static LOG: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-struct Log;
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        LOG.with_borrow_mut(|log| log.write(bytes))
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Every test comes here before it causes a line. A subscriber of one thread isn't enough: whoever meets a line first
-/// decides for all threads whether anybody listens to it.
-fn listen() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| tracing_subscriber::fmt().with_ansi(false).with_writer(|| Log).init());
-}
-
-/// What the log says while this is done.
-fn told(does: impl FnOnce()) -> String {
-    LOG.take();
-    does();
-    String::from_utf8(LOG.take()).unwrap()
 }
 
 /// A VM with [`PAGES`] pages in the file, of which the one in the last slot was used last.

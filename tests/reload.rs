@@ -7,23 +7,30 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use ballast::config::{Config, VM_KEYS};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::daemon::Daemon;
 use support::page_of;
 
-const CONFIG: &str = "workers = 2\nscrub = \"7d\"\n[pool]\nmax = \"64MiB\"\npressure = false\n\
+const CONFIG: &str = "workers = 2\nscrub = \"7d\"\n[pool]\nmax = \"64MiB\"\npressure = false\n[balloon]\ninterval = \"5s\"\n\
     [[vm]]\nname = \"web1\"\nsize = \"16MiB\"\n[[vm]]\nname = \"web2\"\nsize = \"16MiB\"\n";
 
 fn tmpfs() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").unwrap()
 }
 
+/// What the daemon answers that runs, wherever the changed file says that its socket is.
+fn answer(daemon: &Daemon, args: &[&str]) -> Value {
+    let socket = daemon.socket("control");
+    let output = daemon.ask(&[args, &["--json", "--socket", socket.to_str().unwrap()]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
 /// Each change of a reload: key, old, new, outcome.
 fn reload(daemon: &Daemon, args: &[&str]) -> Vec<[String; 4]> {
-    let output = daemon.ask(&[&["reload", "--json"], args].concat());
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let report = answer(daemon, &[&["reload"], args].concat());
     assert_eq!(report["path"], daemon.config().to_str().unwrap());
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let changes = report["changes"].as_array().unwrap();
@@ -34,13 +41,48 @@ fn expected(changes: &[[&str; 4]]) -> Vec<[String; 4]> {
     changes.iter().map(|change| change.map(str::to_owned)).collect()
 }
 
-/// The changed lines of the configuration, and what they come to.
-const TABLE: &[(&str, &str, &[[&str; 4]])] = &[
+/// Lines of the configuration, what becomes of them, and what that comes to. DIR is the daemon's directory.
+type Row = (&'static str, &'static str, &'static [[&'static str; 4]]);
+
+const TABLE: &[Row] = &[
+    (
+        "state_dir = \"DIR/state\"",
+        "state_dir = \"DIR/other\"",
+        &[
+            ["state_dir", "DIR/state", "DIR/other", "restart"],
+            ["vms_file", "DIR/state/vms.toml", "DIR/other/vms.toml", "restart"],
+        ],
+    ),
+    (
+        "runtime_dir = \"DIR/run\"",
+        "runtime_dir = \"DIR/other\"",
+        &[["runtime_dir", "DIR/run", "DIR/other", "restart"]],
+    ),
+    (
+        "workers = 2",
+        "workers = 2\nmetrics = \"127.0.0.1:9464\"",
+        &[["metrics", "null", "127.0.0.1:9464", "restart"]],
+    ),
+    ("\"5s\"", "\"9s\"", &[["balloon.interval", "5s", "9s", "restart"]]),
     ("scrub = \"7d\"", "scrub = \"1d\"", &[["scrub", "7d", "1d", "now"]]),
     ("scrub = \"7d\"\n", "", &[["scrub", "7d", "null", "now"]]),
     ("\"64MiB\"", "\"32MiB\"", &[["pool.max", "64MiB", "32MiB", "now"]]),
     ("pressure = false", "pressure = true", &[["pool.pressure", "false", "true", "restart"]]),
     ("[pool]", "[pool]\ncompressor = \"zstd:3\"", &[["pool.compressor", "lz4", "zstd:3", "now"]]),
+    (
+        "[pool]",
+        "[pool]\ncold_compressor = \"none\"",
+        &[["pool.cold_compressor", "zstd:9+dictionary", "none", "now"]],
+    ),
+    (
+        "[pool]",
+        "[pool]\ncold_after = \"1h\"\ncold_cpu = \"7%\"\ndeduplicate = false",
+        &[
+            ["pool.cold_after", "5m", "1h", "now"],
+            ["pool.cold_cpu", "10%", "7%", "now"],
+            ["pool.deduplicate", "true", "false", "now"],
+        ],
+    ),
     ("[pool]", "[pool]\naccept_threshold = 50", &[["pool.accept_threshold", "90", "50", "now"]]),
     ("[pool]", "[pool]\nstore_deadline_ms = 50", &[["pool.store_deadline_ms", "5000", "50", "now"]]),
     (
@@ -59,7 +101,7 @@ const TABLE: &[(&str, &str, &[[&str; 4]])] = &[
     (
         "workers = 2",
         "workers = 2\nvms_file = \"/x/vms\"",
-        &[["vms_file", "STATE/vms.toml", "/x/vms", "restart"]],
+        &[["vms_file", "DIR/state/vms.toml", "/x/vms", "restart"]],
     ),
     (
         "[[vm]]\nname = \"web1\"",
@@ -73,19 +115,20 @@ const TABLE: &[(&str, &str, &[[&str; 4]])] = &[
     (
         "name = \"web1\"",
         "name = \"web1\"\nlimit = \"1MiB\"\nreserve = \"4KiB\"\nweight = 7\nwriteback = false\n\
-      label = \"x\"\nclear_after = \"1d\"",
+      label = \"x\"\nuuid = \"00112233-4455-6677-8899-aabbccddeeff\"\nclear_after = \"1d\"",
         &[
             ["vm.web1.limit", "16640KiB", "1MiB", "now"],
             ["vm.web1.reserve", "0B", "4KiB", "now"],
             ["vm.web1.weight", "100", "7", "now"],
             ["vm.web1.writeback", "true", "false", "now"],
             ["vm.web1.label", "ballast", "x", "now"],
+            ["vm.web1.uuid", "UUID", "00112233-4455-6677-8899-aabbccddeeff", "now"],
             ["vm.web1.clear_after", "never", "1d", "now"],
         ],
     ),
     (
         "[[vm]]\nname = \"web1\"",
-        "[balloon]\nbudget = \"64MiB\"\n[[vm]]\nname = \"web1\"\nsqueeze = { vmm = \"vhost-user\", mode = \"off\" }",
+        "budget = \"64MiB\"\n[[vm]]\nname = \"web1\"\nsqueeze = { vmm = \"vhost-user\", mode = \"off\" }",
         &[
             ["balloon.budget", "null", "64MiB", "now"],
             [
@@ -113,30 +156,73 @@ const TABLE: &[(&str, &str, &[[&str; 4]])] = &[
     ),
 ];
 
-#[test]
-fn every_key_that_is_another_is_told_with_what_becomes_of_it() {
+/// The same where there is a writeback file.
+const TABLE_WITH_A_FILE: &[Row] = &[
+    (
+        "[writeback]",
+        "[writeback]\nidle = \"1h\"\ndaily_limit = \"1GiB\"",
+        &[["writeback.daily_limit", "null", "1GiB", "now"], ["writeback.idle", "null", "1h", "now"]],
+    ),
+    ("size = \"64MiB\"", "size = \"65MiB\"", &[["writeback.size", "64MiB", "65MiB", "restart"]]),
+    (
+        "path = \"DIR/file\"",
+        "path = \"DIR/other\"\nidle = \"1h\"",
+        &[
+            ["writeback.path", "DIR/file", "DIR/other", "restart"],
+            ["writeback.idle", "null", "1h", "restart"],
+        ],
+    ),
+];
+
+/// Has a daemon with `config` go through a table.
+fn check_table(config: &str, table: &[Row]) {
     let dir = tmpfs();
-    let daemon = Daemon::start(dir.path(), CONFIG);
+    let here = |text: &str| text.replace("DIR", dir.path().to_str().unwrap());
+    let daemon = Daemon::start(dir.path(), &here(config));
     assert_eq!(reload(&daemon, &[]), expected(&[]));
-    let state = dir.path().join("state");
-    for (from, to, changes) in TABLE {
-        let text = CONFIG.replacen(from, to, 1);
-        assert_ne!(text, CONFIG, "{from}");
-        daemon.configure(&text);
+    let before = std::fs::read_to_string(daemon.config()).unwrap();
+    let uuid =
+        Config::load(&daemon.config()).unwrap().vms[0].keys().into_iter().find(|(key, _)| *key == "uuid");
+    let uuid = uuid.unwrap().1.unwrap();
+    for (from, to, changes) in table {
+        let text = before.replacen(&here(from), &here(to), 1);
+        assert_ne!(text, before, "{from}");
+        std::fs::write(daemon.config(), text).unwrap();
         let mut changes = expected(changes);
         for part in changes.iter_mut().flatten() {
-            *part = part.replace("STATE", state.to_str().unwrap());
+            *part = here(part).replace("UUID", uuid.as_str().unwrap());
         }
-        let before = daemon.status()["vms"].clone();
+        let vms = answer(&daemon, &["status"])["vms"].clone();
         assert_eq!(reload(&daemon, &["--check"]), changes, "{to}");
-        assert_eq!(daemon.status()["vms"], before, "a check changes nothing");
+        assert_eq!(answer(&daemon, &["status"])["vms"], vms, "a check changes nothing");
         assert_eq!(reload(&daemon, &[]), changes, "{to}");
         // What is applied is no difference any more, what waits for a restart still is.
         changes.retain(|[.., outcome]| outcome == "restart");
         assert_eq!(reload(&daemon, &[]), changes, "{to}");
-        daemon.configure(CONFIG);
+        std::fs::write(daemon.config(), &before).unwrap();
         reload(&daemon, &[]);
         assert_eq!(reload(&daemon, &[]), expected(&[]), "and back from {to}");
+    }
+}
+
+#[test]
+fn every_key_that_is_another_is_told_with_what_becomes_of_it() {
+    check_table(CONFIG, TABLE);
+    let file =
+        "[writeback]\npath = \"DIR/file\"\nsize = \"64MiB\"\n[[vm]]\nname = \"web1\"\nsize = \"16MiB\"\n";
+    check_table(file, TABLE_WITH_A_FILE);
+}
+
+#[test]
+fn every_key_has_a_row_in_the_tables() {
+    let rows = TABLE.iter().chain(TABLE_WITH_A_FILE);
+    let told: Vec<&str> = rows.flat_map(|(_, _, changes)| changes.iter().map(|[key, ..]| *key)).collect();
+    let config = Config::parse(CONFIG, 1 << 30).unwrap();
+    let of_host = config.keys().into_iter().map(|(key, _)| key.to_owned());
+    // A VM of another name is another VM.
+    let of_vm = VM_KEYS.into_iter().filter(|key| *key != "name").map(|key| format!("vm.web1.{key}"));
+    for key in of_host.chain(of_vm) {
+        assert!(told.contains(&key.as_str()), "{key} has no row");
     }
 }
 

@@ -2,8 +2,11 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::Error;
+use crate::config::parse_duration;
+use crate::frontend::Wait;
 use crate::ids::Bytes;
 use crate::page::PAGE_SIZE_U64;
 use crate::store::codec::Compressor;
@@ -41,6 +44,10 @@ pub struct BenchArgs {
     /// Sleep on event descriptors instead of polling the ring; with one queue
     #[arg(long)]
     pub no_poll: bool,
+    /// When a back end goes, connect again for up to this long, and have it carry out what was in flight; the report has
+    /// the longest pause
+    #[arg(long, value_name = "TIME", value_parser = parse_wait, conflicts_with_all = ["no_poll", "codec_alone"])]
+    pub reconnect: Option<Duration>,
     /// Measure no back end, but what the compressor, the checksum and one copy of each page take alone, on one core
     #[arg(long)]
     pub codec_alone: bool,
@@ -92,6 +99,11 @@ impl BenchArgs {
         self.sockets.len() * usize::from(self.queues)
     }
 
+    /// How answers are waited for.
+    pub(super) fn wait(&self) -> Wait {
+        if self.no_poll { Wait::Sleep } else { Wait::Poll }
+    }
+
     /// Pages in a request.
     pub(super) fn block_pages(&self) -> usize {
         usize::try_from(self.block_size.0 / PAGE_SIZE_U64).unwrap_or(1)
@@ -113,6 +125,11 @@ fn parse_block(text: &str) -> Result<Bytes, String> {
         return Err(format!("{text} is not a whole number of 4KiB pages between 4KiB and 1MiB"));
     }
     Ok(block)
+}
+
+fn parse_wait(text: &str) -> Result<Duration, String> {
+    let wait = parse_duration(text).filter(|wait| !wait.is_zero());
+    wait.ok_or_else(|| "must be a whole number and s, m, h or d, for example \"30s\"".to_owned())
 }
 
 /// A dictionary is a VM's own, and here is none.
@@ -161,6 +178,9 @@ pub(super) mod tests {
             "s --block-size 2MiB",
             "s --pages 0",
             "s --phases x",
+            "s --reconnect 30",
+            "s --reconnect 0s",
+            "s --reconnect 30s --no-poll",
             "s --compressor lz4",
             "s --codec-alone",
             "--codec-alone --compressor zstd:9+dictionary",

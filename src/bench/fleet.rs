@@ -1,9 +1,12 @@
-//! The devices of a run: connected, their queues started and stopped. All of them share one guest memory, as if one VMM
-//! had them all, so that the pages to store lie there once.
+//! The devices of a run: connected, their queues started and stopped, and connected again if that is wanted. All of them
+//! share one guest memory, as if one VMM had them all, so that the pages to store lie there once.
 
-use super::lanes::Lanes;
+use std::time::Duration;
+
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
+
 use super::{BenchArgs, Error};
-use crate::frontend::{self, BlkConfig, Device, Memory, Options, Wait};
+use crate::frontend::{self, BlkConfig, Device, Memory, Options, Queue};
 
 /// Beside its requests, what a queue's rings take at most, in bytes.
 const RING_BYTES_MAX: usize = 64 << 10;
@@ -11,6 +14,8 @@ const RING_BYTES_MAX: usize = 64 << 10;
 /// All devices, in the order of their sockets.
 pub(super) struct Fleet {
     devices: Vec<Device>,
+    /// How long a back end that has gone is waited for, if it is.
+    reconnect: Option<Duration>,
 }
 
 /// Bytes of guest memory that the queues need.
@@ -37,9 +42,13 @@ impl Fleet {
             if device.config().queues < args.queues {
                 return Err(fewer(u64::from(device.config().queues)));
             }
+            let keeps = device.protocol_features().contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD);
+            if args.reconnect.is_some() && !keeps {
+                return Err(Error::NoInflight { socket: socket.clone() });
+            }
             devices.push(device);
         }
-        Ok(Self { devices })
+        Ok(Self { devices, reconnect: args.reconnect })
     }
 
     /// Pages on the smallest device.
@@ -59,8 +68,8 @@ impl Fleet {
         least
     }
 
-    /// Starts all queues.
-    pub(super) fn start(&mut self, args: &BenchArgs) -> Result<Lanes, frontend::Error> {
+    /// Starts all queues: one of each VM, then the next of each.
+    pub(super) fn start(&mut self, args: &BenchArgs) -> Result<Vec<Queue>, frontend::Error> {
         let mut of_vms = Vec::with_capacity(self.devices.len());
         for device in &mut self.devices {
             of_vms.push(device.start()?.into_iter());
@@ -69,12 +78,34 @@ impl Fleet {
         for _ in 0..args.queues {
             queues.extend(of_vms.iter_mut().filter_map(Iterator::next));
         }
-        Ok(Lanes::new(queues, if args.no_poll { Wait::Sleep } else { Wait::Poll }))
+        Ok(queues)
+    }
+
+    /// Connects those again whose back end has gone, if that is wanted, and has it carry out what was in flight; whether
+    /// there were any.
+    pub(super) fn mend(&mut self) -> Result<bool, frontend::Error> {
+        let Some(within) = self.reconnect else { return Ok(false) };
+        let mut mended = false;
+        for device in self.devices.iter_mut().filter(|device| !device.is_connected()) {
+            device.reconnect(within)?;
+            mended = true;
+        }
+        Ok(mended)
     }
 
     /// Stops all queues.
     pub(super) fn stop(&mut self) -> Result<(), frontend::Error> {
-        self.devices.iter_mut().try_for_each(|device| device.stop().map(drop))
+        let Some(within) = self.reconnect else {
+            return self.devices.iter_mut().try_for_each(|device| device.stop().map(drop));
+        };
+        self.devices.iter_mut().try_for_each(|device| {
+            // It may go at any moment, this one as well.
+            let stopped = device.stop().or_else(|_| {
+                device.reconnect(within)?;
+                device.stop()
+            });
+            stopped.map(drop)
+        })
     }
 }
 

@@ -1,14 +1,21 @@
 //! All queues of all VMs that a run drives; each is a lane. One thread polls them, and so many requests are in flight in
 //! all of them together, however many there are: the load is the same for one VM and for hundreds. Lanes take turns at
-//! requests; those in which nothing is in flight are not looked at. What a request is, is not known here.
+//! requests; those in which nothing is in flight are not looked at. While nothing comes back, their connections are looked
+//! after. What a request is, is not known here.
 
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+
 use super::PATIENCE;
-use crate::frontend::{Completion, Error, Queue, Wait};
+use super::fleet::Fleet;
+use crate::frontend::{Completion, Error, Op, Queue, Status, Wait};
 
 /// How many rounds without an answer pass between two looks at the clock.
 const SPINS_PER_CLOCK: u32 = 64;
+
+/// How long nothing comes back between two looks at the connections.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// One queue.
 struct Lane {
@@ -33,20 +40,38 @@ pub(crate) struct Lanes {
     /// The place among the active ones that is looked at next.
     place: usize,
     wait: Wait,
+    fleet: Fleet,
+    pauses: Pauses,
+}
+
+/// When a back end went and was connected to again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Pauses {
+    /// How often.
+    pub count: u64,
+    /// The longest time between two answers in which that happened, in milliseconds.
+    pub longest_ms: f64,
 }
 
 /// A request of this lane that is back.
 pub(crate) type Back = (usize, Completion);
 
 impl Lanes {
-    /// Of queues in which nothing is in flight. Only a single one can be slept on.
-    pub(crate) fn new(queues: Vec<Queue>, wait: Wait) -> Self {
+    /// Of the fleet's queues, in which nothing is in flight. Only a single one can be slept on.
+    pub(super) fn new(queues: Vec<Queue>, wait: Wait, fleet: Fleet) -> Self {
         let lane = |mut queue: Queue| {
             queue.set_wait(wait);
             Lane { free: (0..queue.depth()).rev().collect(), queue, active: false, staged: false }
         };
         let lanes = queues.into_iter().map(lane).collect();
-        Self { lanes, active: Vec::new(), staged: Vec::new(), turn: 0, place: 0, wait }
+        let (active, staged, pauses) = (Vec::new(), Vec::new(), Pauses::default());
+        Self { lanes, active, staged, turn: 0, place: 0, wait, fleet, pauses }
+    }
+
+    /// Stops all queues, in which nothing is in flight; when their back ends went.
+    pub(super) fn stop(&mut self) -> Result<Pauses, Error> {
+        self.fleet.stop()?;
+        Ok(self.pauses)
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -129,16 +154,48 @@ impl Lanes {
             only.free.push(done.tag);
             return Ok(((0, done), start.elapsed()));
         }
+        let (mut since, mut look_at, mut paused) = (start, start + LOOK_INTERVAL, false);
         loop {
             for _ in 0..SPINS_PER_CLOCK {
                 if let Some(back) = self.poll()? {
-                    return Ok((back, start.elapsed()));
+                    let waited = start.elapsed();
+                    if paused {
+                        self.pauses.note(waited);
+                    }
+                    return Ok((back, waited));
                 }
                 std::hint::spin_loop();
             }
-            if start.elapsed() > PATIENCE {
+            let now = Instant::now();
+            if now > look_at {
+                if self.fleet.mend()? {
+                    (since, paused) = (Instant::now(), true);
+                }
+                look_at = Instant::now() + LOOK_INTERVAL;
+            }
+            if now.saturating_duration_since(since) > PATIENCE {
                 return Err(Error::Timeout(PATIENCE));
             }
         }
+    }
+
+    /// Sends one request in the first lane and waits for its answer, while nothing else is in flight. `op` is told the tag
+    /// that it has, writes the data, and says what it is.
+    pub(crate) fn run(&mut self, op: impl Fn(&mut Queue, u16) -> Result<Op, Error>) -> Result<Status, Error> {
+        self.turn = 0;
+        self.stage(|_, queue, tag| {
+            let op = op(queue, tag)?;
+            queue.stage(tag, op).map(|()| true)
+        })?;
+        self.publish()?;
+        let ((_, done), _) = self.wait()?;
+        Ok(done.status)
+    }
+}
+
+impl Pauses {
+    fn note(&mut self, pause: Duration) {
+        self.count += 1;
+        self.longest_ms = self.longest_ms.max(pause.as_secs_f64() * 1e3);
     }
 }

@@ -25,6 +25,8 @@ pub use args::{BenchArgs, Phase};
 pub use codec::{CodecFigures, CodecReport};
 pub use drive::Figures;
 use fleet::Fleet;
+use lanes::Lanes;
+pub use lanes::Pauses;
 pub use report::{Phases, Report};
 use source::Source;
 
@@ -76,6 +78,14 @@ pub enum Error {
     /// A socket is there twice.
     #[error("{socket} is given twice: each VM has a socket of its own, and one front end at a time")]
     Twice {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// What the device has taken goes with it.
+    #[error(
+        "the back end at {socket} has no in-flight region (VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD): what it has taken is lost with it; leave out --reconnect"
+    )]
+    NoInflight {
         /// The socket.
         socket: PathBuf,
     },
@@ -172,15 +182,17 @@ pub fn measure(args: &BenchArgs, control: Option<&Path>) -> Result<Report, Error
     let mut fleet = Fleet::connect(args, &memory)?;
     let span = span(args, fleet.device_pages())?;
     let pages_at = source.place(&memory).map_err(failed)?;
-    let mut lanes = fleet.start(args).map_err(failed)?;
+    let (device_pages, config) = (fleet.device_pages(), fleet.config());
+    let queues = fleet.start(args).map_err(failed)?;
+    let mut lanes = Lanes::new(queues, args.wait(), fleet);
     let ids: Vec<_> = (0..args.sockets.len()).map(|vm| lanes.queue(vm).id().ok()).collect();
     let device_id = ids.first().cloned().flatten();
 
     let mut run = phases::Run::new(&source, pages_at, span, args.qd);
-    let mut report = Report::new(args, &source, &span, fleet.device_pages(), device_id);
+    let mut report = Report::new(args, &source, &span, device_pages, device_id);
     let ratio = || daemon.as_ref()?.ratio(&ids);
-    run.all(&args.phases, &mut lanes, &fleet.config(), &mut report, &ratio).map_err(failed)?;
-    fleet.stop().map_err(failed)?;
+    run.all(&args.phases, &mut lanes, &config, &mut report, &ratio).map_err(failed)?;
+    report.pauses = lanes.stop().map_err(failed)?;
     Ok(report)
 }
 

@@ -146,9 +146,11 @@ impl<'a> Run<'a> {
         let pages = (self.span.pages() / self.span.vms).min(ZEROED_PAGES);
         let (first_slot, block_pages) = (self.span.first_slot, self.span.block_pages as u64);
         for range in ranges(first_slot, pages * SECTORS_PER_PAGE, config.write_zeroes_sectors_max) {
-            let queue = lanes.queue(0);
-            queue.write_ranges(0, &[range])?;
-            if queue.run(Op::WriteZeroes { ranges: 1 })? != Status::Ok {
+            let zeroes = |queue: &mut Queue, tag| {
+                queue.write_ranges(tag, &[range])?;
+                Ok(Op::WriteZeroes { ranges: 1 })
+            };
+            if lanes.run(zeroes)? != Status::Ok {
                 self.failed_requests += 1;
             }
         }

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::drive::Figures;
+use super::lanes::Pauses;
 use super::source::Source;
 use super::{BenchArgs, Span};
 use crate::ids::Bytes;
@@ -49,6 +50,8 @@ pub struct Report {
     pub mismatched_pages: u64,
     /// Requests not answered with OK.
     pub failed_requests: u64,
+    /// When back ends went and were connected to again.
+    pub pauses: Pauses,
 }
 
 /// The figures of each phase that ran.
@@ -107,6 +110,7 @@ impl Report {
             compression_ratio: None,
             mismatched_pages: 0,
             failed_requests: 0,
+            pauses: Pauses::default(),
         }
     }
 }
@@ -163,6 +167,10 @@ impl fmt::Display for Report {
         match self.compression_ratio {
             Some(ratio) => writeln!(f, "compression ratio {ratio:.2}")?,
             None => writeln!(f, "compression ratio unknown: no Ballast daemon says what these pages take")?,
+        }
+        if self.pauses.count > 0 {
+            let Pauses { count, longest_ms } = self.pauses;
+            writeln!(f, "connected again {count} times; longest pause {longest_ms:.0} ms")?;
         }
         writeln!(f, "discarded {} pages, zeroed {}", self.discarded_pages, self.zeroed_pages)?;
         writeln!(f, "mismatched pages {}, failed requests {}", self.mismatched_pages, self.failed_requests)

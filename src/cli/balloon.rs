@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use ballast::balloon::simulate::{self, SCENARIOS, Scenario};
 use ballast::balloon::trace::{self, Step, Tick};
 use ballast::balloon::{Host, Vmm};
+use ballast::config::nearest;
 use ballast::ids::Bytes;
 
 use super::{Global, print};
@@ -60,6 +61,12 @@ pub fn replay(global: &Global, file: &Path) -> anyhow::Result<()> {
             }
         }
     }
+    if decisions == 0 {
+        bail!(
+            "{} has no decision: the daemon writes one at each look at a VM that has `squeeze`; name balloon.trace in its state directory once it has",
+            named()
+        );
+    }
     if others > 0 {
         bail!(
             "{others} of {decisions} decisions would be others: the policy has changed since, so replay it with the ballast that wrote it, or see above what changed"
@@ -77,7 +84,9 @@ pub fn simulate(global: &Global, scenario: Option<&str>) -> anyhow::Result<()> {
     };
     let Some(name) = scenario else { return print(&list()) };
     let Some(scenario) = simulate::named(name) else {
-        bail!("there is no scenario {name:?}; there are:\n{}", list().trim_end());
+        let names: Vec<&str> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
+        let meant = nearest(name, &names).map(|meant| format!(" (was {meant:?} meant?)")).unwrap_or_default();
+        bail!("there is no scenario {name:?}{meant}; name one of these:\n{}", list().trim_end());
     };
     run(global, scenario)
 }

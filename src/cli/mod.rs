@@ -163,8 +163,12 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "ballast", &mut text);
             print(&String::from_utf8(text)?)
         }
-        Command::Man { directory } => clap_mangen::generate_to(Cli::command(), &directory)
-            .with_context(|| format!("the manual pages can't be written to {}", directory.display())),
+        Command::Man { directory } => {
+            clap_mangen::generate_to(Cli::command(), &directory).with_context(|| {
+                let directory = directory.display();
+                format!("the manual pages can't be written to {directory}: name a directory that exists")
+            })
+        }
     }
 }
 

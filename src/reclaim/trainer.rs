@@ -182,7 +182,7 @@ impl Trainer {
             }
             return;
         }
-        match start(pages, seen, vm.dictionaries().encoder(level), level) {
+        match start(vm.table().name(), pages, seen, vm.dictionaries().encoder(level), level) {
             Ok(thread) => self.job = Some(Job { vm: vm.id(), began: Instant::now(), thread }),
             Err(err) => {
                 tracing::warn!(%err, vm = vm.table().name(), "a dictionary can't be trained");
@@ -222,24 +222,26 @@ impl Trainer {
 }
 
 fn start(
+    vm: &str,
     sample: Vec<u8>,
     seen: u64,
     before: Option<Arc<Encoder>>,
     level: i32,
 ) -> io::Result<JoinHandle<Option<Trained>>> {
-    threads::spawn("trainer", Role::Shrinker, move || learn(&sample, seen, before.as_deref(), level))
+    let vm = vm.to_owned();
+    threads::spawn("trainer", Role::Shrinker, move || learn(&vm, &sample, seen, before.as_deref(), level))
 }
 
-/// A dictionary out of the `sample` of pages of which there are so many as were `seen`, if it is worth its while; pages were
+/// A dictionary for the VM of this name, out of the `sample` of its pages, of which there are so many as were `seen`, if it is worth its while; pages were
 /// compressed with `before` until now.
-fn learn(sample: &[u8], seen: u64, before: Option<&Encoder>, level: i32) -> Option<Trained> {
+fn learn(vm: &str, sample: &[u8], seen: u64, before: Option<&Encoder>, level: i32) -> Option<Trained> {
     let (pages, _) = sample.as_chunks::<PAGE_SIZE>();
     let (mut learned, mut tried) = (Vec::new(), Vec::new());
     for (number, page) in pages.iter().enumerate() {
         if number % TRIED_ON == 0 { tried.push(page) } else { learned.extend_from_slice(page) }
     }
     let bytes = train(&learned).ok()?;
-    let made = Dictionary::new(DictionaryNumber::new(1)?, bytes)?;
+    let made = Dictionary::new(vm, DictionaryNumber::new(1)?, bytes)?;
     let size = |encoder: Option<&Encoder>| payload_bytes(&tried, encoder, level);
     let (old, new) = (size(before), size(made.encoder(level).as_ref()));
     let saves_percent = old.saturating_sub(new) * 100 / old.max(1);
@@ -306,6 +308,6 @@ mod tests {
         })
         .take(300 * PAGE_SIZE)
         .collect();
-        assert!(learn(&random, 1 << 30, None, 3).is_none());
+        assert!(learn("web1", &random, 1 << 30, None, 3).is_none());
     }
 }

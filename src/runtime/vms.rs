@@ -80,12 +80,12 @@ impl Daemon {
         })
     }
 
-    /// Takes back what was remembered for a change that could not be made.
-    fn remember_again(&self, orders: &Orders, next: &Layers) {
+    /// Takes back what was remembered for a change, of this VM or the pool, that could not be made.
+    fn remember_again(&self, orders: &Orders, next: &Layers, vm: Option<&str>) {
         if orders.layers.remembered != next.remembered
             && let Err(err) = orders.layers.remembered.save(&self.config.vms_file)
         {
-            tracing::error!(%err, "a change that could not be made is remembered all the same");
+            tracing::error!(vm, %err, "a change that could not be made is remembered all the same");
         }
     }
 
@@ -133,7 +133,7 @@ impl Daemon {
         let config = config.map_err(|error| invalid(&error))?;
         let config = config.vm(name).map_err(|error| failed(&error))?;
         self.remember(&orders, &next)?;
-        self.begin_serving(config).inspect_err(|_| self.remember_again(&orders, &next))?;
+        self.begin_serving(config).inspect_err(|_| self.remember_again(&orders, &next, Some(name)))?;
         orders.layers = next;
         drop(orders);
         tracing::info!(vm = name, remembered = !vm.runtime, "a VM was added");
@@ -362,7 +362,7 @@ impl Daemon {
         }
         let compressor = next.effective().map_err(|error| invalid(&error))?.pool.compressor;
         self.remember(&orders, &next)?;
-        self.set_compressor(compressor).inspect_err(|_| self.remember_again(&orders, &next))?;
+        self.set_compressor(compressor).inspect_err(|_| self.remember_again(&orders, &next, None))?;
         orders.running.pool.compressor = compressor;
         orders.layers = next;
         Ok(())

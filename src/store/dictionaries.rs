@@ -106,7 +106,7 @@ impl Dictionaries {
                             tracing::error!(vm = name, %err, "the dictionary can't be mended, and is read as it is");
                         }
                     }
-                    match Dictionary::new(number, found.dictionary.to_vec()) {
+                    match Dictionary::new(name, number, found.dictionary.to_vec()) {
                         Some(dictionary) => drop(all[number.index()].set(dictionary)),
                         None => unusable(name, &path),
                     }
@@ -173,7 +173,7 @@ impl Dictionaries {
         let is_known = |number: &DictionaryNumber| self.all[number.index()].get().is_some();
         let last = numbers().filter(|number| is_known(number) || !unused(number)).last();
         let number = numbers().find(|number| Some(*number) > last).ok_or(AddDictionaryError::TooMany)?;
-        let dictionary = Dictionary::new(number, bytes).ok_or(AddDictionaryError::Unusable)?;
+        let dictionary = Dictionary::new(&self.name, number, bytes).ok_or(AddDictionaryError::Unusable)?;
         if dictionary.bytes().len() > DICTIONARY_BYTES_MAX {
             return Err(AddDictionaryError::Unusable);
         }

@@ -2,6 +2,7 @@
 //! [`Bell`]; whoever stores rings it when a mark is passed. Reserves are kept as one number, what their owners may
 //! still claim, which changes only when a VM that has a reserve is below it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -47,8 +48,8 @@ pub(super) struct WrittenOff {
     pub charged_bytes: AtomicU64,
     /// Records in the writeback file.
     pub records: AtomicU64,
-    /// Whether nobody was told of the last of them.
-    untold: AtomicBool,
+    /// Objects and records of each VM of which the log was not told, by its name.
+    untold: Mutex<BTreeMap<String, (u64, u64)>>,
 }
 
 /// Whether a store that finds no room may hope for some, as the shrinker last found it.
@@ -141,25 +142,30 @@ impl Shared {
         open && self.file.as_ref().is_some_and(|file| file.is_on())
     }
 
-    /// Takes note that a VM `held` what it does no longer, because its damaged entries are gone.
-    pub(super) fn write_off(&self, before: &Held, held: &Held) {
+    /// Takes note that the VM of this name held what was `before` and now holds no more than `held`, because its damaged
+    /// entries are gone.
+    pub(super) fn write_off(&self, vm: &str, before: &Held, held: &Held) {
         let missing = |of: fn(&Held) -> u64| of(before).saturating_sub(of(held));
-        self.written_off.objects.fetch_add(missing(Held::objects), Ordering::Relaxed);
+        let (objects, records) = (missing(Held::objects), missing(|held| held.file_pages));
+        self.written_off.objects.fetch_add(objects, Ordering::Relaxed);
         self.written_off.charged_bytes.fetch_add(missing(|held| held.pool_bytes), Ordering::Relaxed);
-        self.written_off.records.fetch_add(missing(|held| held.file_pages), Ordering::Relaxed);
-        self.written_off.untold.store(true, Ordering::Relaxed);
+        self.written_off.records.fetch_add(records, Ordering::Relaxed);
+        let mut untold = self.written_off.untold.lock();
+        let of_vm = untold.entry(vm.to_owned()).or_default();
+        *of_vm = (of_vm.0 + objects, of_vm.1 + records);
+        drop(untold);
         self.bell.ring();
     }
 
-    /// Says once that something was written off. Not where it happens, under a VM's lock.
+    /// Says once of each VM what was written off. Not where it happens, under the VM's lock.
     pub fn tell_written_off(&self) {
-        if self.written_off.untold.swap(false, Ordering::Relaxed) {
-            let objects = self.written_off.objects.load(Ordering::Relaxed);
-            let records = self.written_off.records.load(Ordering::Relaxed);
+        let untold = std::mem::take(&mut *self.written_off.untold.lock());
+        for (vm, (objects, records)) in untold {
             tracing::error!(
+                vm,
                 objects,
                 records,
-                "entries of a page table were damaged: their pages are lost, and what they named stays taken until the next start"
+                "entries of the VM's page table were damaged: their pages are lost, and what they named stays taken until the next start"
             );
         }
     }

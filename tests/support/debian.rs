@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::vm::{Vm, image};
 
-/// A minute is usual; a machine that is busy may take much longer.
-const PATIENCE: Duration = Duration::from_secs(600);
+/// One to three minutes are usual; a machine that is busy may take much longer.
+const PATIENCE: Duration = Duration::from_secs(900);
 
 /// Guests of one test boot one after the other: the line of fstab gives the disk ten seconds, and several guests on a few
 /// cores need more.

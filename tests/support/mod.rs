@@ -12,6 +12,7 @@ pub mod http;
 pub mod load;
 pub mod mount;
 pub mod steps;
+pub mod told;
 pub mod usage;
 pub mod vm;
 pub mod working;

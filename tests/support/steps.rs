@@ -93,7 +93,7 @@ fn checksum() -> Step {
 fn dictionary() -> Dictionary {
     let sample: Vec<u8> = (1000..1200).flat_map(records).collect();
     let number = DictionaryNumber::new(1).expect("a number");
-    Dictionary::new(number, train(&sample).expect("they have much in common")).expect("a dictionary")
+    Dictionary::new("web1", number, train(&sample).expect("they have much in common")).expect("a dictionary")
 }
 
 fn compress(compressor: Compressor, with_dictionary: bool) -> Step {

@@ -52,6 +52,8 @@ impl fmt::Display for DictionaryNumber {
 
 /// A dictionary, ready for reading what was written with it.
 pub struct Dictionary {
+    /// Whose it is, for the log.
+    vm: Box<str>,
     number: DictionaryNumber,
     bytes: Vec<u8>,
     /// What [`id_of`] made of them.
@@ -69,14 +71,16 @@ impl fmt::Debug for Dictionary {
 }
 
 impl Dictionary {
-    /// The dictionary of these bytes, which [`train`] made. `None` when they are none, or memory is short.
+    /// The dictionary of these bytes, which [`train`] made of pages of the VM of this name. `None` when they are none, or
+    /// memory is short.
     #[must_use]
-    pub fn new(number: DictionaryNumber, mut bytes: Vec<u8>) -> Option<Self> {
+    pub fn new(vm: &str, number: DictionaryNumber, mut bytes: Vec<u8>) -> Option<Self> {
         let id = id_of(&bytes)?;
         bytes.get_mut(ID_AT)?.copy_from_slice(&id.to_le_bytes());
         let decoder = DDict::try_create(&bytes)?;
         // Bytes that are no dictionary would be taken for plain text to refer to, and it for one without a number.
         (decoder.get_dict_id()?.get() == id).then_some(Self {
+            vm: vm.into(),
             number,
             bytes,
             id,
@@ -113,6 +117,7 @@ impl Dictionary {
         let mended = sound.is_some_and(|decoder| decode(&decoder));
         if mended && !self.told.swap(true, Ordering::Relaxed) {
             tracing::error!(
+                vm = &*self.vm,
                 dictionary = %self.number,
                 "the memory of a dictionary is damaged; pages are read with what it was made of, slowly, until the next start"
             );
@@ -242,7 +247,7 @@ pub(in crate::store) mod tests {
         let bytes = train(&alike(200)).unwrap();
         assert!((1000..=DICTIONARY_BYTES_MAX).contains(&bytes.len()));
         let number = DictionaryNumber::new(7).unwrap();
-        let dictionary = Dictionary::new(number, bytes).unwrap();
+        let dictionary = Dictionary::new("web1", number, bytes).unwrap();
         assert_eq!((dictionary.number(), dictionary.encoder(3).unwrap().number()), (number, number));
     }
 
@@ -250,17 +255,17 @@ pub(in crate::store) mod tests {
     fn what_is_no_dictionary_is_refused() {
         let number = DictionaryNumber::new(1).unwrap();
         for bytes in [vec![], vec![1, 2, 3], vec![0; 5000], alike(2)] {
-            assert!(Dictionary::new(number, bytes).is_none());
+            assert!(Dictionary::new("web1", number, bytes).is_none());
         }
         let mut cut = train(&alike(200)).unwrap();
         cut.truncate(30);
-        assert!(Dictionary::new(number, cut).is_none());
+        assert!(Dictionary::new("web1", number, cut).is_none());
     }
 
     /// A page that was written with the dictionary of `bytes`, read with one whose decoder is another's by one bit.
     fn read_with_a_flipped_bit(bytes: &[u8], at: usize, page: &Page, kept: bool) -> Option<Page> {
         let number = DictionaryNumber::new(1).unwrap();
-        let sound = Dictionary::new(number, bytes.to_vec()).unwrap();
+        let sound = Dictionary::new("web1", number, bytes.to_vec()).unwrap();
         let mut scratch = Scratch::default();
         let compressor = Compressor::ZstdWithDictionary(9);
         let (coding, object) = scratch.compress(compressor, sound.encoder(9).as_ref(), page);

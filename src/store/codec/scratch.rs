@@ -284,6 +284,7 @@ mod tests {
         let sample = alike(300);
         let dictionary = |number| {
             Dictionary::new(
+                "web1",
                 DictionaryNumber::new(number).unwrap(),
                 train(&sample[..200 * PAGE_SIZE]).unwrap(),
             )
@@ -291,7 +292,7 @@ mod tests {
         };
         let own = dictionary(1);
         let bytes = train(&sample[100 * PAGE_SIZE..]).unwrap();
-        let other = Dictionary::new(own.number(), bytes).unwrap();
+        let other = Dictionary::new("web1", own.number(), bytes).unwrap();
         let mut scratch = Scratch::default();
         let page: &Page = sample[250 * PAGE_SIZE..251 * PAGE_SIZE].try_into().unwrap();
         let plain = scratch.compress(Compressor::ZstdWithDictionary(9), None, page).1.len();

@@ -32,7 +32,7 @@ impl VmStore {
             numbers.exchange(slot, Entry::Lost, entry, tag.pool());
         }
         numbers.sharing.forget_unnamed();
-        self.shared.write_off(&numbers.accounting.held, &held);
+        self.shared.write_off(self.table.name(), &numbers.accounting.held, &held);
         numbers.accounting.held = held;
         self.claim(numbers);
         Entry::Lost
