@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ballast::ids::{Slot, VmId};
 use ballast::store::entry::{Entry, Location};
+use ballast::store::fates::CopyFactor;
 use ballast::store::lru::{Age, coldest};
 use ballast::store::table::Table;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -125,7 +126,7 @@ fn victims(criterion: &mut Criterion) {
         let now = Age::stored(Duration::from_secs(1 << 20));
         group.throughput(Throughput::Elements(batch as u64));
         group.bench_function(BenchmarkId::new("age", slots), |bencher| {
-            bencher.iter(|| black_box(coldest(&table, batch, now, |_| true)));
+            bencher.iter(|| black_box(coldest(&table, batch, now, CopyFactor::DOUBLE, |_| true)));
         });
         let mut list = List::new(&order);
         group.bench_function(BenchmarkId::new("links", slots), |bencher| {

@@ -33,6 +33,8 @@ enum Order {
     SecondChance,
     /// The longest unused; pages that were loaded since they were stored count as twice as old.
     LoadedTwiceAsOld,
+    /// The same, but as much older as their VM's loaded pages were dropped rather than loaded again: once to eight times.
+    LoadedByFate,
     /// What is loaded last, or never again.
     Ideal,
 }
@@ -48,7 +50,7 @@ enum ComesBack {
     Ideal,
 }
 
-const POLICIES: [Policy; 11] = [
+const POLICIES: [Policy; 12] = [
     Policy { name: "loaded pages first", order: Order::LoadedFirst, comes_back: ComesBack::Twice },
     Policy { name: "loaded once first", order: Order::LoadedOnceFirst, comes_back: ComesBack::Twice },
     Policy { name: "second chance", order: Order::SecondChance, comes_back: ComesBack::Twice },
@@ -61,6 +63,11 @@ const POLICIES: [Policy; 11] = [
     Policy {
         name: "loaded count double, back soon (ours)",
         order: Order::LoadedTwiceAsOld,
+        comes_back: ComesBack::Soon,
+    },
+    Policy {
+        name: "loaded count by fate, back soon",
+        order: Order::LoadedByFate,
         comes_back: ComesBack::Soon,
     },
     Policy { name: "ideal", order: Order::Ideal, comes_back: ComesBack::Ideal },
@@ -125,6 +132,10 @@ struct Page {
     queued: (usize, u64),
 }
 
+/// What is taken for granted of a VM's loaded pages before anything is seen, and when what was seen counts half.
+const FATES_FIRST: f64 = 64.0;
+const FATES_MAX: f64 = 8192.0;
+
 struct Pool {
     policy: Policy,
     marks: Marks,
@@ -133,7 +144,9 @@ struct Pool {
     used_bytes: u64,
     peak_bytes: u64,
     /// For each VM, when the page that left last was used, and by how much its age counts.
-    left: [(u64, u64); 256],
+    left: [(u64, f64); 256],
+    /// For each VM, how many pages that it had loaded were loaded again, and dropped or overwritten.
+    fates: [[f64; 2]; 256],
     events: u64,
     file_loads: u64,
     written: u64,
@@ -153,7 +166,8 @@ impl Pool {
             queues: Default::default(),
             used_bytes: 0,
             peak_bytes: 0,
-            left: [(0, 1); 256],
+            left: [(0, 1.0); 256],
+            fates: [[FATES_FIRST; 2]; 256],
             events: 0,
             file_loads: 0,
             written: 0,
@@ -166,6 +180,13 @@ impl Pool {
         self.events += 1;
         let before = self.pages[event.page];
         self.take_out(event.page);
+        if before.loads > 0 && before.place == Place::Pool {
+            let fates = &mut self.fates[event.vm];
+            fates[usize::from(event.what != b'l')] += 1.0;
+            if fates[0] + fates[1] > FATES_MAX {
+                fates.iter_mut().for_each(|fate| *fate /= 2.0);
+            }
+        }
         if event.what == b'd' {
             self.pages[event.page].place = Place::Nowhere;
         }
@@ -210,7 +231,9 @@ impl Pool {
                 let (used_us, factor) = self.left[event.vm];
                 let room = self.used_bytes < self.marks.stop_bytes;
                 before.file_loads > 0
-                    && (room || (event.us - before.used_us) * 4 < (event.us - used_us) * factor)
+                    && (room
+                        || (event.us - before.used_us) as f64 * 2.0 * self.factor(event.vm)
+                            < (event.us - used_us) as f64 * factor)
             }
             ComesBack::Ideal => {
                 let needed_last = self.queues[0].first().map_or(0, |(key, _)| *key);
@@ -220,9 +243,21 @@ impl Pool {
         }
     }
 
+    /// By how much a loaded page of a VM is older than it is.
+    fn factor(&self, vm: usize) -> f64 {
+        match self.policy.order {
+            Order::LoadedTwiceAsOld => 2.0,
+            Order::LoadedByFate => {
+                let [again, dropped] = self.fates[vm];
+                ((again + dropped) / again).clamp(1.0, 8.0)
+            }
+            _ => 1.0,
+        }
+    }
+
     /// A page that came back counts as stored, or as the copy that it is.
     fn loads_when_back(&self) -> u32 {
-        u32::from(self.policy.order == Order::LoadedTwiceAsOld)
+        u32::from(matches!(self.policy.order, Order::LoadedTwiceAsOld | Order::LoadedByFate))
     }
 
     fn put_in(&mut self, event: &Event) {
@@ -234,7 +269,7 @@ impl Pool {
             Order::LoadedOnceFirst | Order::Lru => (0, page.used_us),
             Order::SecondChance if page.loads > 0 => page.queued,
             Order::SecondChance => (0, self.events),
-            Order::LoadedTwiceAsOld => (usize::from(page.loads > 0), page.used_us),
+            Order::LoadedTwiceAsOld | Order::LoadedByFate => (usize::from(page.loads > 0), page.used_us),
             Order::Ideal => (0, key_of(event.next_load)),
         };
         let (queue, key) = page.queued;
@@ -256,9 +291,10 @@ impl Pool {
         loop {
             let [others, loaded] = [0, 1].map(|queue| self.queues[queue].first().copied());
             let loaded_goes = match (others, loaded) {
-                (Some((other, _)), Some((loaded, _))) => {
-                    let double = self.policy.order == Order::LoadedTwiceAsOld;
-                    !double || (now_us - loaded) * 2 >= now_us - other
+                (Some((other, _)), Some((loaded, page))) => {
+                    let by_age = matches!(self.policy.order, Order::LoadedTwiceAsOld | Order::LoadedByFate);
+                    let vm = self.pages[page].vm;
+                    !by_age || (now_us - loaded) as f64 * self.factor(vm) >= (now_us - other) as f64
                 }
                 (others, _) => others.is_none(),
             };
@@ -273,10 +309,11 @@ impl Pool {
                 continue;
             }
             debug_assert_eq!(page.queued, (queue, key));
-            self.left[page.vm] = (page.used_us, 1 + u64::from(page.loads > 0));
+            let (vm, used_us, was_loaded) = (page.vm, page.used_us, page.loads > 0);
             self.used_bytes -= page.bytes;
             (page.place, page.loads, page.file_loads) = (Place::File, 0, 0);
             self.written += 1;
+            self.left[vm] = (used_us, if was_loaded { self.factor(vm) } else { 1.0 });
             return;
         }
     }

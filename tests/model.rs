@@ -19,6 +19,7 @@ use ballast::store::accounting::Held;
 use ballast::store::arena::compact;
 use ballast::store::codec::{Compressor, Scratch, train};
 use ballast::store::dictionaries::AddDictionaryError;
+use ballast::store::fates::CopyFactor;
 use ballast::store::lru::{Age, coldest};
 use ballast::store::object::HEADER_BYTES;
 use ballast::store::vm::{Limits, LoadError, Loaded, StoreError, Updated, VmStore};
@@ -320,7 +321,7 @@ fn the_coldest_pages_are_those_used_longest_ago() {
         [order[4000]].into_iter().chain(order[2..10].iter().copied()).chain([order[11]]).collect();
     let found = |store: &Store| -> Vec<u32> {
         let vm = store.ready("web1").unwrap();
-        let found = coldest(vm.table(), 10, at(10_000), |_| true);
+        let found = coldest(vm.table(), 10, at(10_000), CopyFactor::DOUBLE, |_| true);
         found.into_iter().map(|(_, slot)| slot.0).collect()
     };
     assert_eq!(found(&store), expected);

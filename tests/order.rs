@@ -18,6 +18,7 @@ use ballast::reclaim::pressure::Level;
 use ballast::reclaim::shrinker::Shrinker;
 use ballast::store::Store;
 use ballast::store::codec::{Compressor, Scratch};
+use ballast::store::fates::CopyFactor;
 use ballast::store::lru::Age;
 use ballast::store::pool::PoolId;
 use ballast::store::vm::{Limits, Loaded, VmStore};
@@ -58,16 +59,16 @@ struct Pages {
 
 impl Pages {
     /// One list for everything.
-    fn evict(&mut self, count: usize) {
-        let coldest = self.coldest_first().into_iter().take(count).collect();
+    fn evict(&mut self, count: usize, copies: &[CopyFactor]) {
+        let coldest = self.coldest_first(copies).into_iter().take(count).collect();
         self.leave(coldest);
     }
 
     /// A list per pool, each giving up one page in turn.
-    fn evict_per_pool(&mut self, count: usize) {
+    fn evict_per_pool(&mut self, count: usize, copies: &[CopyFactor]) {
         let mut lists: HashMap<PoolId, usize> = HashMap::new();
         let mut order: Vec<_> = self
-            .coldest_first()
+            .coldest_first(copies)
             .into_iter()
             .map(|key| {
                 let pool = self.kept[&key].pool;
@@ -80,11 +81,12 @@ impl Pages {
         self.leave(order.into_iter().take(count).map(|(_, _, key)| key).collect());
     }
 
-    fn coldest_first(&self) -> Vec<Key> {
+    /// With what copies count in each VM.
+    fn coldest_first(&self, copies: &[CopyFactor]) -> Vec<Key> {
         let now = Age::now();
+        let coldness = |key: &Key, kept: &Kept| Reverse(kept.age.coldness(now, copies[key.0]));
         let pages = self.kept.iter();
-        let mut pages: Vec<_> =
-            pages.map(|(key, kept)| (Reverse(kept.age.coldness(now)), kept.version, *key)).collect();
+        let mut pages: Vec<_> = pages.map(|(key, kept)| (coldness(key, kept), kept.version, *key)).collect();
         pages.sort_unstable();
         pages.into_iter().map(|(_, _, key)| key).collect()
     }
@@ -255,8 +257,9 @@ impl Host {
             }
         }
         left.sort_unstable();
-        self.ideal.evict(left.len());
-        self.per_pool.evict_per_pool(left.len());
+        let copies: Vec<_> = self.vms.iter().map(|vm| vm.accounting().fates.factor()).collect();
+        self.ideal.evict(left.len(), &copies);
+        self.per_pool.evict_per_pool(left.len(), &copies);
         self.real.leave(left.into_iter().map(|(_, key)| key).collect());
     }
 }

@@ -102,6 +102,50 @@ fn a_load_is_a_use_and_what_was_loaded_counts_as_twice_as_old() {
     store.validate();
 }
 
+/// Of two guests that have loaded as many pages as long ago, one used to load such pages again and the other to overwrite them.
+#[test]
+fn what_was_loaded_leaves_the_sooner_the_more_such_pages_of_its_vm_were_dead() {
+    let dir = tempfile::tempdir().unwrap();
+    let vms = [("reader", 40_000, Limits::NONE), ("writer", 40_000, Limits::NONE)];
+    let store = Arc::new(open_with_file(dir.path(), &vms, 1 << 30, FILE_BYTES));
+    let mut shrinker = neutral_shrinker(&store);
+    let mut scratch = Scratch::default();
+    let vms = ["reader", "writer"].map(|name| store.ready(name).unwrap());
+    let mut page = ZERO_PAGE;
+    let moment = Age::from_bits(0).until(Age::now()) / 10_000;
+    let at = |moments: u32| Age::stored(moment * moments);
+    for vm in &vms {
+        for n in 0..3000u32 {
+            vm.store(Slot(n), &page_of(2, u64::from(n)), at(4000 + n), &mut scratch).unwrap();
+        }
+        assert_eq!(vm.accounting().fates.zombies(100), 0, "nothing is known yet");
+        for n in 0..1000 {
+            load_at(vm, n, &mut page, at(7000), &mut scratch).unwrap();
+        }
+    }
+    // They go on with half of what they have loaded; the other half is as old as before.
+    for _ in 0..10 {
+        for n in 0..500u32 {
+            load_at(&vms[0], n, &mut page, at(9500), &mut scratch).unwrap();
+            load_at(&vms[1], n, &mut page, at(9500), &mut scratch).unwrap();
+            vms[1].store(Slot(n), &page_of(2, u64::from(n)), at(9500), &mut scratch).unwrap();
+        }
+    }
+    let zombies = vms.each_ref().map(|vm| {
+        let numbers = vm.accounting();
+        (numbers.held.duplicate_pages, numbers.fates.zombies(numbers.held.duplicate_pages))
+    });
+    assert!(matches!(zombies, [(1000, 0..50), (500, 400..=500)]), "{zombies:?}");
+    while shrinker.stats().get().evicted_pages < 1500 {
+        shrinker.request_pressure(Level::Severe);
+        settle(&mut shrinker);
+    }
+    let loaded_left = vms.each_ref().map(|vm| (500..1000).filter(|n| in_file(vm, *n)).count());
+    let stored_left = vms.each_ref().map(|vm| (1000..3000).filter(|n| in_file(vm, *n)).count());
+    assert_eq!(loaded_left, [0, 500], "stored that have left: {stored_left:?}");
+    store.validate();
+}
+
 #[test]
 fn a_vm_at_its_limit_shrinks_alone_and_a_lower_limit_shrinks_it_at_once() {
     let dir = tempfile::tempdir().unwrap();

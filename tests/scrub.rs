@@ -16,6 +16,7 @@ use ballast::ids::Slot;
 use ballast::scrub::{Handle, Order, Progress, Scrubber, State};
 use ballast::store::accounting::{Events, Held};
 use ballast::store::entry::Entry;
+use ballast::store::fates::CopyFactor;
 use ballast::store::lru::coldest;
 use ballast::writeback::io::faulty::Fault;
 use rustix::io::Errno;
@@ -91,7 +92,7 @@ fn a_check_looks_at_every_page_and_uses_none() {
     let handle = scrubber(&world, None);
     let cold = |world: &World| {
         let now = ballast::store::lru::Age::stored(Duration::from_secs(1 << 24));
-        [0, 1, 2].map(|vm| coldest(world.vm(vm).table(), usize::MAX >> 1, now, |_| true))
+        [0, 1, 2].map(|vm| coldest(world.vm(vm).table(), usize::MAX >> 1, now, CopyFactor::DOUBLE, |_| true))
     };
     let before = (held(&world, 0..3), cold(&world), events(&world, |events| events.loads));
     let progress = check(&handle, None);

@@ -17,6 +17,7 @@ const TOLD_OTHERWISE: &[&str] = &[
     "/pool/stored_pages",
     "/pool/same_filled_pages",
     "/pool/duplicates",
+    "/pool/zombie_pages",
     "/pool/shared_pages",
     "/pool/shared_objects",
     "/pool/deduplicated_bytes",

@@ -45,6 +45,11 @@ const NUMBERS: &[Number<VmStatus>] = &[
         vm.duplicates
     }),
     gauge(
+        "ballast_vm_zombie_pages",
+        "Those of these that it will not read again, an estimate by what became of others.",
+        |vm| vm.zombie_pages,
+    ),
+    gauge(
         "ballast_vm_shared_pages",
         "Those of them that are kept as objects which equal pages of the VM may share.",
         |vm| vm.shared_pages,

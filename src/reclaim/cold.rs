@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::ids::Slot;
 use crate::store::accounting::Accounting;
+use crate::store::fates::CopyFactor;
 use crate::store::lru::{Age, coldest};
 use crate::store::room::Marks;
 use crate::store::vm::{Limits, VmStore};
@@ -35,6 +36,8 @@ pub(super) struct ColdEnd {
     next: usize,
     scanned: Option<Instant>,
     scan_took: Duration,
+    /// What copies counted in it.
+    copies: CopyFactor,
     /// Whether the scan left out what is not old.
     only_idle: bool,
     over_limit: bool,
@@ -60,6 +63,7 @@ impl ColdEnd {
             next: 0,
             scanned: None,
             scan_took: Duration::ZERO,
+            copies: accounting.fates.factor(),
             only_idle: false,
             over_limit: false,
             stop_bytes: u64::MAX,
@@ -107,7 +111,9 @@ impl ColdEnd {
         let began = Instant::now();
         // Copies of guest memory may be colder and not as old: however many they are, old pages behind them are found.
         let old = |age: Age| idle.is_none_or(|idle| age.until(now) >= idle);
-        let found = coldest(vm.table(), scan_pages(self.accounting.held.arena_pages()), now, old);
+        self.copies = self.accounting.fates.factor();
+        let count = scan_pages(self.accounting.held.arena_pages());
+        let found = coldest(vm.table(), count, now, self.copies, old);
         (self.ages, self.slots) = found.into_iter().unzip();
         (self.next, self.scanned, self.only_idle) = (0, Some(Instant::now()), idle.is_some());
         self.scan_took = began.elapsed();
@@ -144,6 +150,7 @@ impl ColdEnd {
             weight: self.limits.weight,
             writeback: self.limits.writeback,
             file_loads: self.loads_rate,
+            copies: self.copies,
             cold: &self.ages[self.next..],
         }
     }

@@ -12,6 +12,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
+use crate::store::fates::CopyFactor;
 use crate::store::lru::Age;
 use crate::store::room::Marks;
 
@@ -80,6 +81,8 @@ pub struct VmView<'a> {
     pub writeback: bool,
     /// Loads from the file a second, lately.
     pub file_loads: f64,
+    /// By how much those of its pages count as older that were loaded.
+    pub copies: CopyFactor,
     /// The ages of its coldest pages, coldest first.
     pub cold: &'a [Age],
 }
@@ -182,8 +185,9 @@ impl Policy {
     ) -> Decision {
         let mean_bytes = mean_page_bytes(vms);
         // The greater leaves first.
-        let coldness =
-            |vm: &VmView<'_>, age: Age| f64::from(age.coldness(pool.now)) * self.glass(vm, mean_bytes);
+        let coldness = |vm: &VmView<'_>, age: Age| {
+            f64::from(age.coldness(pool.now, vm.copies)) * self.glass(vm, mean_bytes)
+        };
         let mut best: Option<(usize, f64)> = None;
         let mut second: Option<f64> = None;
         for (index, vm) in vms.iter().enumerate().filter(|(_, vm)| may(vm)) {
@@ -222,7 +226,7 @@ impl Policy {
             let left_bytes = view.pool_bytes.saturating_sub(page_bytes(view) * taken as u64);
             let old = idle.is_none_or(|idle| age.until(pool.now) >= idle);
             let leaves = view.writeback && old && left_bytes > view.reserve_bytes;
-            let coldness = f64::from(age.coldness(pool.now)) * glasses[vm];
+            let coldness = f64::from(age.coldness(pool.now, view.copies)) * glasses[vm];
             // Numbers that are not negative are in the order of their bits.
             leaves.then(|| (coldness.to_bits(), Reverse(vm), taken))
         };
@@ -291,6 +295,7 @@ mod tests {
             weight: 100,
             writeback: true,
             file_loads: 0.0,
+            copies: CopyFactor::DOUBLE,
             cold,
         }
     }

@@ -19,8 +19,12 @@ pub(super) fn about(report: &Report, vm: &VmReport) -> Vec<String> {
     let mut sentences = vec![stored(survey), saved(survey)];
     if survey.duplicates > 0 {
         let duplicates = pages(survey.duplicates);
+        let zombies = match survey.zombie_pages {
+            0 => String::new(),
+            zombies => format!("; going by others before, {} of them are dead", pages(zombies)),
+        };
         sentences.push(format!(
-            "{duplicates} of its pages in memory its guest has read, and may have as well: they save nothing"
+            "{duplicates} of its pages in memory its guest has read, and may have as well: they save nothing{zombies}"
         ));
     }
     sentences.push(traffic(report, survey));

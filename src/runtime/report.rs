@@ -121,6 +121,7 @@ impl Surveyor<'_> {
             same_filled_pages: total.same_filled_pages,
             guest_pages: total.pages().saturating_sub(has_header(pages).into()),
             duplicates: vm.duplicates,
+            zombie_pages: vm.zombie_pages,
             file_pages: total.file_pages,
             pool_bytes: total.pool_bytes,
             oldest_seconds: walked.ages.oldest.map(|oldest| oldest.as_secs()),

@@ -76,6 +76,7 @@ fn pool_status(daemon: &Daemon, vms: &[VmStatus], metadata_bytes: u64) -> PoolSt
         stored_pages: sum(|vm| vm.stored_pages),
         same_filled_pages: sum(|vm| vm.same_filled_pages),
         duplicates: sum(|vm| vm.duplicates),
+        zombie_pages: sum(|vm| vm.zombie_pages),
         shared_pages: sum(|vm| vm.shared_pages),
         shared_objects: sum(|vm| vm.shared_objects),
         deduplicated_bytes: sum(|vm| vm.deduplicated_bytes),
@@ -132,7 +133,7 @@ impl Sums {
             past: counters(&Held::default(), &past),
         };
         for vm in daemon.store.in_use() {
-            let Accounting { held, events } = vm.accounting();
+            let Accounting { held, events, .. } = vm.accounting();
             for (sum, more) in sums.objects_by_pool.iter_mut().zip(held.objects_by_pool) {
                 *sum += more;
             }
@@ -352,7 +353,7 @@ pub(super) fn quarantine_message(name: &str) -> String {
 }
 
 fn count(status: &mut VmStatus, pages: &VmStore) {
-    let Accounting { held, events } = pages.accounting();
+    let Accounting { held, events, fates } = pages.accounting();
     let limits = pages.limits();
     status.size_bytes = u64::from(pages.slots()) * PAGE_SIZE_U64;
     status.limit_bytes = limits.limit_bytes;
@@ -364,6 +365,7 @@ fn count(status: &mut VmStatus, pages: &VmStore) {
     status.same_filled_pages = held.same_filled_pages;
     status.incompressible_pages = held.incompressible_pages;
     status.duplicates = held.duplicate_pages;
+    status.zombie_pages = fates.zombies(held.duplicate_pages);
     status.shared_pages = held.shared_pages;
     status.shared_objects = held.shared_objects;
     status.deduplicated_bytes = held.deduplicated_bytes;

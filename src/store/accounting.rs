@@ -5,6 +5,7 @@ use std::ops::AddAssign;
 use std::time::Duration;
 
 use super::entry::{Entry, Location};
+use super::fates::Fates;
 use super::histogram::{PowersOfTwo, Sizes};
 use super::object::{HEADER_BYTES, PAYLOAD_MAX};
 use super::pool::{POOLS_MAX, PoolId};
@@ -16,6 +17,8 @@ pub struct Accounting {
     pub held: Held,
     /// What has happened since the daemon started.
     pub events: Events,
+    /// What became of pages that were loaded.
+    pub fates: Fates,
 }
 
 /// What a VM holds now. Recounted from its entries at start and by `validate`.

@@ -7,15 +7,15 @@
 //! wants cold pages asks [`coldest`] for many at once, a sequential scan of the ages. They lie in the page table's
 //! file, so the order outlives the process.
 //!
-//! A page that was loaded is a copy of guest memory. It counts as twice as old as it is: not as colder than all
-//! others, because a guest that only reads its pages drops them again and loads them again (ARCHITECTURE.md has what
-//! was measured).
+//! A page that was loaded is a copy of guest memory. It counts as older than it is, by as much as such pages of its VM
+//! were dropped rather than loaded again ([`super::fates`]; ARCHITECTURE.md has what was measured).
 
 use std::cmp::Reverse;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::entry::Entry;
+use super::fates::CopyFactor;
 use super::table::Table;
 use crate::ids::Slot;
 
@@ -72,10 +72,12 @@ impl Age {
         if ticks > TICKS_MASK - EARLIER_TICKS_MAX { 0 } else { ticks }
     }
 
-    /// How cold the page is at `now`; of two pages the one with more leaves first. Copies of guest memory count double.
+    /// How cold the page is at `now`; of two pages the one with more leaves first. Copies of guest memory count by
+    /// `copies`, their VM's.
     #[must_use]
-    pub fn coldness(self, now: Self) -> u32 {
-        self.ticks_until(now) << u32::from(self.is_loaded())
+    pub fn coldness(self, now: Self, copies: CopyFactor) -> u32 {
+        let ticks = self.ticks_until(now);
+        if self.is_loaded() { copies.times(ticks) } else { ticks }
     }
 
     /// Whether the page was loaded since it was stored.
@@ -100,8 +102,14 @@ impl Age {
 /// The `count` coldest pages of the arena in `table` at `now` among those whose age is `wanted`, coldest first. Only a
 /// snapshot: a page may be used or overwritten meanwhile, so whoever evicts it looks at its age and generation.
 #[must_use]
-pub fn coldest(table: &Table, count: usize, now: Age, wanted: impl Fn(Age) -> bool) -> Vec<(Age, Slot)> {
-    first(table, count, |age| age.coldness(now), wanted, |entry| entry.location().is_some())
+pub fn coldest(
+    table: &Table,
+    count: usize,
+    now: Age,
+    copies: CopyFactor,
+    wanted: impl Fn(Age) -> bool,
+) -> Vec<(Age, Slot)> {
+    first(table, count, |age| age.coldness(now, copies), wanted, |entry| entry.location().is_some())
 }
 
 /// The other end of what has left: the `count` pages of the writeback file in `table` that are least cold at `now` among
@@ -113,7 +121,8 @@ pub fn hottest_in_file(
     now: Age,
     wanted: impl Fn(Age) -> bool,
 ) -> Vec<(Age, Slot)> {
-    first(table, count, |age| u32::MAX - age.coldness(now), wanted, |entry| matches!(entry, Entry::File(_)))
+    let rank = |age: Age| u32::MAX - age.coldness(now, CopyFactor::DOUBLE);
+    first(table, count, rank, wanted, |entry| matches!(entry, Entry::File(_)))
 }
 
 /// The `count` pages whose ages rank highest, of those that are in the right place.
@@ -190,16 +199,26 @@ mod tests {
     #[test]
     fn copies_count_as_twice_as_old() {
         let now = at(100);
-        assert_eq!((at(40).coldness(now), at(41).coldness(now)), (60, 59));
-        assert_eq!(at(70).loaded().coldness(now), at(40).coldness(now));
-        assert_eq!(now.loaded().coldness(now), now.coldness(now));
+        assert_eq!(
+            (at(40).coldness(now, CopyFactor::DOUBLE), at(41).coldness(now, CopyFactor::DOUBLE)),
+            (60, 59)
+        );
+        assert_eq!(
+            at(70).loaded().coldness(now, CopyFactor::DOUBLE),
+            at(40).coldness(now, CopyFactor::DOUBLE)
+        );
+        assert_eq!(now.loaded().coldness(now, CopyFactor::DOUBLE), now.coldness(now, CopyFactor::DOUBLE));
         // A clock that is a little behind.
-        assert_eq!((at(101).coldness(now), at(101).until(now)), (0, Duration::ZERO));
+        assert_eq!((at(101).coldness(now, CopyFactor::DOUBLE), at(101).until(now)), (0, Duration::ZERO));
         // A host that is up for two years.
         let later = at(TWO_YEARS_TICKS);
-        assert_eq!(at(100).coldness(later), u32::try_from(TWO_YEARS_TICKS - 100).unwrap());
+        assert_eq!(
+            at(100).coldness(later, CopyFactor::DOUBLE),
+            u32::try_from(TWO_YEARS_TICKS - 100).unwrap()
+        );
         assert!(
-            at(101).coldness(later) < at(100).coldness(later) && at(TWO_YEARS_TICKS + 9).coldness(later) == 0
+            at(101).coldness(later, CopyFactor::DOUBLE) < at(100).coldness(later, CopyFactor::DOUBLE)
+                && at(TWO_YEARS_TICKS + 9).coldness(later, CopyFactor::DOUBLE) == 0
         );
     }
 

@@ -13,6 +13,7 @@ pub mod codec;
 pub mod crashes;
 pub mod dictionaries;
 pub mod entry;
+pub mod fates;
 mod file;
 pub mod histogram;
 pub mod lru;

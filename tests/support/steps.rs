@@ -14,6 +14,7 @@ use ballast::store::Store;
 use ballast::store::arena::Arena;
 use ballast::store::codec::{Compressor, Dictionary, DictionaryNumber, Encoder, Scratch, train};
 use ballast::store::entry::{Entry, Location};
+use ballast::store::fates::CopyFactor;
 use ballast::store::lru::{Age, coldest};
 use ballast::store::object::{self, HEADER_BYTES};
 use ballast::store::same_filled;
@@ -176,7 +177,7 @@ fn lru() -> Step {
     let now = Age::from_bits(1);
     Box::new(move || {
         let _kept = (&dir, &store);
-        black_box(coldest(vm.table(), 1024, now, |_| true));
+        black_box(coldest(vm.table(), 1024, now, CopyFactor::DOUBLE, |_| true));
     })
 }
 

@@ -147,8 +147,10 @@ impl World {
     pub fn coldest(&self, count: usize) -> Vec<(usize, u32)> {
         let (mut found, now) = (Vec::new(), Age::now());
         for vm in 0..NAMES.len() {
-            let of_vm = coldest(self.vm(vm).table(), count, now, |_| true);
-            found.extend(of_vm.into_iter().map(|(age, slot)| (Reverse(age.coldness(now)), vm, slot.0)));
+            let copies = self.vm(vm).accounting().fates.factor();
+            let of_vm = coldest(self.vm(vm).table(), count, now, copies, |_| true);
+            let ranked = |(age, slot): (Age, Slot)| (Reverse(age.coldness(now, copies)), vm, slot.0);
+            found.extend(of_vm.into_iter().map(ranked));
         }
         found.sort_unstable();
         found.into_iter().take(count).map(|(_, vm, slot)| (vm, slot)).collect()

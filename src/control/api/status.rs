@@ -60,6 +60,8 @@ pub struct PoolStatus {
     pub same_filled_pages: u64,
     /// Those of them that their guest read since it wrote them, and may still have.
     pub duplicates: u64,
+    /// Those of these that no guest will read again, going by what became of others: an estimate.
+    pub zombie_pages: u64,
     /// Those of them that are kept as objects which equal pages of their VM may share.
     pub shared_pages: u64,
     /// These objects.
@@ -287,6 +289,8 @@ pub struct VmStatus {
     pub incompressible_pages: u64,
     /// Those of them that the guest read since it wrote them, and may still have.
     pub duplicates: u64,
+    /// Those of these that it will not read again, going by what became of others: an estimate, 0 before 64 have shown it.
+    pub zombie_pages: u64,
     /// Those of them that are kept as objects which equal pages of the VM may share.
     pub shared_pages: u64,
     /// These objects.

@@ -76,6 +76,11 @@ impl Cause {
         self != Self::Compact
     }
 
+    /// Whether its guest wants nothing more of what the slot held.
+    pub fn ends_a_page(self) -> bool {
+        matches!(self, Self::Store(_) | Self::Invalidate)
+    }
+
     /// Counts it.
     pub fn count(self, events: &mut Events, old: Entry, new: Entry) {
         match self {

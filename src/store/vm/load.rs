@@ -137,7 +137,8 @@ enum Found {
 /// Whether a page that was last loaded from the file when it was `before` would still be in the pool, had it been there,
 /// and by far: one that came back only to leave again is written for nothing.
 fn would_stay(before: Age, numbers: &Numbers, now: Age) -> bool {
-    numbers.left.is_none_or(|left| before.coldness(now) < left.coldness(now) / 2)
+    let copies = numbers.accounting.fates.factor();
+    numbers.left.is_none_or(|left| before.coldness(now, copies) < left.coldness(now, copies) / 2)
 }
 
 impl VmStore {
@@ -272,7 +273,9 @@ impl VmStore {
             let before = Age::from_bits(age.load(Ordering::Relaxed));
             events.refault(before.until(now));
             age.store(now.loaded().to_bits(), Ordering::Relaxed);
-            if !known.is_loaded() {
+            if known.is_loaded() {
+                numbers.accounting.fates.loaded_again();
+            } else {
                 known.loaded().keep_in(tag);
                 numbers.accounting.held.duplicate_pages += 1;
             }

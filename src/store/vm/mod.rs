@@ -410,6 +410,9 @@ impl VmStore {
         numbers.accounting.held.add(new_share);
         let is_free = numbers.exchange(slot, old, entry, pool);
         cause.count(&mut numbers.accounting.events, old, entry);
+        if old_tag.is_loaded() && cause.ends_a_page() {
+            numbers.accounting.fates.dropped();
+        }
         if numbers.limits.reserve_bytes > 0 {
             self.claim(&numbers);
         }
