@@ -100,26 +100,54 @@ fn what_somebody_else_takes_is_given_back_though_the_target_is_the_same() {
     assert!(!host.vmm.vm().asked.contains(&"balloon".to_owned()));
 }
 
-/// A VMM that is well and answers this to every change, so many times.
-fn refusing(path: &Path, kind: fn(&Path) -> FakeVmm, change: &str, answer: fn(u64) -> String) -> FakeVmm {
-    let vmm = kind(path);
-    for _ in 0..100 {
-        vmm.script(change, move |id| vec![Step::Send(answer(id))]);
+#[test]
+fn a_balloon_on_its_way_stops_when_nobody_drives_it_any_more() {
+    for how in ["--off", "--observe", "none"] {
+        let host = Host::start();
+        host.vmm.vm().least_bytes = 200 * MIB;
+        host.ask(&["vm", "squeeze", "web1", "--to", "100MiB"]);
+        host.until("on its way", |vm| vm["balloon"]["actual_bytes"] == 200 * MIB);
+        assert_eq!(host.vmm.vm().told_bytes, Some(100 * MIB));
+        if how == "none" {
+            host.ask(&["vm", "set", "web1", "--squeeze", "none"]);
+        } else {
+            // Told again, if it doesn't take it the first time.
+            host.vmm.script("balloon", not_today);
+            host.ask(&["vm", "squeeze", "web1", how]);
+        }
+        let start = Instant::now();
+        while host.vmm.vm().told_bytes != Some(200 * MIB) {
+            assert!(start.elapsed() < PATIENCE, "{how}: {}", host.daemon.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
+}
+
+/// What a QEMU says that doesn't do what it is asked for.
+fn not_today(id: u64) -> Vec<Step> {
+    let error = json!({ "class": "GenericError", "desc": "not today" });
+    vec![Step::Send(format!("{}\r\n", json!({ "error": error, "id": id })))]
+}
+
+/// What a cloud-hypervisor says that doesn't.
+fn failed(_: u64) -> Vec<Step> {
+    vec![Step::Send(answer_of("500 Internal Server Error", "[\"not today\"]"))]
+}
+
+type Answer = fn(u64) -> Vec<Step>;
+
+/// A VMM that is well and answers this to every change, so many times.
+fn refusing(path: &Path, kind: fn(&Path) -> FakeVmm, change: &str, answer: Answer) -> FakeVmm {
+    let vmm = kind(path);
+    (0..100).for_each(|_| vmm.script(change, answer));
     vmm
 }
 
 #[test]
 fn a_vmm_that_refuses_what_it_is_told_is_shown_and_told_again_later_each_time() {
-    let qmp: (fn(&Path) -> FakeVmm, _, _, fn(u64) -> String) =
-        (FakeVmm::qmp, "balloon", "query-balloon", |id| {
-            let error = json!({ "class": "GenericError", "desc": "not today" });
-            format!("{}\r\n", json!({ "error": error, "id": id }))
-        });
-    let rest: (fn(&Path) -> FakeVmm, _, _, fn(u64) -> String) =
-        (FakeVmm::rest, "PUT /api/v1/vm.resize", "GET /api/v1/vm.info", |_| {
-            answer_of("500 Internal Server Error", "[\"not today\"]")
-        });
+    let qmp: (fn(&Path) -> FakeVmm, _, _, Answer) = (FakeVmm::qmp, "balloon", "query-balloon", not_today);
+    let rest: (fn(&Path) -> FakeVmm, _, _, Answer) =
+        (FakeVmm::rest, "PUT /api/v1/vm.resize", "GET /api/v1/vm.info", failed);
     for (kind, change, look, answer) in [qmp, rest] {
         let host = Host::with_interval("1s", |path| refusing(path, kind, change, answer));
         let is_shown = |vm: &Value| vm["balloon"]["state"] == "vmm_refused";
@@ -144,7 +172,10 @@ fn a_vmm_that_refuses_what_it_is_told_is_shown_and_told_again_later_each_time() 
 
 #[test]
 fn a_vmm_that_says_only_to_a_change_that_its_guest_migrates_is_shown_as_migrating() {
-    let migrating = |_| answer_of("500 Internal Server Error", "[\"VM is currently migrating\"]");
+    let migrating = |_| {
+        let words = answer_of("500 Internal Server Error", "[\"VM is currently migrating\"]");
+        vec![Step::Send(words)]
+    };
     let host =
         Host::with_interval("1s", |path| refusing(path, FakeVmm::rest, "PUT /api/v1/vm.resize", migrating));
     host.until("migrating", |vm| vm["balloon"]["state"] == "migrating");

@@ -51,7 +51,7 @@ pub struct FakeVm {
 impl FakeVm {
     fn tell(&mut self, bytes: u64) {
         self.told_bytes = Some(bytes);
-        self.actual_bytes = bytes.max(self.least_bytes);
+        self.actual_bytes = bytes.min(self.configured_bytes).max(self.least_bytes);
     }
 }
 
@@ -237,7 +237,7 @@ impl Shared {
             "query-balloon" => json!({ "actual": vm.actual_bytes }),
             "balloon" => {
                 let target = arguments["value"].as_u64().expect("a size");
-                vm.tell(target.min(vm.configured_bytes));
+                vm.tell(target);
                 json!({})
             }
             "qom-list" if has_balloon && arguments["path"] == "/machine/peripheral-anon" => {

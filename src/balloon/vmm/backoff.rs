@@ -42,6 +42,11 @@ impl Backoff {
         }
     }
 
+    /// Whether the last attempt came to something, or there was none.
+    pub(crate) fn is_well(&self) -> bool {
+        self.waiting.is_none()
+    }
+
     /// The next attempt is put off, whatever this one came to; twice as long each time.
     pub(crate) fn put_off(&mut self, why: Unreachable, now: Instant) {
         let wait = self.waiting.as_ref().map_or(WAIT_MIN, |last| WAIT_MAX.min(last.wait * 2));

@@ -149,6 +149,8 @@ struct Guest {
     given: Given,
     /// What its VMM was told last, in bytes, as far as that is known.
     told_bytes: Option<u64>,
+    /// Whether its VMM may have a target from us that its guest is still on its way to.
+    is_driven: bool,
     /// Why its VMM didn't take what it was told, as long as it isn't told again.
     refused: Backoff,
     turn: asking::Turn,
@@ -193,7 +195,7 @@ impl Controller {
         *daemon.balloons.shown.lock() = shown;
     }
 
-    /// VMs come and go, and how they are squeezed changes.
+    /// VMs come and go, and how they are squeezed changes. Whose balloon we have nothing to do with any more is left as it is.
     fn follow_configuration(&mut self) {
         let mut before = std::mem::take(&mut self.guests);
         for served in self.daemon.served() {
@@ -216,6 +218,7 @@ impl Controller {
                 None => self.guests.push(Guest::new(&self.daemon, served, squeeze)),
             }
         }
+        asking::side_by_side(&mut before, |guest| guest.on_its_account(&self.daemon, Guest::stop));
     }
 }
 
@@ -224,7 +227,8 @@ impl Guest {
         let client = client(daemon, &served.config.name, &squeeze.vmm);
         let (state, given) = (State::default(), Given::default());
         let (told_bytes, refused, turn, logged) = (None, Backoff::default(), asking::Turn::default(), None);
-        Self { served, squeeze, client, state, given, told_bytes, refused, turn, logged }
+        let is_driven = false;
+        Self { served, squeeze, client, state, given, told_bytes, is_driven, refused, turn, logged }
     }
 
     /// Does what concerns its VMM. Should that crash the daemon, it is written down for the VM.
@@ -236,6 +240,9 @@ impl Guest {
     }
 
     fn look(&mut self) -> Vmm {
+        if matches!(self.squeeze.mode, Mode::Off | Mode::Observe) {
+            self.stop();
+        }
         if self.squeeze.mode == Mode::Off {
             return Vmm::Silent(Silence { word: Word::Off, text: "off".to_owned() });
         }
@@ -282,7 +289,31 @@ impl Guest {
         }
     }
 
+    /// Nobody drives its balloon any more: one that is on its way down stops where it is. Tried until its VMM has heard it.
+    fn stop(&mut self) {
+        let now = Instant::now();
+        if !self.is_driven || self.refused.check(now).is_err() {
+            return;
+        }
+        let (told_bytes, client) = (self.told_bytes.take(), &mut self.client);
+        let stopped = client.look(now).and_then(|memory| {
+            let is_on_its_way = told_bytes.is_none_or(|told_bytes| told_bytes < memory.actual_bytes);
+            if is_on_its_way { client.set_target(memory.actual_bytes, now) } else { Ok(()) }
+        });
+        match stopped {
+            Err(why) if !matches!(why, Unreachable::Gone { .. } | Unreachable::NoBalloon { .. }) => {
+                if self.refused.is_well() {
+                    let vm = &self.served.config.name;
+                    tracing::info!(vm, %why, "the VMM was not told that its guest is to keep what it has");
+                }
+                self.refused.put_off(why, now);
+            }
+            _ => (self.is_driven, self.refused) = (false, Backoff::default()),
+        }
+    }
+
     fn set_target(&mut self, target_bytes: u64) -> Result<(), Unreachable> {
+        self.is_driven = true;
         let told = self.client.set_target(target_bytes, Instant::now());
         self.told_bytes = told.is_ok().then_some(target_bytes);
         match &told {
