@@ -31,6 +31,10 @@ pub enum Step {
 pub struct FakeVm {
     pub configured_bytes: u64,
     pub actual_bytes: u64,
+    /// Its guest gives up no more than leaves it this, for as long as that stands here.
+    pub least_bytes: u64,
+    /// What it was told last, if it was told.
+    pub told_bytes: Option<u64>,
     /// In the VMM's words.
     pub state: &'static str,
     /// In QEMU's words; "" for none.
@@ -42,6 +46,13 @@ pub struct FakeVm {
     pub polling_seconds: u64,
     /// Every request, by the name that a script has for it.
     pub asked: Vec<String>,
+}
+
+impl FakeVm {
+    fn tell(&mut self, bytes: u64) {
+        self.told_bytes = Some(bytes);
+        self.actual_bytes = bytes.min(self.configured_bytes).max(self.least_bytes);
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +96,8 @@ impl FakeVmm {
         let vm = FakeVm {
             configured_bytes: 512 << 20,
             actual_bytes: 512 << 20,
+            least_bytes: 0,
+            told_bytes: None,
             state,
             migration: "",
             balloon: true,
@@ -114,6 +127,19 @@ impl FakeVmm {
     pub fn script(&self, request: &str, steps: impl FnOnce(u64) -> Vec<Step> + Send + 'static) {
         let mut scripts = self.shared.scripts.lock().expect("a lock");
         scripts.entry(request.to_owned()).or_default().push_back(Box::new(steps));
+    }
+
+    /// From now on it answers everything.
+    pub fn forget_scripts(&self) {
+        self.shared.scripts.lock().expect("a lock").clear();
+    }
+
+    /// What the configuration calls it.
+    pub fn name(&self) -> &'static str {
+        match self.shared.kind {
+            Kind::Qmp => "qemu",
+            Kind::Rest => "cloud-hypervisor",
+        }
     }
 
     /// The VM, to be looked at and changed.
@@ -211,7 +237,7 @@ impl Shared {
             "query-balloon" => json!({ "actual": vm.actual_bytes }),
             "balloon" => {
                 let target = arguments["value"].as_u64().expect("a size");
-                vm.actual_bytes = target.min(vm.configured_bytes);
+                vm.tell(target);
                 json!({})
             }
             "qom-list" if has_balloon && arguments["path"] == "/machine/peripheral-anon" => {
@@ -251,7 +277,8 @@ impl Shared {
             "PUT /api/v1/vm.resize" => {
                 let wanted: Value = serde_json::from_str(body).expect("JSON");
                 let balloon_bytes = wanted["desired_balloon"].as_u64().expect("a size");
-                vm.actual_bytes = vm.configured_bytes - balloon_bytes;
+                let target = vm.configured_bytes - balloon_bytes;
+                vm.tell(target);
                 "HTTP/1.1 204 \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\n\r\n".to_owned()
             }
             "GET /api/v1/vm.balloon-stats" if vm.stats.as_object().is_some_and(|stats| !stats.is_empty()) => {

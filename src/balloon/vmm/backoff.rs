@@ -1,5 +1,5 @@
-//! When a VMM that is gone, hangs or talks nonsense is tried again: not at each look, so that hundreds of them cost the
-//! others nothing. Has no clock, it is told the time.
+//! When a VMM that is gone, hangs or talks nonsense is tried again, and when one that refuses is told again: not at each look,
+//! so that hundreds of them cost the others nothing. Has no clock, it is told the time.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// What the last attempts came to.
 #[derive(Debug, Default)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     waiting: Option<Waiting>,
 }
 
@@ -27,7 +27,7 @@ impl Backoff {
     ///
     /// # Errors
     /// What the last one came to, if it isn't.
-    pub(super) fn check(&self, now: Instant) -> Result<(), Unreachable> {
+    pub(crate) fn check(&self, now: Instant) -> Result<(), Unreachable> {
         match &self.waiting {
             Some(waiting) if now < waiting.until => Err(waiting.why.clone()),
             _ => Ok(()),
@@ -36,13 +36,21 @@ impl Backoff {
 
     /// Takes note of what an attempt came to.
     pub(super) fn note<T>(&mut self, result: &Result<T, Unreachable>, now: Instant) {
-        self.waiting = match result {
-            Err(why) if why.ends_connection() => {
-                let wait = self.waiting.as_ref().map_or(WAIT_MIN, |last| WAIT_MAX.min(last.wait * 2));
-                Some(Waiting { why: why.clone(), wait, until: now + wait })
-            }
-            _ => None,
-        };
+        match result {
+            Err(why) if why.ends_connection() => self.put_off(why.clone(), now),
+            _ => self.waiting = None,
+        }
+    }
+
+    /// Whether the last attempt came to something, or there was none.
+    pub(crate) fn is_well(&self) -> bool {
+        self.waiting.is_none()
+    }
+
+    /// The next attempt is put off, whatever this one came to; twice as long each time.
+    pub(crate) fn put_off(&mut self, why: Unreachable, now: Instant) {
+        let wait = self.waiting.as_ref().map_or(WAIT_MIN, |last| WAIT_MAX.min(last.wait * 2));
+        self.waiting = Some(Waiting { why, wait, until: now + wait });
     }
 }
 
@@ -73,6 +81,18 @@ mod tests {
         let now = Instant::now();
         for answer in [Unreachable::Migrating, Unreachable::Paused { state: "paused".to_owned() }] {
             backoff.note::<()>(&Err(answer), now);
+            assert_eq!(backoff.check(now), Ok(()));
+        }
+    }
+
+    #[test]
+    fn what_is_put_off_is_so_whatever_the_answer_was() {
+        let mut backoff = Backoff::default();
+        let mut now = Instant::now();
+        for seconds in [1, 2, 4] {
+            backoff.put_off(Unreachable::Migrating, now);
+            now += Duration::from_secs(seconds);
+            assert_eq!(backoff.check(now - Duration::from_millis(1)), Err(Unreachable::Migrating));
             assert_eq!(backoff.check(now), Ok(()));
         }
     }

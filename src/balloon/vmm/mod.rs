@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+pub(crate) use self::backoff::Backoff;
 pub use self::unreachable::Unreachable;
 
 /// How long a call may take. A VMM that is well answers in milliseconds; one that holds its big lock for longer is as

@@ -22,7 +22,7 @@ use super::served::Served;
 use crate::balloon::trace::{Step, Tick};
 use crate::balloon::vmm::cloud_hypervisor::CloudHypervisor;
 use crate::balloon::vmm::qmp::Qmp;
-use crate::balloon::vmm::{Unreachable, VmmClient};
+use crate::balloon::vmm::{Backoff, Unreachable, VmmClient};
 use crate::balloon::{Change, Given, Look, Mode, Pressure, Reason, Silence, State, Vmm, Word};
 use crate::config::{SqueezeConfig, SqueezeVmm};
 use crate::crash_point;
@@ -149,10 +149,17 @@ struct Guest {
     given: Given,
     /// What its VMM was told last, in bytes, as far as that is known.
     told_bytes: Option<u64>,
+    /// Whether its VMM may have a target from us that its guest is still on its way to.
+    is_driven: bool,
+    /// Why its VMM didn't take what it was told, as long as it isn't told again.
+    refused: Backoff,
     turn: asking::Turn,
-    /// The last reason, without its numbers: what the log said of it.
-    told_reason: Option<std::mem::Discriminant<Reason>>,
+    /// What the log said last.
+    logged: Option<Kind>,
 }
+
+/// A reason without its numbers; of a VMM that is silent, with the word for why.
+type Kind = (std::mem::Discriminant<Reason>, Option<Word>);
 
 impl Controller {
     fn tick(&mut self) {
@@ -174,25 +181,21 @@ impl Controller {
         self.recorder.note(&tick);
         for ((guest, state), step) in self.guests.iter_mut().zip(states).zip(&tick.vms) {
             guest.state = state;
-            guest.tell_log(step);
             guest.tell_shrinker(&daemon, step);
         }
-        let looks = self.guests.iter().map(|guest| guest.state.look);
-        let shown = tick
-            .vms
-            .into_iter()
-            .zip(looks)
-            .map(|(step, look)| (step.snapshot.vm.clone(), Shown { step, look }));
-        let shown: HashMap<String, Shown> = shown.collect();
-        asking::side_by_side(&mut self.guests, |guest| {
-            if let Some(Shown { step, .. }) = shown.get(&guest.served.config.name) {
-                guest.on_its_account(&daemon, |guest| guest.tell(step));
-            }
+        let mut told: Vec<(&mut Guest, Step)> = self.guests.iter_mut().zip(tick.vms).collect();
+        asking::side_by_side(&mut told, |(guest, step)| {
+            guest.on_its_account(&daemon, |guest| guest.tell(step));
         });
+        let shown = told.into_iter().map(|(guest, step)| {
+            guest.tell_log(&step);
+            (step.snapshot.vm.clone(), Shown { step, look: guest.state.look })
+        });
+        let shown = shown.collect();
         *daemon.balloons.shown.lock() = shown;
     }
 
-    /// VMs come and go, and how they are squeezed changes.
+    /// VMs come and go, and how they are squeezed changes. Whose balloon we have nothing to do with any more is left as it is.
     fn follow_configuration(&mut self) {
         let mut before = std::mem::take(&mut self.guests);
         for served in self.daemon.served() {
@@ -206,10 +209,16 @@ impl Controller {
                 guest.served.config.name == served.config.name && guest.squeeze.vmm == squeeze.vmm
             });
             match same.map(|index| before.swap_remove(index)) {
-                Some(guest) => self.guests.push(Guest { served, squeeze, ..guest }),
+                Some(guest) => {
+                    // Another target is tried at once.
+                    let is_same = guest.squeeze == squeeze;
+                    let refused = if is_same { guest.refused } else { Backoff::default() };
+                    self.guests.push(Guest { served, squeeze, refused, ..guest });
+                }
                 None => self.guests.push(Guest::new(&self.daemon, served, squeeze)),
             }
         }
+        asking::side_by_side(&mut before, |guest| guest.on_its_account(&self.daemon, Guest::stop));
     }
 }
 
@@ -217,8 +226,9 @@ impl Guest {
     fn new(daemon: &Arc<Daemon>, served: Served, squeeze: SqueezeConfig) -> Self {
         let client = client(daemon, &served.config.name, &squeeze.vmm);
         let (state, given) = (State::default(), Given::default());
-        let (told_bytes, told_reason, turn) = (None, None, asking::Turn::default());
-        Self { served, squeeze, client, state, given, told_bytes, turn, told_reason }
+        let (told_bytes, refused, turn, logged) = (None, Backoff::default(), asking::Turn::default(), None);
+        let is_driven = false;
+        Self { served, squeeze, client, state, given, told_bytes, is_driven, refused, turn, logged }
     }
 
     /// Does what concerns its VMM. Should that crash the daemon, it is written down for the VM.
@@ -230,6 +240,9 @@ impl Guest {
     }
 
     fn look(&mut self) -> Vmm {
+        if matches!(self.squeeze.mode, Mode::Off | Mode::Observe) {
+            self.stop();
+        }
         if self.squeeze.mode == Mode::Off {
             return Vmm::Silent(Silence { word: Word::Off, text: "off".to_owned() });
         }
@@ -239,14 +252,19 @@ impl Guest {
             // It may be another VMM that comes back.
             self.told_bytes = None;
         }
-        match seen {
+        if let Err(Unreachable::Gone { .. }) = seen {
+            self.refused = Backoff::default();
+        }
+        // One that answers and does nothing is as good as silent, until it is told again.
+        match seen.and_then(|memory| self.refused.check(Instant::now()).map(|()| memory)) {
             Ok(memory) => Vmm::Answers(memory),
             Err(why @ Unreachable::Gone { .. }) => Vmm::Gone(why.to_string()),
             Err(why) => Vmm::Silent(Silence::from(&why)),
         }
     }
 
-    fn tell(&mut self, step: &Step) {
+    /// Tells its VMM what was decided. One that doesn't take it is silent from now on, also for whoever looks at this step.
+    fn tell(&mut self, step: &mut Step) {
         let target_bytes = step.decision.target_bytes;
         let Vmm::Answers(memory) = &step.snapshot.vmm else { return };
         let was_told = self.told_bytes == Some(target_bytes);
@@ -264,11 +282,45 @@ impl Guest {
                 "the guest has less than it should: its VMM is told again"
             );
         }
-        let told = self.client.set_target(target_bytes, Instant::now());
-        if let Err(why) = &told {
-            tracing::debug!(vm = self.served.config.name, %why, "the VMM was not told how much memory its guest is to have");
+        if let Err(why) = self.set_target(target_bytes) {
+            let silence = Silence::from(&why);
+            step.decision.reason = Reason::Silent(silence.clone());
+            step.snapshot.vmm = Vmm::Silent(silence);
         }
-        self.told_bytes = told.ok().map(|()| target_bytes);
+    }
+
+    /// Nobody drives its balloon any more: one that is on its way down stops where it is. Tried until its VMM has heard it.
+    fn stop(&mut self) {
+        let now = Instant::now();
+        if !self.is_driven || self.refused.check(now).is_err() {
+            return;
+        }
+        let (told_bytes, client) = (self.told_bytes.take(), &mut self.client);
+        let stopped = client.look(now).and_then(|memory| {
+            let is_on_its_way = told_bytes.is_none_or(|told_bytes| told_bytes < memory.actual_bytes);
+            if is_on_its_way { client.set_target(memory.actual_bytes, now) } else { Ok(()) }
+        });
+        match stopped {
+            Err(why) if !matches!(why, Unreachable::Gone { .. } | Unreachable::NoBalloon { .. }) => {
+                if self.refused.is_well() {
+                    let vm = &self.served.config.name;
+                    tracing::info!(vm, %why, "the VMM was not told that its guest is to keep what it has");
+                }
+                self.refused.put_off(why, now);
+            }
+            _ => (self.is_driven, self.refused) = (false, Backoff::default()),
+        }
+    }
+
+    fn set_target(&mut self, target_bytes: u64) -> Result<(), Unreachable> {
+        self.is_driven = true;
+        let told = self.client.set_target(target_bytes, Instant::now());
+        self.told_bytes = told.is_ok().then_some(target_bytes);
+        match &told {
+            Ok(()) => self.refused = Backoff::default(),
+            Err(why) => self.refused.put_off(why.clone(), Instant::now()),
+        }
+        told
     }
 
     /// What a guest with much more memory will soon want comes back from the file, ahead of its faults.
@@ -287,9 +339,10 @@ impl Guest {
         let decision = &step.decision;
         let target_bytes = decision.apply.then_some(decision.target_bytes);
         let whose = if step.snapshot.mode == Mode::Observe { "balloon, only observed" } else { "balloon" };
-        let reason = std::mem::discriminant(&decision.reason);
+        let is_silent = matches!(decision.reason, Reason::Silent(_));
+        let kind = (std::mem::discriminant(&decision.reason), is_silent.then(|| decision.reason.word()));
         let name = &self.served.config.name;
-        if self.told_reason.replace(reason) == Some(reason) {
+        if self.logged.replace(kind) == Some(kind) {
             tracing::debug!(vm = name, target_bytes, "{whose}: {}", decision.reason);
         } else {
             tracing::info!(vm = name, target_bytes, "{whose}: {}", decision.reason);
