@@ -108,17 +108,11 @@ proptest! {
     }
 
     #[test]
-    fn what_becomes_hot_is_back_within_a_minute(hot_mib in 16u64..64, then_mib in 128u64..320, hurt_times in 0u64..7) {
+    fn what_becomes_hot_is_back_within_a_minute(hot_mib in 16u64..64, then_mib in 128u64..320) {
         let total = 384;
         let mut simulation = one(&[hot(hot_mib), cold(total - hot_mib)], 64);
         for _ in 0..240 {
             simulation.tick();
-        }
-        for _ in 0..hurt_times {
-            simulation.guests()[0].work_on(&[hot(hot_mib + 48), cold(total - hot_mib - 48)]);
-            (0..12).for_each(|_| drop(simulation.tick()));
-            simulation.guests()[0].work_on(&[hot(hot_mib), cold(total - hot_mib)]);
-            (0..240).for_each(|_| drop(simulation.tick()));
         }
         simulation.guests()[0].work_on(&[hot(then_mib), cold(total - then_mib)]);
         for _ in 0..12 {
@@ -426,8 +420,8 @@ fn a_trace_that_is_none_is_refused_by_its_line() {
     assert_eq!(read(&format!("{good}{half}")).unwrap().len(), 1, "a writer was killed within a line");
     assert!(matches!(read(half), Err(TraceError::Malformed { line: 1, .. })));
     assert!(matches!(read(&format!("{good}{half}\n{good}")), Err(TraceError::Malformed { line: 2, .. })));
-    for other in [1, 6] {
-        let line = good.replacen("\"version\":5", &format!("\"version\":{other}"), 1);
+    for other in [1, 5] {
+        let line = good.replacen("\"version\":4", &format!("\"version\":{other}"), 1);
         let read = read(&format!("{good}{line}"));
         assert!(matches!(read, Err(TraceError::Version { line: 2, version }) if version == other));
     }

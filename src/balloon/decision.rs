@@ -103,13 +103,6 @@ pub enum Distress {
     Unheard,
 }
 
-impl Distress {
-    /// Whether the guest's pages have nowhere to go: what uses memory is killed next.
-    pub(super) fn has_nowhere_to_go(&self) -> bool {
-        matches!(self, Self::OomKill | Self::StoresFailed(_) | Self::Cornered | Self::NotSwapping)
-    }
-}
-
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -2,15 +2,17 @@
 //! comes back, held in between, relaxed at once and by a lot when it hurts; after that it is left alone for a while, twice as
 //! long each time. What several VMs make of one host is [`share`](super::share)'s affair.
 
+use serde::{Deserialize, Serialize};
+
 use super::Mode;
-use super::bounds::Bounds;
 use super::decision::{Decision, Distress, Hold, Reason};
-use super::signals::{self, Signals};
+use super::signals::{self, Look, Signals};
 use super::snapshot::{Held, Host, Snapshot, Vmm};
-use super::state::{BACK_OFF_TICKS, State};
 use super::vmm::GuestMemory;
 use crate::page::PAGE_SIZE_U64;
 
+/// Targets are whole units of this: QEMU and cloud-hypervisor take any, and a page more or less is noise.
+const UNIT_BYTES: u64 = 256 << 10;
 /// A step into pages that are in use, in parts of what the guest has.
 const COLD_STEP_PART: u64 = 64;
 /// A step into memory that nobody uses: so much of what is above the headroom, and of what the guest has at most.
@@ -53,7 +55,8 @@ const RELAX_AGAIN_PERCENT: u64 = 1000;
 const EDGE_PART: u64 = 16;
 const EDGE_STEPS: u64 = 4;
 const EDGE_FORGOTTEN_PART: u64 = 1024;
-/// How long a VM is left alone after it hurt again and again, in ticks.
+/// How long a VM is left alone after it hurt, at first and at most, in ticks.
+const BACK_OFF_TICKS: u64 = 12;
 const BACK_OFF_TICKS_MAX: u64 = 192;
 /// After so many times that without pain it is as if it had never hurt.
 const CALM_BACK_OFFS: u64 = 4;
@@ -72,6 +75,28 @@ const JUDGED_PAGES_MIN: u64 = 4096;
 /// What comes back within so many ticks as now has its room left to it.
 const REFILL_TICKS: u64 = 12;
 
+/// What is kept of a VM from tick to tick.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// The last look, if there was one that can be compared with.
+    pub look: Option<Look>,
+    /// The last target, in bytes.
+    pub target_bytes: Option<u64>,
+    /// Ticks since the last target was set.
+    pub target_ticks: u64,
+    /// Ticks since the last step down.
+    pub step_ticks: u64,
+    /// Until when it is left alone, by the boot-time clock in milliseconds.
+    pub back_off_until_ms: u64,
+    /// How long it will be left alone when it hurts next, in ticks.
+    pub back_off_ticks: u64,
+    /// The target at which it hurt, or at which pages went to another swap, in bytes; slowly forgotten.
+    pub edge_bytes: u64,
+    /// By how much it was squeezed since it pushed something out last, while it had nothing to spare, in bytes.
+    pub dry_bytes: u64,
+}
+
 /// What the policy makes of one VM, before the host has its say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Wish {
@@ -80,22 +105,16 @@ pub(super) struct Wish {
     pub pain_percent: u64,
     /// Whether it hurts more than it may, and still does.
     pub suffers: bool,
-    /// Whether its pages had nowhere to go, and it is left alone for that: the host takes from others first.
-    pub is_spared: bool,
-    /// The most that may be taken of what it has, in bytes, whatever the host lacks.
-    pub takeable_bytes: u64,
     /// Memory that it doesn't use, in bytes, as far as it says so.
     pub available_bytes: u64,
-    /// What of that nobody would miss, in bytes.
-    pub spare_bytes: u64,
     /// The target from which this is a step, in bytes.
     pub from_bytes: u64,
-    /// What it has, in bytes.
-    pub actual_bytes: u64,
     /// Ticks since it was squeezed last.
     pub waited_ticks: u64,
     /// What it is still to push out for the target that it has, in bytes.
     pub underway_bytes: u64,
+    /// By how much less it was squeezed than it wished, in bytes.
+    pub cut_bytes: u64,
 }
 
 /// Wishes for one VM, and keeps in `state` what the next tick needs, but for the target: the host has its say first.
@@ -132,15 +151,14 @@ pub(super) fn wish(host: &Host, snapshot: &Snapshot, state: &mut State) -> Wish 
     state.step_ticks += 1;
     state.edge_bytes -= state.edge_bytes / EDGE_FORGOTTEN_PART;
 
-    let tick = signals.as_ref().map(|signals| Tick { host, snapshot, memory, signals, from_bytes, bounds });
-    let (to_bytes, reason) = match (snapshot.mode, &tick) {
+    let (to_bytes, reason) = match (snapshot.mode, &signals) {
         (Mode::Fixed(bytes), _) => (bytes.min(memory.configured_bytes), Reason::Fixed),
         (_, None) => (from_bytes, Reason::First),
-        (_, Some(tick)) => tick.decide(state),
+        (_, Some(signals)) => {
+            let tick = Tick { host, snapshot, memory, signals, from_bytes, bounds };
+            tick.decide(state)
+        }
     };
-    // Of a guest that wasn't seen before nobody knows whether it can give anything.
-    let takeable_bytes = tick.as_ref().map_or(0, |tick| tick.takeable_bytes(state));
-    let spare_bytes = tick.as_ref().map_or(0, Tick::spare_bytes);
     let signals = signals.unwrap_or_default();
     let available_bytes = signals.available_bytes.unwrap_or(0);
     // One that will not give any more is waited for no longer.
@@ -148,44 +166,76 @@ pub(super) fn wish(host: &Host, snapshot: &Snapshot, state: &mut State) -> Wish 
     let underway_bytes = memory.actual_bytes.saturating_sub(from_bytes).saturating_sub(available_bytes);
     let underway_bytes = if is_waited_for && underway_bytes > REACHED_BYTES_MIN { underway_bytes } else { 0 };
     // A guest that can't swap any more suffers, and nothing comes back to it.
-    let is_spared = host.now_ms < state.spared_until_ms;
-    let in_distress = is_spared || matches!(reason, Reason::Relaxed(..));
+    let in_distress = matches!(reason, Reason::Relaxed(..));
     Wish {
         decision: Decision { target_bytes: to_bytes, apply: !observed, reason },
         pain_percent: signals.pain_percent.max(if in_distress { DISTRESS_PERCENT } else { 0 }),
         suffers: in_distress || signals.pain_percent.min(signals.pain_now_percent) > 100,
-        is_spared,
-        takeable_bytes,
         available_bytes,
-        spare_bytes,
         from_bytes,
-        actual_bytes: memory.actual_bytes,
         waited_ticks: state.step_ticks,
         underway_bytes,
+        cut_bytes: 0,
+    }
+}
+
+impl State {
+    /// The target is this one from now on; the guest was squeezed by so much less than was wished.
+    pub(super) fn settle(&mut self, target_bytes: u64, cut_bytes: u64) {
+        self.dry_bytes = self.dry_bytes.saturating_sub(cut_bytes);
+        if self.target_bytes.is_some_and(|before| target_bytes < before) {
+            self.step_ticks = 0;
+        }
+        if self.target_bytes != Some(target_bytes) {
+            self.target_bytes = Some(target_bytes);
+            self.target_ticks = 0;
+        }
     }
 }
 
 impl Wish {
-    /// From where the guest goes to its target: what it was promised and doesn't have yet it needn't push out.
-    pub(super) fn begin_bytes(&self) -> u64 {
-        self.from_bytes.min(self.actual_bytes)
-    }
-
     fn without_numbers(target_bytes: u64, reason: Reason) -> Self {
         let decision = Decision { target_bytes, apply: false, reason };
         Self {
             decision,
             pain_percent: 0,
             suffers: false,
-            is_spared: false,
-            takeable_bytes: 0,
             available_bytes: 0,
-            spare_bytes: 0,
             from_bytes: target_bytes,
-            actual_bytes: target_bytes,
             waited_ticks: 0,
             underway_bytes: 0,
+            cut_bytes: 0,
         }
+    }
+}
+
+/// What a guest may have, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    pub min_bytes: u64,
+    pub max_bytes: u64,
+}
+
+impl Bounds {
+    pub fn of(snapshot: &Snapshot, memory: &GuestMemory) -> Self {
+        let max_bytes = snapshot.max_bytes.min(memory.configured_bytes);
+        Self { min_bytes: snapshot.min_bytes.min(max_bytes), max_bytes }
+    }
+
+    pub fn clamp(self, bytes: u64) -> u64 {
+        bytes.clamp(self.min_bytes, self.max_bytes)
+    }
+
+    /// As much less as is asked for, in whole units, and not below the least.
+    pub fn below(self, bytes: u64, step_bytes: u64) -> u64 {
+        let target_bytes = bytes.saturating_sub(step_bytes).next_multiple_of(UNIT_BYTES);
+        target_bytes.min(bytes).max(self.min_bytes)
+    }
+
+    /// As much more as is asked for, in whole units, and not above the most.
+    pub fn above(self, bytes: u64, step_bytes: u64) -> u64 {
+        let target_bytes = bytes.saturating_add(step_bytes).min(self.max_bytes);
+        target_bytes.next_multiple_of(UNIT_BYTES).min(self.max_bytes)
     }
 }
 
@@ -202,22 +252,16 @@ struct Tick<'a> {
 
 impl Tick<'_> {
     fn decide(&self, state: &mut State) -> (u64, Reason) {
-        if self.pushes_out() {
-            (state.dry_bytes, state.is_dry) = (0, false);
+        if self.from_bytes > self.bounds.max_bytes {
+            let to_bytes =
+                self.from_bytes.saturating_sub(self.from_bytes / LOWERING_PART).max(self.bounds.max_bytes);
+            return (to_bytes, Reason::Squeezed(self.from_bytes - to_bytes));
         }
-        // The operator's most is waited for no longer than until it has hurt, unless something was about to be killed.
-        let is_lowered = self.from_bytes > self.bounds.max_bytes;
-        let goes_on = is_lowered && self.host.now_ms < state.back_off_until_ms;
-        let distress = self.distress(state).filter(|(_, distress)| !goes_on || distress.has_nowhere_to_go());
-        if let Some((to_bytes, distress)) = distress {
+        if let Some((to_bytes, distress)) = self.distress(state) {
             self.back_off(state, &distress);
             state.edge_bytes = self.from_bytes;
             // Where there is no more to be had it stays, and the reason is still worth knowing.
-            let to_bytes = to_bytes.max(self.from_bytes);
-            return (to_bytes, Reason::Relaxed(to_bytes - self.from_bytes, distress));
-        }
-        if let Some(to_bytes) = self.lower(state) {
-            return (to_bytes, Reason::Squeezed(self.from_bytes - to_bytes));
+            return (to_bytes, Reason::Relaxed(to_bytes.saturating_sub(self.from_bytes), distress));
         }
         if let Some(hold) = self.hold(state) {
             let given_up = hold == Hold::Underway && state.target_ticks > PATIENCE_TICKS;
@@ -225,31 +269,6 @@ impl Tick<'_> {
             return (bytes.max(self.bounds.min_bytes), Reason::Held(hold));
         }
         self.squeeze(state)
-    }
-
-    /// A step to the most that it may have, where that was lowered and it can take one.
-    fn lower(&self, state: &State) -> Option<u64> {
-        let has_reached = self.memory.actual_bytes <= reached_bytes(self.from_bytes);
-        let promised_bytes = self.from_bytes.saturating_sub(self.memory.actual_bytes);
-        let step_bytes = promised_bytes.saturating_add(self.takeable_bytes(state));
-        let step_bytes = step_bytes.min(self.from_bytes / LOWERING_PART);
-        let to_bytes = self.bounds.below(self.from_bytes, step_bytes).max(self.bounds.max_bytes);
-        (has_reached && to_bytes < self.from_bytes).then_some(to_bytes)
-    }
-
-    /// The most that may be taken of what it has, in bytes: where its pages have nowhere to go, only what nobody would miss,
-    /// and until it has shown that it pushes pages out only a small step more.
-    fn takeable_bytes(&self, state: &State) -> u64 {
-        let spare_bytes = self.spare_bytes();
-        let is_spared = self.host.now_ms < state.spared_until_ms;
-        if is_spared || state.is_dry || self.nowhere_to_go().is_some() {
-            return spare_bytes;
-        }
-        if self.pushes_out() {
-            return u64::MAX;
-        }
-        let tried = state.dry_bytes > self.memory.actual_bytes / DRY_PART;
-        spare_bytes.saturating_add(if tried { 0 } else { self.cold_step_bytes() })
     }
 
     /// Whether it hurts, and what the guest should have then.
@@ -270,9 +289,7 @@ impl Tick<'_> {
         if failed_stores > 0 {
             return Some((more(half_way_bytes), Distress::StoresFailed(failed_stores)));
         }
-        let on_its_way_bytes = if state.target_ticks > 1 { 0 } else { state.before_bytes };
-        let by_itself = actual_bytes > reached_bytes.max(on_its_way_bytes);
-        if took_bytes >= REACHED_BYTES_MIN / 2 && by_itself {
+        if took_bytes >= REACHED_BYTES_MIN / 2 && actual_bytes > reached_bytes && state.target_ticks > 1 {
             return Some((more(took_bytes.max(actual_bytes / RELAX_PART)), Distress::TookBack(took_bytes)));
         }
         let cornered = available_bytes.is_none_or(|bytes| bytes < actual_bytes / CORNERED_PART);
@@ -282,7 +299,7 @@ impl Tick<'_> {
         if self.signals.is_stale && pain_percent >= 100 {
             return Some((more(half_way_bytes), Distress::Unheard));
         }
-        let given_just_now = self.host.now_ms < state.given_until_ms(self.host.interval_ms);
+        let given_just_now = self.host.now_ms < state.back_off_until_ms;
         let too_much = if given_just_now { RELAX_AGAIN_PERCENT } else { RELAX_PERCENT };
         if pain_percent > too_much && promoted > 0 && self.refilling().is_none() {
             let bytes = (actual_bytes / RELAX_PART).max(promoted.saturating_mul(2 * PAGE_SIZE_U64));
@@ -297,10 +314,7 @@ impl Tick<'_> {
             let bytes = (actual_bytes / RELAX_PART).max(stored_bytes.saturating_mul(2));
             return Some((more(bytes), Distress::Growing(stored_bytes)));
         }
-        let tried = state.dry_bytes > actual_bytes / DRY_PART && actual_bytes <= reached_bytes;
-        let not_swapping = tried && !self.pushes_out() && self.nowhere_to_go().is_none();
-        (not_swapping && self.free_step_bytes() == 0)
-            .then(|| (self.bounds.above(self.from_bytes, self.headroom_bytes()), Distress::NotSwapping))
+        None
     }
 
     /// Leaves the VM alone for a while; twice as long when it hurt soon after it had been left alone.
@@ -316,13 +330,6 @@ impl Tick<'_> {
             state.back_off_ticks = (state.back_off_ticks * 2).clamp(BACK_OFF_TICKS, BACK_OFF_TICKS_MAX);
         }
         state.back_off_until_ms = now_ms.saturating_add(in_ticks(state.back_off_ticks.max(BACK_OFF_TICKS)));
-        if distress.has_nowhere_to_go() {
-            state.spared_until_ms = state.back_off_until_ms;
-        }
-        if matches!(distress, Distress::NotSwapping) {
-            // Tried again after that, should somebody switch its swap on.
-            (state.dry_bytes, state.is_dry) = (0, true);
-        }
     }
 
     /// Why nothing is taken now, if nothing is.
@@ -395,15 +402,23 @@ impl Tick<'_> {
 
     /// A step down: what is free first and fast, then what is in use, the slower the more comes back.
     fn squeeze(&self, state: &mut State) -> (u64, Reason) {
-        let free_bytes = self.free_step_bytes();
+        let actual_bytes = self.memory.actual_bytes;
+        let free_bytes = (self.spare_bytes() / FREE_STEP_PART).min(actual_bytes / FREE_STEP_MAX_PART);
         let nowhere_to_go = self.nowhere_to_go();
         if let Some(hold) = nowhere_to_go.as_ref().filter(|_| free_bytes == 0) {
             return (self.from_bytes, Reason::Held(*hold));
         }
+        if free_bytes == 0 && self.is_dry(state) {
+            // Tried again with less, should somebody switch its swap on.
+            state.dry_bytes = 0;
+            self.back_off(state, &Distress::NotSwapping);
+            let to_bytes = self.bounds.above(self.from_bytes, self.headroom_bytes());
+            return (to_bytes, Reason::Relaxed(to_bytes - self.from_bytes, Distress::NotSwapping));
+        }
         let near_edge = self.from_bytes.abs_diff(state.edge_bytes) < state.edge_bytes / EDGE_PART;
         let slower = if near_edge { EDGE_STEPS } else { 1 };
         let slower = if self.signals.available_bytes.is_none() { slower * MUTE_PART } else { slower };
-        let cold_bytes = self.cold_step_bytes() / slower;
+        let cold_bytes = (actual_bytes / COLD_STEP_PART).min(COLD_STEP_BYTES_MAX) / slower;
         let cold_bytes = cold_bytes * (100 - self.signals.pain_percent.min(100)) / 100;
         let cold_bytes = if nowhere_to_go.is_some() { 0 } else { cold_bytes };
         let elsewhere_percent = self.signals.elsewhere_percent;
@@ -417,22 +432,17 @@ impl Tick<'_> {
         if taken_bytes == 0 {
             return (to_bytes, Reason::Held(Hold::Enough));
         }
+        state.dry_bytes += if free_bytes == 0 { taken_bytes } else { 0 };
         let reason = if free_bytes >= cold_bytes { Reason::TookFree } else { Reason::Squeezed };
         (to_bytes, reason(taken_bytes))
     }
 
-    fn free_step_bytes(&self) -> u64 {
-        (self.spare_bytes() / FREE_STEP_PART).min(self.memory.actual_bytes / FREE_STEP_MAX_PART)
-    }
-
-    fn cold_step_bytes(&self) -> u64 {
-        (self.memory.actual_bytes / COLD_STEP_PART).min(COLD_STEP_BYTES_MAX)
-    }
-
-    /// Whether it pushes pages out; one that doesn't say what it has to spare is taken to.
-    fn pushes_out(&self) -> bool {
+    /// Whether taking more makes it push nothing out, as far as it says what it has to spare.
+    fn is_dry(&self, state: &mut State) -> bool {
         let out_bytes = self.signals.stored_bytes.saturating_add(self.signals.out_elsewhere_bytes);
-        out_bytes > 0 || self.signals.available_bytes.is_none()
+        let pushes_out = out_bytes > 0 || self.signals.available_bytes.is_none();
+        state.dry_bytes = if pushes_out { 0 } else { state.dry_bytes };
+        state.dry_bytes > self.memory.actual_bytes / DRY_PART
     }
 
     fn disk_bytes(&self) -> u64 {
