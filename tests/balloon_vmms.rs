@@ -42,7 +42,7 @@ impl Host {
         let config = format!(
             "[pool]\nmax = \"64MiB\"\npressure = false\n[writeback]\npath = {file:?}\nsize = \"64MiB\"\n\
              [balloon]\ninterval = \"{interval}\"\n[[vm]]\nname = \"web1\"\nsize = \"64MiB\"\n\
-             squeeze = {{ vmm = \"{name}\", socket = {socket:?}, mode = \"fixed\", to = \"256MiB\" }}\n"
+             squeeze = {{ vmm = \"{name}\", socket = {socket:?}, mode = \"fixed\", to = \"256MiB\", min = \"64MiB\" }}\n"
         );
         Self { daemon: Daemon::start(dir.path(), &config), vmm, _dir: dir }
     }
@@ -62,7 +62,7 @@ impl Host {
     /// What the log says of the balloon, by this word.
     fn logged(&self, word: &str) -> usize {
         let log = self.daemon.log();
-        log.lines().filter(|line| line.contains("vm=web1") && line.contains(word)).count()
+        log.lines().filter(|line| line.contains("vm=\"web1\"") && line.contains(word)).count()
     }
 
     /// Waits until its VMM was asked this so many times more.

@@ -239,8 +239,14 @@ fn a_vmm_whose_answers_crash_the_daemon_is_not_asked_again() {
              squeeze = {{ vmm = \"qemu\", socket = {socket:?}, min = \"256MiB\" }}\n"
         )
     });
-    let squeezed = format!("[balloon]\ninterval = \"1s\"\n{}", squeezed.concat());
-    let mut daemon = Daemon::start(dir.path(), CONFIG);
+    let with_budget = |budget: &str| format!("[balloon]\ninterval = \"1s\"\n{budget}{}", squeezed.concat());
+    let squeezed = with_budget("");
+    let mut daemon = Daemon::start(dir.path(), &squeezed);
+    let deadline = Instant::now() + PATIENCE;
+    while !daemon.vm("web1")["balloon"]["actual_bytes"].is_u64() {
+        assert!(Instant::now() < deadline, "{}", daemon.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
     for (count, how) in [(1, "abort"), (2, "panic"), (3, "overflow")] {
         daemon.configure(CONFIG);
         daemon.restart_with(&[(CRASH_HEARING, &*format!("web1:{how}"))]);
@@ -253,14 +259,20 @@ fn a_vmm_whose_answers_crash_the_daemon_is_not_asked_again() {
     }
     assert_eq!(crashes(&daemon, "web1").1, "quarantined");
     assert_eq!(crashes(&daemon, "web2"), (0, "ready".to_owned()));
+    // What its guest has is not given to the other.
+    daemon.configure(&with_budget("budget = \"768MiB\"\n"));
     daemon.restart_with(&[(CRASH_HEARING, "web1:abort")]);
     let [first, second] = vmms.each_ref().map(|vmm| vmm.vm().asked.len());
+    let have = || vmms.iter().map(|vmm| vmm.vm().actual_bytes).sum::<u64>();
     let deadline = Instant::now() + PATIENCE;
-    while vmms[1].vm().asked.len() < second + 10 {
+    while vmms[1].vm().asked.len() < second + 10 || have() > 768 << 20 {
         assert!(daemon.ended().is_none() && Instant::now() < deadline, "{}", daemon.log());
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(vmms[0].vm().asked.len(), first);
+    let balloon = &daemon.vm("web1")["balloon"];
+    assert_eq!((&balloon["state"], &balloon["reachable"]), (&"quarantined".into(), &false.into()));
+    assert!(balloon["target_bytes"].as_u64().unwrap() >= vmms[0].vm().actual_bytes, "{balloon}");
 }
 
 #[test]

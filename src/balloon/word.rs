@@ -87,6 +87,8 @@ pub enum Word {
     VmmRefused,
     /// The VMM's answer makes no sense.
     VmmNonsense,
+    /// The VM is quarantined: its VMM is not asked.
+    Quarantined,
 }
 
 impl fmt::Display for Word {

@@ -144,7 +144,8 @@ struct Controller {
 struct Guest {
     served: Served,
     squeeze: SqueezeConfig,
-    client: Box<dyn VmmClient>,
+    /// There is none for a VM that is quarantined: whose VMM crashes the daemon is not asked again.
+    client: Option<Box<dyn VmmClient>>,
     state: State,
     given: Given,
     /// What its VMM was told last, in bytes, as far as that is known.
@@ -200,13 +201,12 @@ impl Controller {
         let mut before = std::mem::take(&mut self.guests);
         for served in self.daemon.served() {
             let Some(squeeze) = served.config.squeeze.clone() else { continue };
-            // Whose VMM crashes the daemon is not asked again.
             let pages = self.daemon.store.ready(&served.config.name);
-            if pages.is_some_and(|pages| pages.table().crashes().is_quarantined()) {
-                continue;
-            }
+            let is_quarantined = pages.is_some_and(|pages| pages.table().crashes().is_quarantined());
             let same = before.iter().position(|guest| {
-                guest.served.config.name == served.config.name && guest.squeeze.vmm == squeeze.vmm
+                guest.served.config.name == served.config.name
+                    && guest.squeeze.vmm == squeeze.vmm
+                    && guest.client.is_none() == is_quarantined
             });
             match same.map(|index| before.swap_remove(index)) {
                 Some(guest) => {
@@ -215,7 +215,16 @@ impl Controller {
                     let refused = if is_same { guest.refused } else { Backoff::default() };
                     self.guests.push(Guest { served, squeeze, refused, ..guest });
                 }
-                None => self.guests.push(Guest::new(&self.daemon, served, squeeze)),
+                None if is_quarantined => {
+                    // It still has the host's memory, which nobody else is to be given.
+                    let target_bytes = self.recorder.last_had_bytes(&served.config.name);
+                    let state = State { target_bytes, ..State::default() };
+                    self.guests.push(Guest::new(None, served, squeeze, state));
+                }
+                None => {
+                    let client = client(&self.daemon, &served.config.name, &squeeze.vmm);
+                    self.guests.push(Guest::new(Some(client), served, squeeze, State::default()));
+                }
             }
         }
         asking::side_by_side(&mut before, |guest| guest.on_its_account(&self.daemon, Guest::stop));
@@ -223,16 +232,26 @@ impl Controller {
 }
 
 impl Guest {
-    fn new(daemon: &Arc<Daemon>, served: Served, squeeze: SqueezeConfig) -> Self {
-        let client = client(daemon, &served.config.name, &squeeze.vmm);
-        let (state, given) = (State::default(), Given::default());
-        let (told_bytes, refused, turn, logged) = (None, Backoff::default(), asking::Turn::default(), None);
-        let is_driven = false;
-        Self { served, squeeze, client, state, given, told_bytes, is_driven, refused, turn, logged }
+    fn new(client: Option<Box<dyn VmmClient>>, served: Served, squeeze: SqueezeConfig, state: State) -> Self {
+        Self {
+            served,
+            squeeze,
+            client,
+            state,
+            given: Given::default(),
+            told_bytes: None,
+            is_driven: false,
+            refused: Backoff::default(),
+            turn: asking::Turn::default(),
+            logged: None,
+        }
     }
 
     /// Does what concerns its VMM. Should that crash the daemon, it is written down for the VM.
     fn on_its_account<T>(&mut self, daemon: &Daemon, act: impl FnOnce(&mut Self) -> T) -> T {
+        if self.client.is_none() {
+            return act(self);
+        }
         let pages = daemon.store.ready(&self.served.config.name);
         let _working = pages.as_ref().map(|pages| blame::working(pages.table()));
         crash_point::hearing(&self.served.config.name);
@@ -246,7 +265,11 @@ impl Guest {
         if self.squeeze.mode == Mode::Off {
             return Vmm::Silent(Silence { word: Word::Off, text: "off".to_owned() });
         }
-        let client = &mut self.client;
+        let Some(client) = &mut self.client else {
+            let text =
+                "the VM is quarantined: its VMM isn't asked, and its guest keeps what it has".to_owned();
+            return Vmm::Silent(Silence { word: Word::Quarantined, text });
+        };
         let seen = self.turn.take(|| client.look(Instant::now()));
         if seen.is_err() {
             // It may be another VMM that comes back.
@@ -263,7 +286,7 @@ impl Guest {
         }
     }
 
-    /// Tells its VMM what was decided. One that doesn't take it is silent from now on, also for whoever looks at this step.
+    /// Tells its VMM what was decided.
     fn tell(&mut self, step: &mut Step) {
         let target_bytes = step.decision.target_bytes;
         let Vmm::Answers(memory) = &step.snapshot.vmm else { return };
@@ -283,6 +306,7 @@ impl Guest {
             );
         }
         if let Err(why) = self.set_target(target_bytes) {
+            // It is silent from now on, for whoever looks at this step too.
             let silence = Silence::from(&why);
             step.decision.reason = Reason::Silent(silence.clone());
             step.snapshot.vmm = Vmm::Silent(silence);
@@ -292,10 +316,11 @@ impl Guest {
     /// Nobody drives its balloon any more: one that is on its way down stops where it is. Tried until its VMM has heard it.
     fn stop(&mut self) {
         let now = Instant::now();
-        if !self.is_driven || self.refused.check(now).is_err() {
+        let Some(client) = self.client.as_mut().filter(|_| self.is_driven && self.refused.check(now).is_ok())
+        else {
             return;
-        }
-        let (told_bytes, client) = (self.told_bytes.take(), &mut self.client);
+        };
+        let told_bytes = self.told_bytes.take();
         let stopped = client.look(now).and_then(|memory| {
             let is_on_its_way = told_bytes.is_none_or(|told_bytes| told_bytes < memory.actual_bytes);
             if is_on_its_way { client.set_target(memory.actual_bytes, now) } else { Ok(()) }
@@ -313,8 +338,9 @@ impl Guest {
     }
 
     fn set_target(&mut self, target_bytes: u64) -> Result<(), Unreachable> {
+        let Some(client) = &mut self.client else { return Ok(()) };
         self.is_driven = true;
-        let told = self.client.set_target(target_bytes, Instant::now());
+        let told = client.set_target(target_bytes, Instant::now());
         self.told_bytes = told.is_ok().then_some(target_bytes);
         match &told {
             Ok(()) => self.refused = Backoff::default(),

@@ -6,7 +6,8 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use crate::balloon::trace::{self, Tick};
+use crate::balloon::Vmm;
+use crate::balloon::trace::{self, Step, Tick};
 use crate::private;
 
 /// The trace's name in the state directory.
@@ -40,6 +41,18 @@ impl Recorder {
             tracing::warn!(path = %self.path.display(), %err, "decisions about balloons can't be recorded");
         }
         self.failed = noted.is_err();
+    }
+
+    /// What this VM's guest had at the last tick that was noted, or was told to have, if that is more; `None` if nobody
+    /// knows.
+    pub(super) fn last_had_bytes(&self, vm: &str) -> Option<u64> {
+        let last = |path: &PathBuf| {
+            let text = fs::read(path).ok()?;
+            let mut lines = text.rsplit(|byte| *byte == b'\n');
+            lines.find_map(|line| trace::read(line).next()?.ok())
+        };
+        let tick = [&self.path, &self.before].into_iter().find_map(last)?;
+        had_bytes(tick.vms.iter().find(|step| step.snapshot.vm == vm)?)
     }
 
     fn append(&mut self, tick: &Tick) -> io::Result<()> {
@@ -82,10 +95,22 @@ impl Recorder {
     }
 }
 
+fn had_bytes(step: &Step) -> Option<u64> {
+    let seen_bytes = match &step.snapshot.vmm {
+        Vmm::Answers(memory) => Some(memory.actual_bytes),
+        Vmm::Silent(_) => step.state.look.map(|look| look.actual_bytes),
+        Vmm::Gone(_) => return None,
+    };
+    let told_bytes =
+        if step.decision.apply { Some(step.decision.target_bytes) } else { step.state.target_bytes };
+    seen_bytes.max(told_bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::balloon::{Host, Snapshot, State, Vmm};
+    use crate::balloon::vmm::GuestMemory;
+    use crate::balloon::{Host, Silence, Snapshot, State, Word};
     use std::fs::OpenOptions;
 
     fn tick(now_ms: u64) -> Tick {
@@ -140,5 +165,29 @@ mod tests {
         fs::write(&path, text.replace("\"version\":", "\"version\":9")).unwrap();
         note(4);
         assert_eq!(times(&path), [4]);
+    }
+    #[test]
+    fn what_a_guest_had_last_is_known_to_the_daemon_after() {
+        let dir = tempfile::tempdir().unwrap();
+        let had = || Recorder::new(dir.path()).last_had_bytes("web1");
+        let mut states = [State::default()];
+        let mut note = |vmm| {
+            let snapshots = vec![Snapshot::of_nothing(vmm)];
+            Recorder::new(dir.path()).note(&Tick::decide(Host::default(), snapshots, &mut states));
+        };
+        assert_eq!(had(), None);
+        note(Vmm::Answers(GuestMemory { configured_bytes: 8 << 20, actual_bytes: 5 << 20, guest: None }));
+        assert_eq!(had(), Some(5 << 20));
+        note(Vmm::Silent(Silence { word: Word::Quarantined, text: "quarantined".to_owned() }));
+        assert_eq!(had(), Some(5 << 20), "nobody has seen another");
+        // The next was cut short, and the one after began another file.
+        let mut text = fs::read(dir.path().join(NAME)).unwrap();
+        text.extend_from_slice(&text.clone()[..40]);
+        fs::write(dir.path().join(NAME), text).unwrap();
+        assert_eq!(had(), Some(5 << 20));
+        fs::rename(dir.path().join(NAME), dir.path().join(NAME_BEFORE)).unwrap();
+        assert_eq!(had(), Some(5 << 20));
+        note(Vmm::Gone("gone".to_owned()));
+        assert_eq!(had(), None, "its memory went with it");
     }
 }
