@@ -70,7 +70,7 @@ impl Guest {
 pub fn start(dir: &Path, address: SocketAddr) -> (Daemon, Vec<Guest>) {
     let (file, socket) = (dir.join("writeback"), dir.join("busy.qmp"));
     let vmm = FakeVmm::qmp(&socket);
-    vmm.vm().stats = json!({ "stat-available-memory": 100 << 20, "stat-swap-in": 0, "stat-swap-out": 0 });
+    vmm.vm().stats = json!({ "stat-available-memory": 100 << 20 });
     let config = format!(
         "metrics = \"{address}\"\n[pool]\nmax = \"2MiB\"\npressure = false\n\
          [writeback]\npath = {file:?}\nsize = \"64MiB\"\ndaily_limit = \"1GiB\"\n\
