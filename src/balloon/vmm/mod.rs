@@ -30,6 +30,9 @@ pub const TIME_OUT: Duration = Duration::from_secs(2);
 
 /// One VM's VMM.
 pub trait VmmClient: Send {
+    /// Makes what it takes to ask, before that is done by a thread that may not make anything.
+    fn prepare(&mut self) {}
+
     /// The guest's memory as it is. `now` is the time, by which the next attempt to connect is put off.
     ///
     /// # Errors

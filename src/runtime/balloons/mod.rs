@@ -170,6 +170,7 @@ impl Controller {
             daemon.balloons.shown.lock().clear();
             return;
         }
+        self.guests.iter_mut().filter_map(|guest| guest.client.as_mut()).for_each(|client| client.prepare());
         asking::put_off(&mut self.guests);
         let seen = asking::side_by_side(&mut self.guests, |guest| guest.on_its_account(&daemon, Guest::look));
         let interval_ms = u64::try_from(self.interval.as_millis()).unwrap_or(u64::MAX);

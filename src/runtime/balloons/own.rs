@@ -25,6 +25,8 @@ pub(super) struct OwnBalloon {
     daemon: Arc<Daemon>,
     vm: String,
     open: Option<Open>,
+    /// Why there is none.
+    missing: Option<Unreachable>,
 }
 
 struct Open {
@@ -38,29 +40,38 @@ struct Open {
 impl OwnBalloon {
     /// That of the VM with this name, with a socket if that can be made by now: its VMM wants it whether anybody looks or not.
     pub(super) fn new(daemon: Arc<Daemon>, vm: &str) -> Self {
-        let mut own = Self { daemon, vm: vm.to_owned(), open: None };
-        if let Err(err) = own.client() {
+        let mut own = Self { daemon, vm: vm.to_owned(), open: None, missing: None };
+        own.prepare();
+        if let Some(err) = &own.missing {
             tracing::warn!(vm, %err, "the VM has no balloon yet");
         }
         own
     }
 
-    /// The client, once there is a socket. Another VM may have the name by now.
+    /// The client, if there is a socket.
     fn client(&mut self) -> Result<&mut Own, Unreachable> {
-        if self.open.as_ref().is_some_and(|open| open.balloon.vm().is_removed()) {
-            self.open = None;
-        }
-        if self.open.is_none() {
-            let why = |err: &dyn std::error::Error| Chain(err).to_string();
-            let refused = |why| Unreachable::Refused { request: "a socket for the balloon", why };
-            self.open = Some(Open::new(&self.daemon, &self.vm).map_err(|err| refused(why(&err)))?);
-        }
-        let open = self.open.as_mut();
-        open.map(|open| &mut open.client).ok_or(Unreachable::Late { waited_for: "the balloon's socket" })
+        let missing =
+            || self.missing.clone().unwrap_or(Unreachable::Late { waited_for: "the balloon's socket" });
+        self.open.as_mut().map(|open| &mut open.client).ok_or_else(missing)
     }
 }
 
 impl VmmClient for OwnBalloon {
+    /// Makes the socket if there is none. Another VM may have the name by now.
+    fn prepare(&mut self) {
+        if self.open.as_ref().is_some_and(|open| open.balloon.vm().is_removed()) {
+            self.open = None;
+        }
+        if self.open.is_none() {
+            let why = |err: io::Error| Chain(&err).to_string();
+            let refused = |why| Unreachable::Refused { request: "a socket for the balloon", why };
+            match Open::new(&self.daemon, &self.vm) {
+                Ok(open) => (self.open, self.missing) = (Some(open), None),
+                Err(err) => self.missing = Some(refused(why(err))),
+            }
+        }
+    }
+
     fn look(&mut self, now: Instant) -> Result<GuestMemory, Unreachable> {
         self.client()?.look(now)
     }
