@@ -61,12 +61,12 @@ const POLICIES: [Policy; 12] = [
     Policy { name: "LRU, back soon", order: Order::Lru, comes_back: ComesBack::Soon },
     Policy { name: "LRU, never back", order: Order::Lru, comes_back: ComesBack::Never },
     Policy {
-        name: "loaded count double, back soon (ours)",
+        name: "loaded count double, back soon",
         order: Order::LoadedTwiceAsOld,
         comes_back: ComesBack::Soon,
     },
     Policy {
-        name: "loaded count by fate, back soon",
+        name: "loaded count by fate, back soon (ours)",
         order: Order::LoadedByFate,
         comes_back: ComesBack::Soon,
     },
