@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
 use ballast::balloon::simulate::{Guest, Set, Simulation, named};
-use ballast::balloon::trace::Tick;
+use ballast::balloon::trace::{Step, Tick};
 use ballast::balloon::vmm::{GuestMemory, GuestStats};
 use ballast::balloon::{Distress, Pressure, Reason, Vmm};
 use proptest::prelude::*;
@@ -49,14 +49,20 @@ fn troubles() -> impl Strategy<Value = Trouble> {
     ]
 }
 
-/// A guest of 512 MiB: what it works on and how often it touches that, what is cold, the least that it may have.
-type Story = (u64, f64, u64, u64, Trouble);
+/// A guest of 512 MiB: what it works on at most and how often it touches that, what is cold, the least that it may have, where
+/// its pages can't go, and whether it takes memory out of its balloon before it kills.
+type Story = (u64, f64, u64, u64, Trouble, bool);
 
 fn host(stories: &[Story], budget_bytes: Option<u64>) -> Simulation {
-    let guests = stories.iter().map(|&(mib, rate, cold_mib, min_mib, trouble)| {
-        let disk_mib = if let Trouble::SmallDisk(mib) = trouble { mib } else { 2048 };
+    let guests = stories.iter().map(|&(mib, rate, cold_mib, min_mib, trouble, deflates)| {
+        let disk_mib = match trouble {
+            Trouble::SmallDisk(mib) => mib,
+            // A third of a page is left of one in the pool.
+            Trouble::AtLimit => 24,
+            _ => 2048,
+        };
         let guest = Guest::new(512 * MIB, disk_mib * MIB, &[set(mib, rate), set(cold_mib, 1e-5)]);
-        (guest, min_mib * MIB)
+        (if deflates { guest.with_deflation() } else { guest }, min_mib * MIB)
     });
     let mut simulation = Simulation::new(guests.collect(), INTERVAL_MS, budget_bytes);
     (simulation.host().pool_max_bytes, simulation.host().pool_start_bytes) = (1000 * MIB, Some(975 * MIB));
@@ -73,35 +79,99 @@ fn host(stories: &[Story], budget_bytes: Option<u64>) -> Simulation {
     simulation
 }
 
+/// What a guest without room anywhere grows by in a tick at most. More than a guest has to spare nobody can give it in time.
+const GROWTH_MIB: u64 = 4;
+
+/// Whether a kill says nothing against the policy.
+fn is_excused(story: &Story, step: &Step, works_on_mib: u64, share_mib: u64, found_dry: bool) -> bool {
+    let (_, _, cold_mib, _, trouble, deflates) = *story;
+    // Its kernel has 40 MiB, and keeps 4 free.
+    let needs_mib = works_on_mib + cold_mib + 44;
+    // Whether a guest swaps is found out by taking what it has to spare, a sixty-fourth at a time; once, and while it rests.
+    let Some(look) = step.state.look else { return false };
+    let is_at_rest = look.growth_bytes <= look.actual_bytes / 256;
+    let is_tried =
+        matches!(trouble, Trouble::SwapOff) && step.state.dry_bytes > 0 && !found_dry && is_at_rest;
+    needs_mib > share_mib || (is_tried && !deflates)
+}
+
+/// What a guest works on in this tick, on its way to so much.
+fn grown(mib: u64, to_mib: u64, trouble: Trouble) -> u64 {
+    match trouble {
+        Trouble::None | Trouble::PoolFull => to_mib,
+        _ => to_mib.min(mib + GROWTH_MIB),
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 320, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 8000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn nobody_is_killed_or_below_its_least_whatever_the_host_lacks_and_wherever_pages_cannot_go(
-        stories in prop::collection::vec((16u64..360, 0.0001f64..5.0, 0u64..80, 64u64..256, troubles()), 1..6),
-        pressures in prop::collection::vec((prop::sample::select(vec![Pressure::None, Pressure::Moderate, Pressure::Severe]), any::<bool>(), 1u64..60), 1..5),
+        stories in prop::collection::vec(
+            (16u64..360, 0.0001f64..5.0, 0u64..80, 64u64..256, troubles(), any::<bool>()), 1..6),
+        phases in prop::collection::vec(
+            (prop::sample::select(vec![Pressure::None, Pressure::Moderate, Pressure::Severe]),
+             any::<bool>(), 1u64..60, prop::collection::vec(0u64..=100, 6)), 1..6),
         budget_percent in prop::option::of(30u64..100),
     ) {
         let all_bytes = 512 * MIB * stories.len() as u64;
         let mut simulation = host(&stories, budget_percent.map(|percent| all_bytes / 100 * percent));
-        for (pressure, pool_full, ticks) in pressures {
+        let share_mib = budget_percent.map_or(512, |percent| 512 * percent / 100);
+        let mut works_on: Vec<u64> = stories.iter().map(|story| story.0).collect();
+        let mut found_dry = vec![false; stories.len()];
+        for (pressure, pool_full, ticks, percents) in phases {
             simulation.host().pressure = pressure;
             simulation.host().pool_bytes = if pool_full { 990 * MIB } else { 500 * MIB };
             simulation.host().waiting_stores = pool_full.into();
             for _ in 0..ticks {
+                let kills = simulation.guests().iter().map(oom_kills).collect::<Vec<_>>();
+                for (vm, (story, mib)) in stories.iter().zip(&mut works_on).enumerate() {
+                    *mib = grown(*mib, story.0 * percents[vm] / 100, story.4);
+                    simulation.guests()[vm].work_on(&[set(*mib, story.1), set(story.2, 1e-5)]);
+                }
                 let tick = simulation.tick();
                 prop_assert_eq!(&tick.again(), &tick, "a decision isn't made again from its trace");
                 for (vm, step) in tick.vms.iter().enumerate() {
                     let least_bytes = step.snapshot.min_bytes;
                     prop_assert!(step.decision.target_bytes >= least_bytes, "below the least: {step:?}");
                     prop_assert!(actual(&tick, vm) >= least_bytes, "below the least: {step:?}");
+                    let is_killed = oom_kills(&simulation.guests()[vm]) > kills[vm];
+                    found_dry[vm] |= step.state.dry_loads.is_some();
+                    let is_excused = is_excused(&stories[vm], step, works_on[vm], share_mib, found_dry[vm]);
+                    found_dry[vm] |= is_killed;
+                    prop_assert!(!is_killed || is_excused, "guest {vm} killed a process: {step:?}");
                 }
             }
         }
-        for (vm, guest) in simulation.guests().iter().enumerate() {
-            prop_assert_eq!(guest.memory().guest.unwrap().oom_kills, Some(0), "guest {}", vm);
+    }
+
+    /// Somebody else enlarges balloons, and the operator raises what guests have at least, more than once.
+    #[test]
+    fn what_a_guest_has_at_least_is_given_whatever_others_want(
+        changes in prop::collection::vec((0usize..3, 64u64..200, 32u64..256, 1u64..8), 1..8),
+        busy_mib in 100u64..400,
+    ) {
+        let stories = [(busy_mib, 2.0, 40, 64, Trouble::None, false); 3];
+        let mut simulation = host(&stories, Some(600 * MIB));
+        (0..12).for_each(|_| drop(simulation.tick()));
+        for (vm, min_mib, cut_to_mib, ticks) in changes {
+            simulation.snapshots()[vm].min_bytes = min_mib * MIB;
+            simulation.guests()[vm].run(5.0, cut_to_mib * MIB);
+            for number in 0..ticks {
+                let tick = simulation.tick();
+                for (vm, step) in tick.vms.iter().enumerate() {
+                    let least_bytes = step.snapshot.min_bytes;
+                    prop_assert!(step.decision.target_bytes >= least_bytes, "below the least: {step:?}");
+                    prop_assert!(number == 0 || actual(&tick, vm) >= least_bytes, "below the least: {step:?}");
+                }
+            }
         }
     }
+}
+
+fn oom_kills(guest: &Guest) -> u64 {
+    guest.memory().guest.and_then(|stats| stats.oom_kills).unwrap()
 }
 
 /// What is before the store once this is decided: all that guests use and are not to have.
@@ -144,7 +214,7 @@ fn a_slow_store_has_no_more_before_it_than_a_fast_one_takes_and_is_never_idle() 
 #[test]
 fn what_a_guest_was_promised_and_does_not_have_yet_it_need_not_push_out() {
     for (then_has_mib, squeezed_bytes) in [(504, 4 * MIB), (496, 7 * MIB + MIB / 2 + MIB / 4)] {
-        let mut simulation = host(&[(400, 2.0, 0, 64, Trouble::None)], None);
+        let mut simulation = host(&[(400, 2.0, 0, 64, Trouble::None, false)], None);
         simulation.host().pool_max_bytes = 40 * MIB;
         let mut decide = |has_mib: u64| {
             let stats = GuestStats { available_bytes: Some(10 * MIB), ..GuestStats::default() };
@@ -158,7 +228,7 @@ fn what_a_guest_was_promised_and_does_not_have_yet_it_need_not_push_out() {
     }
 }
 
-fn reason(step: &ballast::balloon::trace::Step) -> &Reason {
+fn reason(step: &Step) -> &Reason {
     &step.decision.reason
 }
 

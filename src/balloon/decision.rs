@@ -77,6 +77,8 @@ pub enum Hold {
     HardlyShrinks,
     /// Of what it pushes out so much goes to another swap than ours, in percent.
     OtherSwap(u64),
+    /// It was found to push nothing out, and has not read its disk since.
+    NotSwapping,
 }
 
 /// What hurt.
@@ -103,6 +105,13 @@ pub enum Distress {
     Unheard,
 }
 
+impl Distress {
+    /// Whether the guest's pages have nowhere to go: what uses memory is killed next.
+    pub(super) fn has_nowhere_to_go(&self) -> bool {
+        matches!(self, Self::OomKill | Self::StoresFailed(_) | Self::Cornered | Self::NotSwapping)
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -111,7 +120,7 @@ impl fmt::Display for Reason {
             Self::Gone(why) => f.write_str(why),
             Self::Silent(silence) => f.write_str(&silence.text),
             Self::First => f.write_str("held: nothing to compare with yet"),
-            Self::TookFree(bytes) => write!(f, "squeezed by {}: memory that it doesn't use", Bytes(*bytes)),
+            Self::TookFree(bytes) => write!(f, "squeezed by {}: memory that it has available", Bytes(*bytes)),
             Self::Squeezed(bytes) => write!(f, "squeezed by {}: little comes back", Bytes(*bytes)),
             Self::TookForHost(bytes) => {
                 write!(f, "squeezed by {} for the host: it suffers least", Bytes(*bytes))
@@ -142,6 +151,7 @@ impl fmt::Display for Hold {
             Self::PoolFull => f.write_str("the pool or its limit is nearly full"),
             Self::DiskFull => f.write_str("its disk is nearly full"),
             Self::HardlyShrinks => f.write_str("its pages hardly shrink"),
+            Self::NotSwapping => f.write_str("it pushes nothing out: is its swap on?"),
             Self::OtherSwap(percent) => write!(
                 f,
                 "{percent} % of what it pushes out goes to another swap: is ours of the highest priority?"

@@ -40,15 +40,10 @@ fn room_bytes(host: &Host) -> u64 {
     rate_bytes.min(host.pool_max_bytes / POOL_PART)
 }
 
-/// From where a guest goes to its target: what it was promised and doesn't have yet it needn't push out.
-fn begin_bytes(guest: &Guest<'_>) -> u64 {
-    guest.wish.from_bytes.min(guest.actual_bytes)
-}
-
 /// What a guest would push out of its memory for its target: what it doesn't use costs the store nothing.
 fn out_bytes(guest: &Guest<'_>) -> u64 {
     let decision = &guest.wish.decision;
-    let step_bytes = begin_bytes(guest).saturating_sub(decision.target_bytes);
+    let step_bytes = guest.wish.begin_bytes().saturating_sub(decision.target_bytes);
     let unused_bytes = match decision.reason {
         Reason::TookFree(_) => step_bytes,
         Reason::TookForHost(_) => guest.wish.available_bytes,
@@ -59,7 +54,7 @@ fn out_bytes(guest: &Guest<'_>) -> u64 {
 
 /// Lets a guest keep so much of what was to be taken, and what is less than a unit.
 fn cut(host: &Host, guest: &mut Guest<'_>, over_bytes: u64) {
-    let (from_bytes, begin_bytes) = (guest.wish.from_bytes, begin_bytes(guest));
+    let (from_bytes, begin_bytes) = (guest.wish.from_bytes, guest.wish.begin_bytes());
     let before_bytes = guest.wish.decision.target_bytes;
     let step_bytes = begin_bytes.saturating_sub(before_bytes).saturating_sub(over_bytes);
     let to_bytes = guest.bounds.below(begin_bytes, step_bytes);
@@ -74,5 +69,4 @@ fn cut(host: &Host, guest: &mut Guest<'_>, over_bytes: u64) {
         _ if for_host => (to_bytes, Reason::TookForHost(taken_bytes)),
         _ => (to_bytes, Reason::Squeezed(from_bytes - to_bytes)),
     };
-    guest.wish.cut_bytes = decision.target_bytes - before_bytes;
 }

@@ -2,17 +2,16 @@
 //! comes back, held in between, relaxed at once and by a lot when it hurts; after that it is left alone for a while, twice as
 //! long each time. What several VMs make of one host is [`share`](super::share)'s affair.
 
-use serde::{Deserialize, Serialize};
-
 use super::Mode;
+use super::bounds::Bounds;
 use super::decision::{Decision, Distress, Hold, Reason};
-use super::signals::{self, Look, Signals};
-use super::snapshot::{Held, Host, Snapshot, Vmm};
+use super::room::{self, Place};
+use super::signals::{self, Signals};
+use super::snapshot::{Host, Snapshot, Vmm};
+use super::state::{BACK_OFF_TICKS, State};
 use super::vmm::GuestMemory;
 use crate::page::PAGE_SIZE_U64;
 
-/// Targets are whole units of this: QEMU and cloud-hypervisor take any, and a page more or less is noise.
-const UNIT_BYTES: u64 = 256 << 10;
 /// A step into pages that are in use, in parts of what the guest has.
 const COLD_STEP_PART: u64 = 64;
 /// A step into memory that nobody uses: so much of what is above the headroom, and of what the guest has at most.
@@ -22,6 +21,9 @@ const FREE_STEP_MAX_PART: u64 = 8;
 /// or what it lately grew by in two ticks, if that is more.
 const HEADROOM_PART: u64 = 16;
 const HEADROOM_GROWTHS: u64 = 2;
+/// What the host leaves it beside a sixteenth, by what it grew by in the last tick: what it is given may be there only a tick
+/// later.
+const LEFT_GROWTHS: u64 = 4;
 /// A step into pages in use that no guest is too large for, in bytes.
 const COLD_STEP_BYTES_MAX: u64 = 256 << 20;
 /// Of a guest that says nothing of itself, such a step takes this part.
@@ -31,8 +33,13 @@ const LOWERING_PART: u64 = 16;
 /// What a guest begins to use in a tick before it counts as growing, and before that is distress, in parts of what it has.
 const GROWING_PART: u64 = 64;
 const GROWING_FAST_PART: u64 = 32;
-/// With less than this to spare, in parts of what it has, a guest that has no room to push anything out is cornered.
-const CORNERED_PART: u64 = 32;
+/// The same of a guest that isn't known to swap, for there is nothing between its growth and a kill.
+const GROWING_UNSWAPPED_PART: u64 = 256;
+/// With less leeway than this, in parts of what it has and in bytes, a guest gives nothing that it uses; with less than such a
+/// part of that it is cornered. Leeway is what it could begin to use before something is killed: what it has to spare, and room for its pages.
+const LEEWAY_PART: u64 = 32;
+const LEEWAY_BYTES_MIN: u64 = 16 << 20;
+const CORNERED_PART: u64 = 2;
 /// A guest that is nearer to its target than this, in parts of it, has reached it.
 const REACHED_PART: u64 = 128;
 const REACHED_BYTES_MIN: u64 = 2 << 20;
@@ -55,47 +62,18 @@ const RELAX_AGAIN_PERCENT: u64 = 1000;
 const EDGE_PART: u64 = 16;
 const EDGE_STEPS: u64 = 4;
 const EDGE_FORGOTTEN_PART: u64 = 1024;
-/// How long a VM is left alone after it hurt, at first and at most, in ticks.
-const BACK_OFF_TICKS: u64 = 12;
+/// How long a VM is left alone after it hurt again and again, in ticks.
 const BACK_OFF_TICKS_MAX: u64 = 192;
 /// After so many times that without pain it is as if it had never hurt.
 const CALM_BACK_OFFS: u64 = 4;
 /// What is taken of a guest that has nothing to spare and pushes nothing out until it is taken not to swap, in parts of what
 /// it has: that was its cache, and next comes its life.
 const DRY_PART: u64 = 16;
-/// The disk, the limit and the pool count as nearly full and as full, in percent.
-const NEARLY_FULL_PERCENT: u64 = 90;
-const FULL_PERCENT: u64 = 97;
 /// More than this of what it pushes out going elsewhere, in percent, is too much to go on with that.
 const ELSEWHERE_PERCENT: u64 = 50;
-/// Pages that keep more than this of their size, in percent, are not worth being pushed out; judged by so many at least.
-const HARDLY_SHRINKS_PERCENT: u64 = 85;
-const JUDGED_PAGES_MIN: u64 = 4096;
 
 /// What comes back within so many ticks as now has its room left to it.
 const REFILL_TICKS: u64 = 12;
-
-/// What is kept of a VM from tick to tick.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct State {
-    /// The last look, if there was one that can be compared with.
-    pub look: Option<Look>,
-    /// The last target, in bytes.
-    pub target_bytes: Option<u64>,
-    /// Ticks since the last target was set.
-    pub target_ticks: u64,
-    /// Ticks since the last step down.
-    pub step_ticks: u64,
-    /// Until when it is left alone, by the boot-time clock in milliseconds.
-    pub back_off_until_ms: u64,
-    /// How long it will be left alone when it hurts next, in ticks.
-    pub back_off_ticks: u64,
-    /// The target at which it hurt, or at which pages went to another swap, in bytes; slowly forgotten.
-    pub edge_bytes: u64,
-    /// By how much it was squeezed since it pushed something out last, while it had nothing to spare, in bytes.
-    pub dry_bytes: u64,
-}
 
 /// What the policy makes of one VM, before the host has its say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,16 +83,24 @@ pub(super) struct Wish {
     pub pain_percent: u64,
     /// Whether it hurts more than it may, and still does.
     pub suffers: bool,
+    /// Whether its pages had nowhere to go, and it is left alone for that: the host takes from others first.
+    pub is_spared: bool,
+    /// Whether they have nowhere to go now, and something in it is killed unless it is given memory.
+    pub is_rescued: bool,
+    /// The most that may be taken of what it has, in bytes, whatever the host lacks.
+    pub takeable_bytes: u64,
     /// Memory that it doesn't use, in bytes, as far as it says so.
     pub available_bytes: u64,
+    /// What of that nobody would miss, in bytes.
+    pub spare_bytes: u64,
     /// The target from which this is a step, in bytes.
     pub from_bytes: u64,
+    /// What it has, in bytes.
+    pub actual_bytes: u64,
     /// Ticks since it was squeezed last.
     pub waited_ticks: u64,
     /// What it is still to push out for the target that it has, in bytes.
     pub underway_bytes: u64,
-    /// By how much less it was squeezed than it wished, in bytes.
-    pub cut_bytes: u64,
 }
 
 /// Wishes for one VM, and keeps in `state` what the next tick needs, but for the target: the host has its say first.
@@ -151,14 +137,15 @@ pub(super) fn wish(host: &Host, snapshot: &Snapshot, state: &mut State) -> Wish 
     state.step_ticks += 1;
     state.edge_bytes -= state.edge_bytes / EDGE_FORGOTTEN_PART;
 
-    let (to_bytes, reason) = match (snapshot.mode, &signals) {
+    let tick = signals.as_ref().map(|signals| Tick { host, snapshot, memory, signals, from_bytes, bounds });
+    let (to_bytes, reason) = match (snapshot.mode, &tick) {
         (Mode::Fixed(bytes), _) => (bytes.min(memory.configured_bytes), Reason::Fixed),
         (_, None) => (from_bytes, Reason::First),
-        (_, Some(signals)) => {
-            let tick = Tick { host, snapshot, memory, signals, from_bytes, bounds };
-            tick.decide(state)
-        }
+        (_, Some(tick)) => tick.decide(state),
     };
+    // Of a guest that wasn't seen before nobody knows whether it can give anything.
+    let takeable_bytes = tick.as_ref().map_or(0, |tick| tick.takeable_bytes(state));
+    let spare_bytes = tick.as_ref().map_or(0, Tick::spare_bytes);
     let signals = signals.unwrap_or_default();
     let available_bytes = signals.available_bytes.unwrap_or(0);
     // One that will not give any more is waited for no longer.
@@ -166,76 +153,49 @@ pub(super) fn wish(host: &Host, snapshot: &Snapshot, state: &mut State) -> Wish 
     let underway_bytes = memory.actual_bytes.saturating_sub(from_bytes).saturating_sub(available_bytes);
     let underway_bytes = if is_waited_for && underway_bytes > REACHED_BYTES_MIN { underway_bytes } else { 0 };
     // A guest that can't swap any more suffers, and nothing comes back to it.
-    let in_distress = matches!(reason, Reason::Relaxed(..));
+    let is_spared = host.now_ms < state.spared_until_ms;
+    let swaps = tick.as_ref().is_none_or(Tick::swaps);
+    let is_rescued =
+        matches!(&reason, Reason::Relaxed(_, distress) if distress.has_nowhere_to_go() || !swaps);
+    let in_distress = is_spared || matches!(reason, Reason::Relaxed(..));
     Wish {
         decision: Decision { target_bytes: to_bytes, apply: !observed, reason },
         pain_percent: signals.pain_percent.max(if in_distress { DISTRESS_PERCENT } else { 0 }),
         suffers: in_distress || signals.pain_percent.min(signals.pain_now_percent) > 100,
+        is_spared,
+        is_rescued,
+        takeable_bytes,
         available_bytes,
+        spare_bytes,
         from_bytes,
+        actual_bytes: memory.actual_bytes,
         waited_ticks: state.step_ticks,
         underway_bytes,
-        cut_bytes: 0,
-    }
-}
-
-impl State {
-    /// The target is this one from now on; the guest was squeezed by so much less than was wished.
-    pub(super) fn settle(&mut self, target_bytes: u64, cut_bytes: u64) {
-        self.dry_bytes = self.dry_bytes.saturating_sub(cut_bytes);
-        if self.target_bytes.is_some_and(|before| target_bytes < before) {
-            self.step_ticks = 0;
-        }
-        if self.target_bytes != Some(target_bytes) {
-            self.target_bytes = Some(target_bytes);
-            self.target_ticks = 0;
-        }
     }
 }
 
 impl Wish {
+    /// From where the guest goes to its target: what it was promised and doesn't have yet it needn't push out.
+    pub(super) fn begin_bytes(&self) -> u64 {
+        self.from_bytes.min(self.actual_bytes)
+    }
+
     fn without_numbers(target_bytes: u64, reason: Reason) -> Self {
         let decision = Decision { target_bytes, apply: false, reason };
         Self {
             decision,
             pain_percent: 0,
             suffers: false,
+            is_spared: false,
+            is_rescued: false,
+            takeable_bytes: 0,
             available_bytes: 0,
+            spare_bytes: 0,
             from_bytes: target_bytes,
+            actual_bytes: target_bytes,
             waited_ticks: 0,
             underway_bytes: 0,
-            cut_bytes: 0,
         }
-    }
-}
-
-/// What a guest may have, in bytes.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
-    pub min_bytes: u64,
-    pub max_bytes: u64,
-}
-
-impl Bounds {
-    pub fn of(snapshot: &Snapshot, memory: &GuestMemory) -> Self {
-        let max_bytes = snapshot.max_bytes.min(memory.configured_bytes);
-        Self { min_bytes: snapshot.min_bytes.min(max_bytes), max_bytes }
-    }
-
-    pub fn clamp(self, bytes: u64) -> u64 {
-        bytes.clamp(self.min_bytes, self.max_bytes)
-    }
-
-    /// As much less as is asked for, in whole units, and not below the least.
-    pub fn below(self, bytes: u64, step_bytes: u64) -> u64 {
-        let target_bytes = bytes.saturating_sub(step_bytes).next_multiple_of(UNIT_BYTES);
-        target_bytes.min(bytes).max(self.min_bytes)
-    }
-
-    /// As much more as is asked for, in whole units, and not above the most.
-    pub fn above(self, bytes: u64, step_bytes: u64) -> u64 {
-        let target_bytes = bytes.saturating_add(step_bytes).min(self.max_bytes);
-        target_bytes.next_multiple_of(UNIT_BYTES).min(self.max_bytes)
     }
 }
 
@@ -252,16 +212,25 @@ struct Tick<'a> {
 
 impl Tick<'_> {
     fn decide(&self, state: &mut State) -> (u64, Reason) {
-        if self.from_bytes > self.bounds.max_bytes {
-            let to_bytes =
-                self.from_bytes.saturating_sub(self.from_bytes / LOWERING_PART).max(self.bounds.max_bytes);
-            return (to_bytes, Reason::Squeezed(self.from_bytes - to_bytes));
+        if self.pushes_out() {
+            state.dry_bytes = 0;
         }
-        if let Some((to_bytes, distress)) = self.distress(state) {
+        if self.pushes_out() || state.dry_loads.is_some_and(|loads| loads != self.snapshot.counters.loads) {
+            state.dry_loads = None;
+        }
+        // The operator's most is waited for no longer than until it has hurt, unless something was about to be killed.
+        let is_lowered = self.from_bytes > self.bounds.max_bytes;
+        let goes_on = is_lowered && self.host.now_ms < state.back_off_until_ms;
+        let distress = self.distress(state).filter(|(_, distress)| !goes_on || distress.has_nowhere_to_go());
+        if let Some((to_bytes, distress)) = distress {
             self.back_off(state, &distress);
             state.edge_bytes = self.from_bytes;
             // Where there is no more to be had it stays, and the reason is still worth knowing.
-            return (to_bytes, Reason::Relaxed(to_bytes.saturating_sub(self.from_bytes), distress));
+            let to_bytes = to_bytes.max(self.from_bytes);
+            return (to_bytes, Reason::Relaxed(to_bytes - self.from_bytes, distress));
+        }
+        if let Some(to_bytes) = self.lower(state) {
+            return (to_bytes, Reason::Squeezed(self.from_bytes - to_bytes));
         }
         if let Some(hold) = self.hold(state) {
             let given_up = hold == Hold::Underway && state.target_ticks > PATIENCE_TICKS;
@@ -269,6 +238,36 @@ impl Tick<'_> {
             return (bytes.max(self.bounds.min_bytes), Reason::Held(hold));
         }
         self.squeeze(state)
+    }
+
+    /// A step to the most that it may have, where that was lowered and it can take one.
+    fn lower(&self, state: &State) -> Option<u64> {
+        let has_reached = self.memory.actual_bytes <= reached_bytes(self.from_bytes);
+        let promised_bytes = self.from_bytes.saturating_sub(self.memory.actual_bytes);
+        let step_bytes = promised_bytes.saturating_add(self.takeable_bytes(state));
+        let step_bytes = step_bytes.min(self.from_bytes / LOWERING_PART);
+        let to_bytes = self.bounds.below(self.from_bytes, step_bytes).max(self.bounds.max_bytes);
+        (has_reached && to_bytes < self.from_bytes).then_some(to_bytes)
+    }
+
+    /// The most that may be taken of what it has, in bytes: where its pages have nowhere to go, only what it doesn't use, and
+    /// until it has shown that it pushes pages out only a small step more.
+    fn takeable_bytes(&self, state: &State) -> u64 {
+        let growth_bytes = LEFT_GROWTHS.saturating_mul(self.signals.grown_bytes);
+        let left_bytes = (self.memory.actual_bytes / HEADROOM_PART).max(growth_bytes);
+        let unused_bytes = self.signals.available_bytes.unwrap_or(0).saturating_sub(left_bytes);
+        let is_spared = self.host.now_ms < state.spared_until_ms;
+        if is_spared || self.nowhere_to_go(state).is_some() {
+            return unused_bytes;
+        }
+        if self.swaps() {
+            let room_bytes = self.places().map(|place| place.room_bytes()).min().unwrap_or(u64::MAX);
+            let available_bytes = self.signals.available_bytes.unwrap_or(0);
+            let leeway_bytes = room_bytes.saturating_add(available_bytes);
+            return leeway_bytes.saturating_sub(self.leeway_bytes().max(growth_bytes));
+        }
+        let tried = state.dry_bytes > self.memory.actual_bytes / DRY_PART;
+        unused_bytes.saturating_add(if tried { 0 } else { self.cold_step_bytes() })
     }
 
     /// Whether it hurts, and what the guest should have then.
@@ -283,29 +282,34 @@ impl Tick<'_> {
             return Some((self.bounds.max_bytes, Distress::OomKill));
         }
         if self.signals.storm && self.refilling().is_none() {
-            let bytes = half_way_bytes.max(promoted.saturating_mul(4 * PAGE_SIZE_U64));
-            return Some((more(bytes), Distress::RefaultStorm(promoted)));
+            let back = promoted.saturating_add(self.signals.reread);
+            let bytes = half_way_bytes.max(back.saturating_mul(4 * PAGE_SIZE_U64));
+            return Some((more(bytes), Distress::RefaultStorm(back)));
         }
         if failed_stores > 0 {
             return Some((more(half_way_bytes), Distress::StoresFailed(failed_stores)));
         }
-        if took_bytes >= REACHED_BYTES_MIN / 2 && actual_bytes > reached_bytes && state.target_ticks > 1 {
+        let on_its_way_bytes = if state.target_ticks > 1 { 0 } else { state.before_bytes };
+        let by_itself = actual_bytes > reached_bytes.max(on_its_way_bytes);
+        if took_bytes >= REACHED_BYTES_MIN / 2 && by_itself {
             return Some((more(took_bytes.max(actual_bytes / RELAX_PART)), Distress::TookBack(took_bytes)));
         }
-        let cornered = available_bytes.is_none_or(|bytes| bytes < actual_bytes / CORNERED_PART);
-        if cornered && self.has_no_room(FULL_PERCENT).is_some() {
+        let growth_bytes = self.signals.look.growth_bytes;
+        if self.place_with_less_than((self.leeway_bytes() / CORNERED_PART).max(growth_bytes)).is_some() {
             return Some((more(actual_bytes / RELAX_PART), Distress::Cornered));
         }
         if self.signals.is_stale && pain_percent >= 100 {
             return Some((more(half_way_bytes), Distress::Unheard));
         }
-        let given_just_now = self.host.now_ms < state.back_off_until_ms;
+        let given_just_now = self.host.now_ms < state.given_until_ms(self.host.interval_ms);
         let too_much = if given_just_now { RELAX_AGAIN_PERCENT } else { RELAX_PERCENT };
         if pain_percent > too_much && promoted > 0 && self.refilling().is_none() {
             let bytes = (actual_bytes / RELAX_PART).max(promoted.saturating_mul(2 * PAGE_SIZE_U64));
             return Some((more(bytes), Distress::TooMuchBack(pain_percent)));
         }
-        if grown_bytes > available_bytes.unwrap_or(u64::MAX).max(actual_bytes / GROWING_FAST_PART) {
+        let unswapped_bytes = if self.swaps() { 0 } else { grown_bytes.saturating_mul(HEADROOM_GROWTHS) };
+        let needs_bytes = grown_bytes.max(unswapped_bytes);
+        if needs_bytes > available_bytes.unwrap_or(u64::MAX).max(self.quick_bytes()) {
             let bytes = (actual_bytes / RELAX_PART).max(grown_bytes.saturating_mul(2));
             return Some((more(bytes), Distress::Growing(grown_bytes)));
         }
@@ -314,7 +318,17 @@ impl Tick<'_> {
             let bytes = (actual_bytes / RELAX_PART).max(stored_bytes.saturating_mul(2));
             return Some((more(bytes), Distress::Growing(stored_bytes)));
         }
-        None
+        // One that is known to swap may have more to spare than it says, and pushes something out when that is gone.
+        let nothing_bytes = if self.swaps() {
+            actual_bytes / GROWING_UNSWAPPED_PART
+        } else {
+            self.leeway_bytes() / CORNERED_PART
+        };
+        let has_nothing = available_bytes.is_some_and(|bytes| bytes < nothing_bytes);
+        let tried = state.dry_bytes > actual_bytes / DRY_PART && actual_bytes <= reached_bytes && has_nothing;
+        let not_swapping = tried && !self.pushes_out() && self.nowhere_to_go(state).is_none();
+        (not_swapping && self.free_step_bytes() == 0)
+            .then(|| (self.bounds.above(self.from_bytes, self.headroom_bytes()), Distress::NotSwapping))
     }
 
     /// Leaves the VM alone for a while; twice as long when it hurt soon after it had been left alone.
@@ -330,6 +344,14 @@ impl Tick<'_> {
             state.back_off_ticks = (state.back_off_ticks * 2).clamp(BACK_OFF_TICKS, BACK_OFF_TICKS_MAX);
         }
         state.back_off_until_ms = now_ms.saturating_add(in_ticks(state.back_off_ticks.max(BACK_OFF_TICKS)));
+        if distress.has_nowhere_to_go() || !self.swaps() {
+            state.spared_until_ms = state.back_off_until_ms;
+        }
+        // One that kills or lets air out of its balloon while nothing was pushed out has shown the same.
+        let at_last = matches!(distress, Distress::OomKill | Distress::TookBack(_)) && state.dry_bytes > 0;
+        if at_last || matches!(distress, Distress::NotSwapping) {
+            (state.dry_bytes, state.dry_loads) = (0, Some(self.snapshot.counters.loads));
+        }
     }
 
     /// Why nothing is taken now, if nothing is.
@@ -361,24 +383,32 @@ impl Tick<'_> {
     }
 
     /// Why pages have nowhere to go now: what the guest doesn't use can be taken all the same.
-    fn nowhere_to_go(&self) -> Option<Hold> {
+    fn nowhere_to_go(&self, state: &State) -> Option<Hold> {
         let held = &self.snapshot.held;
         if self.signals.delayed_stores > 0 || held.waiting_stores > 0 || self.host.is_stuck() {
             return Some(Hold::PoolBusy);
         }
-        let full = self.has_no_room(NEARLY_FULL_PERCENT);
-        full.or_else(|| hardly_shrinks(held).then_some(Hold::HardlyShrinks))
+        if state.dry_loads.is_some() {
+            return Some(Hold::NotSwapping);
+        }
+        let growth_bytes = self.signals.look.growth_bytes;
+        if !self.swaps() && growth_bytes > self.quick_bytes() {
+            return Some(Hold::Growing(growth_bytes));
+        }
+        let full = self.places().find(Place::is_nearly_full).map(|place| place.hold);
+        full.or_else(|| self.place_with_less_than(self.or_growth_bytes(self.leeway_bytes())))
+            .or_else(|| room::hardly_shrinks(held).then_some(Hold::HardlyShrinks))
     }
 
-    /// What more than `percent` of is taken of what the guest could push pages out to.
-    fn has_no_room(&self, most_percent: u64) -> Option<Hold> {
-        let held = &self.snapshot.held;
-        if percent(self.disk_bytes(), held.size_bytes) >= most_percent {
-            return Some(Hold::DiskFull);
-        }
-        let full = percent(held.pool_bytes, held.limit_bytes)
-            .max(percent(self.host.pool_bytes, self.host.pool_max_bytes));
-        (!held.writeback && full >= most_percent).then_some(Hold::PoolFull)
+    /// What has so little room that the guest could use less than this at once, with what it has to spare.
+    fn place_with_less_than(&self, bytes: u64) -> Option<Hold> {
+        let available_bytes = self.signals.available_bytes.unwrap_or(0);
+        let has_less = |place: &Place| place.room_bytes().saturating_add(available_bytes) < bytes;
+        self.places().find(has_less).map(|place| place.hold)
+    }
+
+    fn places(&self) -> impl Iterator<Item = Place> {
+        room::places(self.host, &self.snapshot.held)
     }
 
     /// What it has to spare, if that is enough for all that comes back: it was given memory, and makes use of it.
@@ -396,29 +426,30 @@ impl Tick<'_> {
     }
 
     fn headroom_bytes(&self) -> u64 {
-        let growth_bytes = HEADROOM_GROWTHS.saturating_mul(self.signals.look.growth_bytes);
-        (self.memory.actual_bytes / HEADROOM_PART).max(growth_bytes)
+        self.or_growth_bytes(self.memory.actual_bytes / HEADROOM_PART)
+    }
+
+    /// What a guest could begin to use at least before something is killed, for it to be squeezed into what it uses.
+    fn leeway_bytes(&self) -> u64 {
+        (self.memory.actual_bytes / LEEWAY_PART).max(LEEWAY_BYTES_MIN)
+    }
+
+    /// So much, or what it lately grew by in some ticks, if that is more.
+    fn or_growth_bytes(&self, bytes: u64) -> u64 {
+        bytes.max(HEADROOM_GROWTHS.saturating_mul(self.signals.look.growth_bytes))
     }
 
     /// A step down: what is free first and fast, then what is in use, the slower the more comes back.
     fn squeeze(&self, state: &mut State) -> (u64, Reason) {
-        let actual_bytes = self.memory.actual_bytes;
-        let free_bytes = (self.spare_bytes() / FREE_STEP_PART).min(actual_bytes / FREE_STEP_MAX_PART);
-        let nowhere_to_go = self.nowhere_to_go();
+        let free_bytes = self.free_step_bytes();
+        let nowhere_to_go = self.nowhere_to_go(state);
         if let Some(hold) = nowhere_to_go.as_ref().filter(|_| free_bytes == 0) {
             return (self.from_bytes, Reason::Held(*hold));
-        }
-        if free_bytes == 0 && self.is_dry(state) {
-            // Tried again with less, should somebody switch its swap on.
-            state.dry_bytes = 0;
-            self.back_off(state, &Distress::NotSwapping);
-            let to_bytes = self.bounds.above(self.from_bytes, self.headroom_bytes());
-            return (to_bytes, Reason::Relaxed(to_bytes - self.from_bytes, Distress::NotSwapping));
         }
         let near_edge = self.from_bytes.abs_diff(state.edge_bytes) < state.edge_bytes / EDGE_PART;
         let slower = if near_edge { EDGE_STEPS } else { 1 };
         let slower = if self.signals.available_bytes.is_none() { slower * MUTE_PART } else { slower };
-        let cold_bytes = (actual_bytes / COLD_STEP_PART).min(COLD_STEP_BYTES_MAX) / slower;
+        let cold_bytes = self.cold_step_bytes() / slower;
         let cold_bytes = cold_bytes * (100 - self.signals.pain_percent.min(100)) / 100;
         let cold_bytes = if nowhere_to_go.is_some() { 0 } else { cold_bytes };
         let elsewhere_percent = self.signals.elsewhere_percent;
@@ -432,21 +463,32 @@ impl Tick<'_> {
         if taken_bytes == 0 {
             return (to_bytes, Reason::Held(Hold::Enough));
         }
-        state.dry_bytes += if free_bytes == 0 { taken_bytes } else { 0 };
         let reason = if free_bytes >= cold_bytes { Reason::TookFree } else { Reason::Squeezed };
         (to_bytes, reason(taken_bytes))
     }
 
-    /// Whether taking more makes it push nothing out, as far as it says what it has to spare.
-    fn is_dry(&self, state: &mut State) -> bool {
-        let out_bytes = self.signals.stored_bytes.saturating_add(self.signals.out_elsewhere_bytes);
-        let pushes_out = out_bytes > 0 || self.signals.available_bytes.is_none();
-        state.dry_bytes = if pushes_out { 0 } else { state.dry_bytes };
-        state.dry_bytes > self.memory.actual_bytes / DRY_PART
+    fn free_step_bytes(&self) -> u64 {
+        (self.spare_bytes() / FREE_STEP_PART).min(self.memory.actual_bytes / FREE_STEP_MAX_PART)
     }
 
-    fn disk_bytes(&self) -> u64 {
-        self.snapshot.held.stored_pages.saturating_mul(PAGE_SIZE_U64)
+    fn cold_step_bytes(&self) -> u64 {
+        (self.memory.actual_bytes / COLD_STEP_PART).min(COLD_STEP_BYTES_MAX)
+    }
+
+    /// Whether it is known to swap: the header alone is no page of its.
+    fn swaps(&self) -> bool {
+        self.pushes_out() || self.snapshot.held.stored_pages > 1
+    }
+
+    /// What a guest begins to use in a tick before that is quick, in bytes; of one that isn't known to swap it is less.
+    fn quick_bytes(&self) -> u64 {
+        self.memory.actual_bytes / if self.swaps() { GROWING_FAST_PART } else { GROWING_UNSWAPPED_PART }
+    }
+
+    /// Whether it pushes pages out; one that doesn't say what it has to spare is taken to.
+    fn pushes_out(&self) -> bool {
+        let out_bytes = self.signals.stored_bytes.saturating_add(self.signals.out_elsewhere_bytes);
+        out_bytes > 0 || self.signals.available_bytes.is_none()
     }
 }
 
@@ -454,13 +496,4 @@ impl Tick<'_> {
 fn reached_bytes(target_bytes: u64) -> u64 {
     let near_bytes = (target_bytes / REACHED_PART).clamp(REACHED_BYTES_MIN, REACHED_BYTES_MAX);
     target_bytes.saturating_add(near_bytes)
-}
-
-fn hardly_shrinks(held: &Held) -> bool {
-    let before_bytes = held.pool_pages.saturating_mul(PAGE_SIZE_U64);
-    held.pool_pages >= JUDGED_PAGES_MIN && percent(held.pool_bytes, before_bytes) > HARDLY_SHRINKS_PERCENT
-}
-
-fn percent(part: u64, whole: u64) -> u64 {
-    part.saturating_mul(100).checked_div(whole).unwrap_or(0)
 }

@@ -6,10 +6,12 @@
 use std::cmp::Reverse;
 
 use super::Mode;
+use super::bounds::Bounds;
 use super::decision::{Decision, Reason};
 use super::pace::pace;
-use super::policy::{self, Bounds, State, Wish};
+use super::policy::{self, Wish};
 use super::snapshot::{Host, Pressure, Snapshot, Vmm};
+use super::state::State;
 
 /// The most that is taken from a VM for the host in one tick, in parts of what it has.
 const TAKEN_PART: u64 = 8;
@@ -25,13 +27,17 @@ pub fn decide_all(host: &Host, snapshots: &[Snapshot], states: &mut [State]) -> 
     let unasked = snapshots.iter().zip(states.iter()).map(|(snapshot, state)| unasked_bytes(snapshot, state));
     let unasked_bytes = unasked.fold(0, u64::saturating_add);
     let budget_bytes = host.budget_bytes.unwrap_or(u64::MAX).saturating_sub(unasked_bytes);
-    let lacking_bytes = lacking_bytes(host, &guests, budget_bytes);
-    take(&mut guests, lacking_bytes, budget_bytes);
+    let weights = sum(&guests, |guest| guest.snapshot.weight.into()).max(1);
+    for guest in &mut guests {
+        let share = u128::from(budget_bytes) * u128::from(guest.snapshot.weight) / u128::from(weights);
+        guest.share_bytes = u64::try_from(share).unwrap_or(u64::MAX);
+    }
+    take(host, &mut guests, budget_bytes);
     pace(host, &mut guests);
     ration(&mut guests, budget_bytes);
     for ((snapshot, wish), state) in snapshots.iter().zip(&wishes).zip(states) {
         if snapshot.mode != Mode::Off && matches!(snapshot.vmm, Vmm::Answers(_)) {
-            state.settle(wish.decision.target_bytes, wish.cut_bytes);
+            state.settle(wish, snapshot.mode);
         }
     }
     wishes.into_iter().map(|wish| wish.decision).collect()
@@ -51,6 +57,8 @@ pub(super) struct Guest<'a> {
     snapshot: &'a Snapshot,
     pub(super) bounds: Bounds,
     pub(super) actual_bytes: u64,
+    /// Its share by weight of the budget, in bytes.
+    share_bytes: u64,
     pub(super) wish: &'a mut Wish,
 }
 
@@ -58,7 +66,8 @@ impl<'a> Guest<'a> {
     fn of((snapshot, wish): (&'a Snapshot, &'a mut Wish)) -> Option<Self> {
         let Vmm::Answers(memory) = &snapshot.vmm else { return None };
         let bounds = Bounds::of(snapshot, memory);
-        wish.decision.apply.then_some(Self { snapshot, bounds, actual_bytes: memory.actual_bytes, wish })
+        let actual_bytes = memory.actual_bytes;
+        wish.decision.apply.then_some(Self { snapshot, bounds, actual_bytes, share_bytes: 0, wish })
     }
 
     /// Whether its target may be another than its wish: the operator's word is not argued with.
@@ -75,55 +84,72 @@ impl<'a> Guest<'a> {
         self.target_bytes().max(self.actual_bytes)
     }
 
-    /// By how much it would grow, in bytes.
+    /// What it has, or its least, if that is more, or what it is to have lest something is killed, up to its share: nobody gives
+    /// way to others in that.
+    fn floor_bytes(&self) -> u64 {
+        self.actual_bytes.max(self.bounds.min_bytes).max(self.rescued_bytes())
+    }
+
+    /// What one whose pages have nowhere to go is to have, as far as that is its share, in bytes.
+    fn rescued_bytes(&self) -> u64 {
+        if self.wish.is_rescued { self.target_bytes().min(self.share_bytes) } else { 0 }
+    }
+
+    /// By how much it would grow above that, in bytes.
     fn growth_bytes(&self) -> u64 {
-        if self.is_driven() { self.target_bytes().saturating_sub(self.actual_bytes) } else { 0 }
+        if self.is_driven() { self.target_bytes().saturating_sub(self.floor_bytes()) } else { 0 }
     }
 
     /// Who is taken from first has the least key. VMs that suffer no more than they may are alike in that; then it is who has
-    /// most to spare, by weight.
-    fn suffering(&self) -> (u64, Reverse<u64>) {
+    /// most to spare, by weight. Those whose pages had nowhere to go come last.
+    fn suffering(&self) -> (bool, u64, Reverse<u64>) {
         let spare_bytes = self.wish.available_bytes / u64::from(self.snapshot.weight.max(1));
         let pain_percent = if self.wish.suffers { self.wish.pain_percent } else { 100 };
-        (pain_percent, Reverse(spare_bytes))
+        (self.wish.is_spared, pain_percent, Reverse(spare_bytes))
     }
 }
 
-/// What the host lacks at this tick, in bytes.
-fn lacking_bytes(host: &Host, guests: &[Guest<'_>], budget_bytes: u64) -> u64 {
-    let wanted_bytes = sum(guests, Guest::target_bytes);
+/// What is to be taken for a host that is short of memory, in bytes.
+fn pressed_bytes(host: &Host, guests: &[Guest<'_>]) -> u64 {
     let actual_bytes = sum(guests, |guest| guest.actual_bytes);
-    let pressed_bytes = match host.pressure {
+    match host.pressure {
         Pressure::None => 0,
         Pressure::Moderate => actual_bytes / MODERATE_PART,
         Pressure::Severe => actual_bytes / SEVERE_PART,
-    };
-    wanted_bytes.saturating_sub(budget_bytes).max(pressed_bytes)
+    }
 }
 
 fn sum<'a>(guests: &[Guest<'a>], of: impl Fn(&Guest<'a>) -> u64) -> u64 {
     guests.iter().map(of).fold(0, u64::saturating_add)
 }
 
-/// Takes that much from those who suffer least. One that suffers more than it may keeps its share by weight of the budget:
-/// where all suffer, nothing is gained by taking from each in turn.
-fn take(guests: &mut [Guest<'_>], mut lacking_bytes: u64, budget_bytes: u64) {
+/// Takes what the host lacks from those who suffer least, and of each no more than it can give. One that suffers more than it
+/// may keeps its share by weight of the budget: where all suffer, nothing is gained by taking from each in turn. What is given
+/// to one whose pages have nowhere to go is not held back for a host that is short of memory, nor, up to its share, until others
+/// have given it up: something in it would be killed meanwhile.
+fn take(host: &Host, guests: &mut [Guest<'_>], budget_bytes: u64) {
+    let over_bytes = sum(guests, Guest::target_bytes).saturating_sub(budget_bytes);
+    let pressed_bytes = pressed_bytes(host, guests);
     guests.sort_by_key(Guest::suffering);
-    let weights = sum(guests, |guest| guest.snapshot.weight.into()).max(1);
+    let mut taken_bytes = 0u64;
     for guest in guests.iter_mut().filter(|guest| guest.is_driven()) {
         let (actual_bytes, wanted_bytes) = (guest.actual_bytes, guest.target_bytes());
         let mut least_bytes = guest.bounds.clamp(actual_bytes - actual_bytes / TAKEN_PART);
+        least_bytes = least_bytes.max(actual_bytes.saturating_sub(guest.wish.takeable_bytes));
         if guest.wish.suffers {
-            let share = u128::from(budget_bytes) * u128::from(guest.snapshot.weight) / u128::from(weights);
-            let share_bytes = u64::try_from(share).unwrap_or(u64::MAX);
-            least_bytes = least_bytes.max(share_bytes.min(actual_bytes));
+            least_bytes = least_bytes.max(guest.share_bytes.min(actual_bytes));
         }
+        if wanted_bytes > actual_bytes {
+            least_bytes = least_bytes.max(guest.rescued_bytes());
+        }
+        let lacking_bytes = if guest.wish.is_rescued { over_bytes } else { over_bytes.max(pressed_bytes) };
+        let lacking_bytes = lacking_bytes.saturating_sub(taken_bytes);
         let step_bytes = wanted_bytes.saturating_sub(least_bytes).min(lacking_bytes);
         let to_bytes = guest.bounds.below(wanted_bytes, step_bytes);
         if to_bytes == wanted_bytes {
             continue;
         }
-        lacking_bytes = lacking_bytes.saturating_sub(wanted_bytes - to_bytes);
+        taken_bytes = taken_bytes.saturating_add(wanted_bytes - to_bytes);
         guest.wish.decision.target_bytes = to_bytes;
         guest.wish.decision.reason = match to_bytes.checked_sub(actual_bytes) {
             Some(more_bytes) => Reason::Rationed(more_bytes),
@@ -132,7 +158,7 @@ fn take(guests: &mut [Guest<'_>], mut lacking_bytes: u64, budget_bytes: u64) {
     }
 }
 
-/// Gives out no more than the budget has left beside what all have already.
+/// Gives out no more than the budget has left beside what all have already, and the least that each may have or must.
 fn ration(guests: &mut [Guest<'_>], budget_bytes: u64) {
     let over_bytes = sum(guests, Guest::claimed_bytes).saturating_sub(budget_bytes);
     let wanted_bytes = sum(guests, Guest::growth_bytes);
@@ -149,8 +175,9 @@ fn ration(guests: &mut [Guest<'_>], budget_bytes: u64) {
         weights = weights.saturating_sub(weight);
         left_bytes -= granted_bytes;
         if granted_bytes < wanted_bytes {
-            guest.wish.decision.reason = Reason::Rationed(granted_bytes);
-            guest.wish.decision.target_bytes = guest.actual_bytes + granted_bytes;
+            let target_bytes = guest.floor_bytes() + granted_bytes;
+            guest.wish.decision.reason = Reason::Rationed(target_bytes - guest.actual_bytes);
+            guest.wish.decision.target_bytes = target_bytes;
         }
     }
 }

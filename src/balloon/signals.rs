@@ -91,7 +91,9 @@ pub(super) struct Signals {
     pub grown_bytes: u64,
     /// Pages that came back since the last look, wherever from.
     pub promoted: u64,
-    /// Whether that is a storm.
+    /// Pages that it read again from disks of its own: the cache that was taken.
+    pub reread: u64,
+    /// Whether both together are a storm.
     pub storm: bool,
     /// Bytes that it pushed out to us since then.
     pub stored_bytes: u64,
@@ -195,6 +197,7 @@ pub(super) fn next(
         is_stale: memory.guest.is_some() && guest.is_none(),
         grown_bytes,
         promoted,
+        reread,
         storm: is_storm(missed, elapsed_ms) || is_storm(elsewhere.back, since(now_ms, last.swapping.told_ms)),
         stored_bytes,
         out_elsewhere_bytes,

@@ -7,14 +7,15 @@ use std::io::{self, BufRead, Write};
 use serde::{Deserialize, Serialize};
 
 use super::decision::Decision;
-use super::policy::State;
 use super::share::decide_all;
 use super::snapshot::{Host, Snapshot};
+use super::state::State;
 
 /// What lines are written in. Changes whenever something in them means another thing, or a decision rests on more.
-const VERSION: u32 = 4;
-/// The oldest that is read as well: version 3 had not where the shrinker begins nor what is on its way as a guest speaks,
-/// version 2 had neither what guests say of their swaps nor the loads of all pages, and nothing is decided by what is not there.
+const VERSION: u32 = 5;
+/// The oldest that is read as well: version 4 had not whether a guest's pages had nowhere to go before, version 3 neither
+/// where the shrinker begins nor what is on its way as a guest speaks, version 2 neither what guests say of their swaps nor
+/// the loads of all pages; and nothing is decided by what is not there.
 const VERSION_OLDEST: u32 = 2;
 /// No line is longer, in bytes: some thousand VMs.
 const LINE_BYTES_MAX: u64 = 8 << 20;

@@ -51,6 +51,8 @@ pub enum Word {
     HardlyShrinks,
     /// Held: what it pushes out goes to another swap of its own.
     OtherSwap,
+    /// Held: it was found not to swap.
+    NotSwapping,
     /// Relaxed: the guest killed a process.
     RelaxedOomKill,
     /// Relaxed: much came back at once.
@@ -130,6 +132,7 @@ impl Hold {
             Self::Refilling(_) => Word::Refilling,
             Self::PoolBusy => Word::PoolBusy,
             Self::OthersFirst => Word::OthersFirst,
+            Self::NotSwapping => Word::NotSwapping,
             Self::PoolFull => Word::PoolFull,
             Self::DiskFull => Word::DiskFull,
             Self::HardlyShrinks => Word::HardlyShrinks,

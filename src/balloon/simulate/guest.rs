@@ -63,6 +63,8 @@ pub struct Guest {
     /// Pushed out to us, come back from us, those that were missed soon; pushed out and come back over all.
     counters: [f64; 5],
     oom_kills: u64,
+    /// Whether its kernel takes memory out of the balloon before it kills.
+    deflates: bool,
     /// The share of the last tick that it spent waiting for pages.
     stalled: f64,
 }
@@ -82,6 +84,7 @@ impl Guest {
             zram_bytes: 0.0,
             counters: [0.0; 5],
             oom_kills: 0,
+            deflates: false,
             stalled: 0.0,
         };
         guest.work_on(sets);
@@ -92,6 +95,12 @@ impl Guest {
     #[must_use]
     pub fn with_zram(self, bytes: u64) -> Self {
         Self { zram_bytes_max: bytes as f64, ..self }
+    }
+
+    /// Its kernel takes memory out of the balloon before it kills: deflate on OOM.
+    #[must_use]
+    pub fn with_deflation(self) -> Self {
+        Self { deflates: true, ..self }
     }
 
     /// What it has pushed out to us comes back from the file, in so many nanoseconds a page.
@@ -172,11 +181,18 @@ impl Guest {
         let zram_bytes = (short_bytes / (1.0 - ZRAM_PART)).min(self.zram_room_bytes());
         short_bytes += zram_bytes * ZRAM_PART;
         let room_bytes = self.room_bytes() + zram_bytes;
+        if self.deflates {
+            let deflated_bytes =
+                (short_bytes - room_bytes).clamp(0.0, self.configured_bytes - self.actual_bytes);
+            self.actual_bytes += deflated_bytes;
+            short_bytes -= deflated_bytes;
+        }
         // Sums of flows are a little off; a page is more than that.
-        if short_bytes > room_bytes + PAGE_SIZE_U64 as f64 {
-            // Nothing else can leave: the kernel frees what its largest set holds, by ending who owns it.
-            self.oom_kills += 1;
-            short_bytes = room_bytes;
+        while short_bytes > room_bytes + PAGE_SIZE_U64 as f64 {
+            short_bytes -= self.kill();
+        }
+        if short_bytes <= 0.0 {
+            return;
         }
         let total_bytes: f64 = self.sets.iter().map(|pages| pages.resident_bytes).sum();
         let mistaken_bytes = short_bytes * MISTAKEN;
@@ -198,6 +214,15 @@ impl Guest {
         self.zram_bytes += zram_bytes;
         self.counters[0] += out_bytes - zram_bytes;
         self.counters[3] += out_bytes;
+    }
+
+    /// Nothing else can leave: the kernel ends who owns the largest set, which frees so much.
+    fn kill(&mut self) -> f64 {
+        self.oom_kills += 1;
+        let largest = self.sets.iter_mut().max_by(|a, b| a.resident_bytes.total_cmp(&b.resident_bytes));
+        let Some(pages) = largest.filter(|pages| pages.resident_bytes > 0.0) else { return f64::INFINITY };
+        pages.set.bytes = 0.0;
+        std::mem::take(&mut pages.resident_bytes)
     }
 
     fn used_bytes(&self) -> f64 {

@@ -7,8 +7,8 @@ mod scenario;
 pub use self::guest::{Guest, Set};
 pub use self::scenario::{SCENARIOS, Scenario, named};
 use super::Mode;
-use super::policy::State;
 use super::snapshot::{Held, Host, Snapshot, Vmm};
+use super::state::State;
 use super::trace::Tick;
 
 /// What a stored page takes in the pool, in parts of it: lz4's ratio on common heaps.
