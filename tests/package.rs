@@ -61,6 +61,24 @@ fn a_package_holds_what_it_should_and_the_same_tree_gives_the_same_bytes() {
     }
     let depends = printed(Command::new("dpkg-deb").arg("--field").arg(&first).arg("Depends"));
     assert!(depends.starts_with("libc6 (>= 2."), "{depends}");
+    // systemd provides the second; where it isn't, apt takes the first alternative that it has, which is small.
+    assert!(depends.trim_end().ends_with(", systemd-standalone-sysusers | systemd-sysusers"), "{depends}");
+}
+
+#[test]
+fn without_systemd_the_daemon_is_started_as_the_readme_says_and_finds_what_the_unit_would_make() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    for path in ["README.md", "images/deb/postinst"] {
+        let start = "/usr/lib/ballast/mount-state && runuser -u ballast -- ballast serve";
+        assert!(read(path).contains(start), "{path}");
+    }
+    let (unit, script) =
+        (read("vmm-configs/systemd/ballast.service"), read("vmm-configs/systemd/mount-state"));
+    for (key, path) in [("RuntimeDirectory", "/run/ballast"), ("StateDirectory", "/var/lib/ballast")] {
+        let mode = unit.lines().find_map(|line| line.strip_prefix(&format!("{key}Mode=0"))).unwrap();
+        let made = format!("install -d -m {mode} -o ballast -g ballast {path}\n");
+        assert!(script.contains(&made), "{made}");
+    }
 }
 
 /// What is overridden on purpose stands with its reason in `images/deb/lintian-overrides`.

@@ -4,6 +4,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::file::KEYS_WITHOUT_SECTION;
 use super::nearest;
 use super::remembered::EDITED;
 
@@ -104,7 +105,12 @@ fn next_step(source: &io::Error) -> &'static str {
     }
 }
 
-/// What was probably meant by a key that doesn't exist.
+/// What was probably meant by a key that doesn't exist: another one, or the same in another place. TOML takes a line at the
+/// file's end for one of its last section.
 fn meant(error: &toml::de::Error) -> String {
+    let unknown = nearest::unknown_key(error.message());
+    if let Some(key) = unknown.filter(|key| KEYS_WITHOUT_SECTION.contains(key)) {
+        return format!("`{key}` belongs to no section: move it above the first [section] of the file\n");
+    }
     nearest::to_unknown_key(error.message()).map(|key| format!("did you mean `{key}`?\n")).unwrap_or_default()
 }

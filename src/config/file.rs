@@ -29,6 +29,21 @@ const SCRUB: RangeInclusive<Duration> = Duration::from_secs(3600)..=Duration::fr
 const COLD_AFTER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30 * 24 * 3600);
 const COMPRESSORS: &str = "\"lz4\", \"zstd\" or \"zstd:LEVEL\" with a level from -7 to 22, or one of the last two with \"+dictionary\" behind it";
 
+/// The keys of a file that stand above its sections.
+pub(super) const KEYS_WITHOUT_SECTION: [&str; 11] = [
+    "state_dir",
+    "runtime_dir",
+    "workers",
+    "poll_us",
+    "socket_group",
+    "control_group",
+    "sandbox",
+    "lock_memory",
+    "scrub",
+    "vms_file",
+    "metrics",
+];
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {

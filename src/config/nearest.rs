@@ -4,10 +4,19 @@
 /// The key that is nearest to the unknown one that a message of serde's is about, if it is about one and any is near.
 #[must_use]
 pub fn to_unknown_key(message: &str) -> Option<&str> {
-    let listed = message.split_once("unknown field")?.1;
-    let mut quoted = listed.split('`').skip(1).step_by(2);
+    let mut quoted = unknown_and_known(message)?;
     let unknown = quoted.next()?;
     nearest(unknown, &quoted.collect::<Vec<_>>())
+}
+
+/// The unknown key that a message of serde's is about, if it is about one.
+#[must_use]
+pub fn unknown_key(message: &str) -> Option<&str> {
+    unknown_and_known(message)?.next()
+}
+
+fn unknown_and_known(message: &str) -> Option<impl Iterator<Item = &str>> {
+    Some(message.split_once("unknown field")?.1.split('`').skip(1).step_by(2))
 }
 
 /// The word of these that is nearest to an unknown one, if any is near.

@@ -163,6 +163,8 @@ const REFUSED: &[(&str, [&str; 3])] = &[
     ("metrics = \"localhost:9464\"", ["metrics", "\"localhost:9464\"", "numeric IP address and a port"]),
     ("metrics = \"127.0.0.1\"", ["metrics", "\"127.0.0.1\"", "127.0.0.1:9464"]),
     ("metrics = \"127.0.0.1:0\"", ["metrics", "127.0.0.1:0", "a port"]),
+    ("[pool]\nmetrics = \"127.0.0.1:9464\"", ["metrics", "unknown field", "above the first [section]"]),
+    ("[[vm]]\nname = \"a\"\nscrub = \"7d\"", ["scrub", "line 3", "above the first [section]"]),
     ("metrics = 9464", ["metrics", "9464", "[::1]:9464"]),
     ("socket_group = 36", ["socket_group", "36", "\"kvm\""]),
     ("control_group = \"\"", ["control_group", "\"\"", "\"adm\""]),
@@ -189,6 +191,28 @@ const REFUSED: &[(&str, [&str; 3])] = &[
     ("[balloon]\nbudgte = 1", ["budgte", "unknown field", "`budget`"]),
     ("workers", ["workers", "line 1", "="]),
 ];
+
+#[test]
+fn the_packaged_file_has_its_line_for_metrics_where_it_belongs_and_says_so_of_one_at_its_end() {
+    const PACKAGED: &str = include_str!("../../vmm-configs/systemd/ballast.toml");
+    let line = "metrics = \"127.0.0.1:9464\"";
+    let config = parse(&PACKAGED.replace(&format!("#{line}"), line)).unwrap();
+    assert_eq!(config.metrics.map(|address| address.port()), Some(9464));
+    let message = parse(&format!("{PACKAGED}{line}\n")).unwrap_err().to_string();
+    assert!(
+        message.contains("`metrics` belongs to no section: move it above the first [section]"),
+        "{message}"
+    );
+}
+
+#[test]
+fn keys_that_belong_to_no_section_are_all_known_as_such() {
+    let message = parse("colour = 1").unwrap_err().to_string();
+    let listed = message.split('`').skip(3).step_by(2);
+    let expected: Vec<_> =
+        listed.filter(|key| !["pool", "writeback", "balloon", "vm"].contains(key)).collect();
+    assert_eq!(expected, super::file::KEYS_WITHOUT_SECTION);
+}
 
 #[test]
 fn every_refusal_names_the_key_the_value_and_what_is_allowed() {

@@ -45,6 +45,9 @@ pub(super) fn qemu(vm: &VmConfig, socket: &Path, wanted: Wanted) -> VmArgs {
     }
     let mut notes = vec![
         "QEMU (tried with 7.2 and 10.0): connects again for as long as it lives, and nothing is lost meanwhile.".to_owned(),
+        "The guest's memory stands in it twice, 2 GiB unless --memory says otherwise. How many vCPUs it has is yours to \
+         say (-smp); it uses as many of the queues."
+            .to_owned(),
     ];
     if !old && !wanted.whole {
         notes.push(

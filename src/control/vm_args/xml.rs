@@ -26,7 +26,7 @@ pub(super) fn libvirt(vm: &VmConfig, socket: &Path, wanted: Wanted) -> VmArgs {
         )
     };
     let mut notes = [
-        "libvirt (checked with 9.0 and the schemas of 11.3): its QEMU connects again for as long as it lives.",
+        "libvirt (tried with 11.3, checked with 9.0): its QEMU connects again for as long as it lives.",
         "It counts in seconds how long it waits for that, and so long waits a guest that needs a page.",
         "For this disk it takes no discard= and no <serial>; the guest has both, from us.",
         "Its AppArmor profiles (Debian has them) forget this socket: allow it in /etc/apparmor.d/local/abstractions/libvirt-qemu.",
