@@ -9,7 +9,7 @@ use super::served::Served;
 use crate::balloon::{Mode, Vmm};
 use crate::control::api::{
     BadPage, BalloonStatus, CheckState, CheckStatus, CompressorPool, CompressorPoolState, Counters,
-    Histogram, LoadLatency, MemoryPressure, PoolStatus, RunsByReason, ShrinkerStatus, Status,
+    Histogram, LatencyBySource, MemoryPressure, PoolStatus, RunsByReason, ShrinkerStatus, Status,
     VmState as ApiVmState, VmStatus, WritebackState as ApiWritebackState, WritebackStatus, buckets,
 };
 use crate::device::complaints::Chain;
@@ -282,10 +282,8 @@ fn vm_status(served: &[Served], name: &str, vm: &VmState) -> VmStatus {
         ..VmStatus::default()
     };
     if let Some(vm) = device_vm {
-        let load = |source| latency(vm, Path::Load(source));
-        let (same_filled, pool, file) = (load(Source::SameFilled), load(Source::Pool), load(Source::File));
-        status.load_latency_ns = LoadLatency { same_filled, pool, file };
-        status.store_latency_ns = latency(vm, Path::Store);
+        status.load_latency_ns = latencies(vm, Path::Load);
+        status.store_latency_ns = latencies(vm, Path::Store);
     }
     match vm {
         VmState::Ready(pages) => {
@@ -339,9 +337,12 @@ fn balloon(daemon: &Daemon, shown: &Shown) -> BalloonStatus {
     }
 }
 
-fn latency(vm: &DeviceVm, path: Path) -> Histogram {
-    let latency = vm.latencies().get(path);
-    Histogram::of(latency.buckets(), latency.sum_ns)
+fn latencies(vm: &DeviceVm, path: fn(Source) -> Path) -> LatencyBySource {
+    let of = |source| {
+        let latency = vm.latencies().get(path(source));
+        Histogram::of(latency.buckets(), latency.sum_ns)
+    };
+    LatencyBySource { same_filled: of(Source::SameFilled), pool: of(Source::Pool), file: of(Source::File) }
 }
 
 /// Why no VMM may attach to a VM, and what to do.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::control::api::{Bucket, Histogram, LoadLatency, Status, VmStatus};
+use crate::control::api::{Bucket, Histogram, LatencyBySource, Status, VmStatus};
 use crate::page::PAGE_SIZE_U64;
 
 /// Intervals that a sparkline shows at most.
@@ -134,13 +134,13 @@ fn row(vm: &VmStatus, earlier: Option<(&VmStatus, f64)>) -> Row {
 
 /// How long all loads took together, in nanoseconds.
 fn loads_ns(vm: &VmStatus) -> u64 {
-    let LoadLatency { same_filled, pool, file } = &vm.load_latency_ns;
+    let LatencyBySource { same_filled, pool, file } = &vm.load_latency_ns;
     same_filled.sum.saturating_add(pool.sum).saturating_add(file.sum)
 }
 
 /// How many loads between two moments ended in which bucket, by the bucket's end.
 fn loads_between(before: &VmStatus, now: &VmStatus) -> BTreeMap<u64, u64> {
-    let all = |LoadLatency { same_filled, pool, file }: &LoadLatency| {
+    let all = |LatencyBySource { same_filled, pool, file }: &LatencyBySource| {
         let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
         for Histogram { buckets, .. } in [same_filled, pool, file] {
             buckets.iter().for_each(|Bucket { le, count }| *counts.entry(*le).or_default() += count);
@@ -180,13 +180,13 @@ mod tests {
     use super::*;
     use crate::control::api::Counters;
 
-    fn loads(buckets: &[(u64, u64)]) -> LoadLatency {
+    fn loads(buckets: &[(u64, u64)]) -> LatencyBySource {
         let buckets: Vec<_> = buckets.iter().map(|(le, count)| Bucket { le: *le, count: *count }).collect();
         let sum = buckets.iter().map(|bucket: &Bucket| bucket.le * bucket.count).sum();
-        LoadLatency { pool: Histogram { sum, buckets }, ..LoadLatency::default() }
+        LatencyBySource { pool: Histogram { sum, buckets }, ..LatencyBySource::default() }
     }
 
-    fn status(start_time_seconds: u64, stores: u64, loads: LoadLatency) -> Status {
+    fn status(start_time_seconds: u64, stores: u64, loads: LatencyBySource) -> Status {
         let counters = Counters { loaded_from_file: stores / 10, ..Counters::default() };
         let count = loads.pool.count();
         let vm = VmStatus {
@@ -223,10 +223,10 @@ mod tests {
         assert_eq!((row.pressure, row.memory_bytes), (Some(took_seconds / 2.0), None));
         assert_eq!(row.trail, [200]);
         // Started again, it counts from nothing; what was seen before stays to be seen.
-        history.add(Duration::from_secs(13), status(2, 7, LoadLatency::default()));
+        history.add(Duration::from_secs(13), status(2, 7, LatencyBySource::default()));
         let row = history.rows()[0].clone();
         assert_eq!((row.stores_per_second, row.load_p99_ns, row.trail), (None, None, vec![200]));
-        history.add(Duration::from_secs(14), status(2, 3, LoadLatency::default()));
+        history.add(Duration::from_secs(14), status(2, 3, LatencyBySource::default()));
         assert_eq!(history.rows()[0].stores_per_second, None, "a number that shrank is no rate");
     }
 
@@ -234,7 +234,7 @@ mod tests {
     fn a_trail_is_as_long_as_a_sparkline_and_ends_with_its_vm() {
         let mut history = History::default();
         for second in 0..100 {
-            history.add(Duration::from_secs(second), status(1, second * second, LoadLatency::default()));
+            history.add(Duration::from_secs(second), status(1, second * second, LatencyBySource::default()));
         }
         let trail = history.rows()[0].trail.clone();
         assert_eq!((trail.len(), trail.last()), (TRAIL_MAX, Some(&(99 * 99 - 98 * 98))));

@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 use super::balloon::BalloonStatus;
 use super::counters::{Bucket, Counters};
-use super::histogram::{Histogram, LoadLatency};
+use super::histogram::{Histogram, LatencyBySource};
 
 /// `GET /api/v1/status`: the daemon as it is now.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -334,9 +334,9 @@ pub struct VmStatus {
     /// The sum of what this counts.
     pub store_delay_ms_sum: u64,
     /// How long requests to write took, from when they were taken off the ring to their answers, in nanoseconds.
-    pub store_latency_ns: Histogram,
+    pub store_latency_ns: LatencyBySource,
     /// The same of requests to read, by where their pages were.
-    pub load_latency_ns: LoadLatency,
+    pub load_latency_ns: LatencyBySource,
     /// What the pages that it wrote were compressed to, in bytes; without those that repeat one word.
     pub compressed_bytes: Histogram,
 }
