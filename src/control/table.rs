@@ -148,18 +148,20 @@ fn pages(pages: u64) -> String {
 /// The pool's line, and what there is to say beyond it: that it is full, which pools drain.
 #[must_use]
 pub fn pool(pool: &PoolStatus) -> String {
-    let stored_bytes = pool.stored_pages.saturating_mul(PAGE_SIZE_U64);
-    let cost_bytes = pool.used_bytes.saturating_add(pool.metadata_bytes);
+    let by_file = match pool.file_pages {
+        0 => String::new(),
+        in_file => format!(", {} of it by the file", pages(in_file)),
+    };
     let mut text = format!(
-        "pool: {} of {} used, payload {}, metadata {}; {} stored ({}), ratio {}, saved {}\n",
+        "pool: {} of {} used, payload {}, metadata {}; {} stored ({}), ratio {}, saved {}{by_file}\n",
         Bytes(pool.used_bytes),
         Bytes(pool.max_bytes),
         Bytes(pool.payload_bytes),
         Bytes(pool.metadata_bytes),
-        Bytes(stored_bytes),
+        pages(pool.stored_pages),
         pool.compressor,
         ratio(pool),
-        Bytes(stored_bytes.saturating_sub(cost_bytes)),
+        Bytes(pool.saved_bytes()),
     );
     if pool.full {
         text.push_str(&match (&pool.stuck, pool.accept_threshold_percent) {

@@ -70,6 +70,9 @@ const NUMBERS: &[Number<VmStatus>] = &[
     gauge("ballast_vm_payload_bytes", "Bytes of its compressed pages in the pool themselves.", |vm| {
         vm.payload_bytes
     }),
+    gauge("ballast_vm_metadata_bytes", "Bytes kept beside them: its page table, generations, lists.", |vm| {
+        vm.metadata_bytes
+    }),
     gauge("ballast_vm_waiting_stores", "Requests to write that wait for room now.", |vm| vm.waiting_stores),
     gauge(
         "ballast_vm_consecutive_crashes",

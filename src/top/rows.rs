@@ -29,7 +29,7 @@ pub struct Row {
     pub ratio: Option<f64>,
     /// Its pages in memory, as large as the guest knows them.
     pub stored_bytes: u64,
-    /// What they would take in memory, less what they take of the pool.
+    /// What they and those in the file would take in memory, less what they and all that is kept beside them take.
     pub saved_bytes: u64,
     /// The share of its limit that it uses.
     pub limit_used: Option<f64>,
@@ -113,7 +113,7 @@ fn row(vm: &VmStatus, earlier: Option<(&VmStatus, f64)>) -> Row {
         file_loads_per_second: rate(|vm| vm.counters.loaded_from_file),
         ratio: share(compressed_bytes, vm.payload_bytes),
         stored_bytes,
-        saved_bytes: stored_bytes.saturating_sub(vm.pool_bytes),
+        saved_bytes: vm.saved_bytes(),
         limit_used: share(vm.pool_bytes, vm.limit_bytes),
         load_p99_ns: earlier.and_then(|(before, _)| p99(&loads_between(before, vm))),
         pressure: rate(loads_ns).map(|ns| ns / 1e9),
@@ -199,6 +199,8 @@ mod tests {
             same_filled_pages: 1,
             payload_bytes: 10_240,
             pool_bytes: 20_480,
+            file_pages: 3,
+            metadata_bytes: 1000,
             limit_bytes: 40_960,
             ..VmStatus::default()
         };
@@ -212,7 +214,7 @@ mod tests {
         let first = history.rows()[0].clone();
         assert_eq!((first.stores_per_second, first.load_p99_ns), (None, None));
         assert_eq!((first.ratio, first.limit_used), (Some(4.0), Some(0.5)));
-        assert_eq!((first.stored_bytes, first.saved_bytes), (45_056, 24_576));
+        assert_eq!((first.stored_bytes, first.saved_bytes), (45_056, 14 * 4096 - 21_480));
         // Of 200 loads since, two may take longer than what is shown; the thousand before are history.
         let later = loads(&[(512, 1000), (1024, 198), (4096, 2)]);
         history.add(Duration::from_secs(12), status(1, 300, later));
