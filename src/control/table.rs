@@ -173,6 +173,17 @@ pub fn pool(pool: &PoolStatus) -> String {
     if pool.waiting_stores > 0 {
         text.push_str(&format!("writes that wait for room: {}\n", pool.waiting_stores));
     }
+    let (no_memory, no_room) = (pool.counters.reject_alloc_fail, pool.counters.reject_reclaim_fail);
+    if no_memory > 0 {
+        text.push_str(&format!(
+            "stores that failed: {no_memory}, as the state directory had no memory left; their guests keep those pages\n"
+        ));
+    }
+    if no_room > 0 {
+        text.push_str(&format!(
+            "stores that failed: {no_room}, as no room was made in time; their guests keep those pages\n"
+        ));
+    }
     if pool.counters.bad_pages > 0 {
         let pages = pool.counters.bad_pages;
         text.push_str(&format!("bad pages found: {pages}; `ballast check` says which are still there\n"));
@@ -381,6 +392,16 @@ web1  ready  no           0B      0B           0B     2MiB    0B     0B       0 
         assert!(render(&status).contains("\ncold: zstd:9+dictionary, objects: 7\n"));
         let pool = &mut status.pool;
         (pool.shared_pages, pool.shared_objects, pool.deduplicated_bytes) = (70, 9, 12 << 10);
+        status.pool.file_pages = 256;
+        (status.pool.counters.reject_alloc_fail, status.pool.counters.reject_reclaim_fail) = (3, 4);
+        let text = render(&status);
+        for line in [
+            "stores that failed: 3, as the state directory had no memory left; their guests keep those pages",
+            "stores that failed: 4, as no room was made in time; their guests keep those pages",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{text}");
+        }
+        assert!(text.lines().next().unwrap().ends_with("saved 1MiB, 1MiB of it by the file"), "{text}");
         assert!(render(&status).contains("\nequal pages: 70, kept as 9 objects; 12KiB saved by that\n"));
         let balloon = BalloonStatus {
             mode: "auto".to_owned(),
