@@ -119,6 +119,29 @@ fn commands_say_what_was_wrong_and_what_to_do() {
 }
 
 #[test]
+fn a_vms_arguments_come_from_the_files_only_where_no_daemon_runs() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (config, run) = (dir.path().join("ballast.toml"), dir.path().join("run"));
+    std::fs::create_dir(&run).unwrap();
+    let here = format!("state_dir = {:?}\nruntime_dir = {run:?}\n", dir.path().join("state"));
+    std::fs::write(&config, here + VM).unwrap();
+    let ask = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ballast"));
+        command.args(["vm", "args", "web1", "--vmm", "qemu", "--config"]).arg(&config);
+        command.stdin(Stdio::null()).output().unwrap()
+    };
+    assert!(ask().status.success());
+    // Whatever it is, it serves VMs in a way that isn't known.
+    let listener = UnixListener::bind(run.join("control.sock")).unwrap();
+    let answering = std::thread::spawn(move || listener.accept().unwrap().0.write_all(b"who is there?\r\n"));
+    let output = ask();
+    let _ = answering.join().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{said}");
+    assert!(said.contains("is not a Ballast daemon's"), "{said}");
+}
+
+#[test]
 fn every_command_has_a_row() {
     let dir = tempfile::tempdir().unwrap();
     let mut man = Command::new(env!("CARGO_BIN_EXE_ballast"));
@@ -200,7 +223,7 @@ fn a_state_directory_on_a_disk_is_told_with_what_to_do() {
 
 /// What stands in back-quotes there and is no message: how a command begins.
 const COMMANDS: &[&str] =
-    &["ballast", "swapon", "lsblk", "mkswap", "cat", "ls", "top", "journalctl", "apt", "systemctl"];
+    &["ballast", "swapon", "lsblk", "mkswap", "cat", "ls", "top", "journalctl", "apt", "systemctl", "mount"];
 /// Others' messages: QEMU's, and the guest's kernel's.
 const NOT_OURS: &[&str] = &[
     "vhost start failed",

@@ -272,6 +272,29 @@ fn a_vm_that_has_left_the_file_is_kept_while_somebody_may_miss_it() {
     assert_eq!(reload(&daemon, &[]), expected(&[]));
 }
 
+#[test]
+fn a_vm_that_is_only_kept_has_no_reserve_that_the_files_vms_need() {
+    let dir = tmpfs();
+    // Two of them don't fit.
+    let config = CONFIG.replace("64MiB", "20MiB");
+    let both = config.replace("name = \"web2\"\n", "name = \"web2\"\nreserve = \"12MiB\"\n");
+    let daemon = Daemon::start(dir.path(), &both);
+    let (_device, mut queue) = daemon.attach("web2");
+    queue.write_pages(10, &[page_of(2, 1)]).unwrap();
+    let without = &config[..config.find("[[vm]]\nname = \"web2\"").unwrap()];
+    daemon.configure(&format!("{without}reserve = \"12MiB\"\n"));
+    let reserves = || ["web1", "web2"].map(|vm| daemon.vm(vm)["reserve_bytes"].as_u64().unwrap() >> 20);
+    let changes = [["vm.web2", "16MiB", "null", "kept"], ["vm.web1.reserve", "0B", "12MiB", "now"]];
+    assert_eq!(reload(&daemon, &["--check"]), expected(&changes));
+    assert_eq!(reserves(), [0, 12], "it only looked");
+    assert!(queue.read_page(10).unwrap() == page_of(2, 1));
+    assert_eq!(reload(&daemon, &[]), expected(&changes));
+    assert_eq!(reserves(), [12, 0]);
+    daemon.configure(&both);
+    reload(&daemon, &[]);
+    assert_eq!(reserves(), [0, 12], "it stands in the file again");
+}
+
 /// What a bad file does not change.
 fn shape(daemon: &Daemon) -> Value {
     let status = daemon.status();

@@ -9,13 +9,13 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ballast::ids::Slot;
 use ballast::page::ZERO_PAGE;
 use ballast::store::Store;
 use ballast::store::accounting::Held;
-use ballast::store::codec::{Compressor, Scratch};
+use ballast::store::codec::{Compressor, Scratch, train};
 use ballast::store::lru::Age;
 use ballast::store::vm::{Loaded, VmStore};
 use ballast::survey::{self, Ages, Pages, Walked};
@@ -23,7 +23,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 use support::daemon::Daemon;
 use support::world::{NAMES, World};
-use support::{SLOTS, open_store, page_of};
+use support::{SLOTS, open_store, page_of, records};
 
 const POOL_BYTES: u64 = 1 << 30;
 
@@ -123,13 +123,13 @@ fn a_compressor_makes_of_a_sample_what_it_makes_of_the_pages() {
     let slots = walk(&store, "web1", at(200), SLOTS as usize).sample;
     let expected: Vec<_> = (0..100).chain(1000..1100).map(Slot).collect();
     assert_eq!(slots, expected, "all pages of the arena, and none that is only a word");
-    let tried = survey::compressors(Compressor::Zstd(19));
+    let tried = survey::compressors([Compressor::Zstd(19), Compressor::ZstdWithDictionary(9)]);
     let sample = survey::sample(&vm, store.arena(), &slots, &tried, || true);
     assert_eq!(before, (marks(&vm), vm.accounting()), "a report is no use");
 
     assert_eq!((sample.pages, sample.equal_pages, sample.bad.len()), (200, 10, 0));
     assert_eq!(sample.pool_bytes, vm.accounting().held.pool_bytes);
-    assert_eq!(sample.trials.len(), 6);
+    assert_eq!(sample.trials.len(), 6, "without a dictionary none is tried");
     for trial in &sample.trials {
         // The same pages, stored by somebody who uses this compressor.
         let other = open(&dir.path().join(format!("with {}", trial.compressor)), trial.compressor);
@@ -152,6 +152,61 @@ fn a_compressor_makes_of_a_sample_what_it_makes_of_the_pages() {
 
 fn at_slot(slot: u32) -> Age {
     at(slot.into())
+}
+
+#[test]
+fn a_compressor_that_learns_is_tried_with_what_it_learned() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), Compressor::Lz4);
+    store.shared().pools.set_cold(Some(Compressor::ZstdWithDictionary(9))).unwrap();
+    let (vm, cold) = (store.ready("web1").unwrap(), store.shared().pools.cold().unwrap());
+    let mut scratch = Scratch::default();
+    for slot in 0..300 {
+        vm.store(Slot(slot), &records(slot.into()), at_slot(slot), &mut scratch).unwrap();
+    }
+    let pages: Vec<u8> = (1000..1300).flat_map(records).collect();
+    vm.dictionaries().add(train(&pages).unwrap()).unwrap();
+    let slots = walk(&store, "web1", at(1000), SLOTS as usize).sample;
+    let before = vm.metadata_bytes();
+    let tried = [Compressor::Zstd(9), Compressor::ZstdWithDictionary(9)];
+    let sample = survey::sample(&vm, store.arena(), &slots, &tried, || true);
+    assert_eq!(vm.metadata_bytes(), before, "nothing is left of it");
+    let [plain, learned] = sample.trials[..] else { panic!("{:?}", sample.trials) };
+    assert!(learned.pool_bytes * 10 < plain.pool_bytes * 9, "{learned:?}, {plain:?}");
+    for slot in slots {
+        vm.recompress(slot, cold, &mut scratch);
+    }
+    assert_eq!(vm.accounting().held.pool_bytes, learned.pool_bytes, "it is what the pages become");
+}
+
+#[test]
+fn pages_that_are_kept_as_one_are_charged_once_and_as_young_as_the_youngest() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), Compressor::Lz4);
+    store.shared().pools.set_cold(Some(Compressor::Zstd(1))).unwrap();
+    let (vm, cold) = (store.ready("web1").unwrap(), store.shared().pools.cold().unwrap());
+    let (now, mut scratch) = (1_000_000, Scratch::default());
+    // Of four kinds of pages 16 each; the last of the first kind was used a minute ago, all others two days.
+    for slot in 0..64 {
+        let age = if slot == 60 { at(now - 60) } else { at(now - 172_800) };
+        vm.store(Slot(slot), &page_of(2, u64::from(slot % 4)), age, &mut scratch).unwrap();
+    }
+    for slot in 0..64 {
+        vm.recompress(Slot(slot), cold, &mut scratch);
+    }
+    let held = vm.accounting().held;
+    assert_eq!((held.shared_pages, held.shared_objects), (64, 4));
+    let walked = walk(&store, "web1", at(now), SLOTS as usize);
+    assert_eq!(found(&walked.ages), counted(&held));
+    let object_bytes = held.pool_bytes / 4;
+    assert_eq!((walked.ages.buckets[1].memory_pages, walked.ages.buckets[1].pool_bytes), (1, object_bytes));
+    assert_eq!(
+        (walked.ages.buckets[7].memory_pages, walked.ages.buckets[7].pool_bytes),
+        (63, 3 * object_bytes)
+    );
+    let sample = survey::sample(&vm, store.arena(), &walked.sample, &[Compressor::Lz4], || true);
+    assert_eq!((sample.pages, sample.equal_pages, sample.pool_bytes), (4, 0, held.pool_bytes));
+    assert_eq!(survey::Need::of(&walked.ages, true).used_bytes, object_bytes);
 }
 
 #[test]
@@ -361,6 +416,30 @@ fn a_daemon_reports_what_its_status_counts_and_uses_no_page() {
 }
 
 #[test]
+fn what_a_daemon_reports_of_pages_that_are_kept_as_one_is_what_its_status_counts() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let cold =
+        CONFIG.replace("pressure = false", "pressure = false\ncold_after = \"1s\"\ncold_cpu = \"100%\"");
+    let daemon = Daemon::start(dir.path(), &cold);
+    let (_device, mut queue) = daemon.attach("web1");
+    for slot in 0..400 {
+        queue.write_pages(10 + slot, &[page_of(2, slot % 4)]).unwrap();
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while daemon.vm("web1")["shared_pages"].as_u64() < Some(400) {
+        assert!(Instant::now() < deadline, "{}", daemon.vm("web1"));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let (report, vm, pool) = (report(&daemon, &[]), daemon.vm("web1"), daemon.status()["pool"].clone());
+    let (survey, number) = (&report["vms"][0]["survey"], |value: &Value| value.as_u64().unwrap());
+    assert_eq!(survey["pool_bytes"], vm["pool_bytes"]);
+    assert_eq!(numbers(&survey["ages"], "pool_bytes").iter().sum::<u64>(), number(&vm["pool_bytes"]));
+    assert_eq!(survey["need"]["used_bytes"], vm["pool_bytes"], "all of it, as there is no file");
+    assert!(number(&survey["savings"]["arena_bytes"]) <= number(&pool["used_bytes"]), "{survey}");
+    assert_eq!(survey["sample"]["pool_bytes"], vm["pool_bytes"], "each object was tried once");
+}
+
+#[test]
 fn what_a_person_reads_fits_a_screen_and_the_picture_is_xml() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let daemon = daemon(dir.path());
@@ -379,7 +458,7 @@ fn what_a_person_reads_fits_a_screen_and_the_picture_is_xml() {
     assert_eq!(text.matches("LAST USED").count(), 1);
     for part in [
         "< 1 min",
-        "zstd would hold this in ",
+        "no other compressor would hold this in less",
         "201 of its pages in the pool were tried",
         "as none can leave",
     ] {

@@ -143,11 +143,15 @@ impl Drop for Terminal {
     }
 }
 
-/// A terminal of 30 lines of 130, with `ballast top` in it; what it was like before and after is compared.
+/// A terminal of 30 lines of 150, with `ballast top` in it; what it was like before and after is compared.
 fn on_a_terminal(daemon: &Daemon, environment: &str) -> Terminal {
+    on_a_terminal_of(daemon, environment, [30, 150])
+}
+
+fn on_a_terminal_of(daemon: &Daemon, environment: &str, [rows, columns]: [u16; 2]) -> Terminal {
     let (program, config) = (env!("CARGO_BIN_EXE_ballast"), daemon.config());
     Terminal::run(&format!(
-        "stty rows 30 cols 130; before=$(stty -g); {environment} {program} top --interval 0.2 --sort vm --config {}; \
+        "stty rows {rows} cols {columns}; before=$(stty -g); {environment} {program} top --interval 0.2 --sort vm --config {}; \
          echo \"ended with $?\"; [ \"$before\" = \"$(stty -g)\" ] && echo as it was",
         config.display()
     ))
@@ -185,6 +189,24 @@ fn a_vm_that_worked_has_a_sparkline() {
     guest.work();
     // The busiest look is as high as there is room, and quiet ones follow.
     terminal.wait_for(&["█", "▁"]);
+    terminal.press("q");
+    terminal.wait_for(&["ended with 0", "as it was"]);
+}
+
+#[test]
+fn on_the_smallest_usual_terminal_nothing_that_matters_is_missing() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let daemon = Daemon::start(dir.path(), TWO_VMS);
+    let mut guest = Guest::attach(&daemon, "web1");
+    let mut terminal = on_a_terminal_of(&daemon, "NO_COLOR=1", [24, 80]);
+    let wanted =
+        ["STORES/s", "LOADS/s", "FILE/s", "RATIO", "SAVED", "LIMIT", "WAITS", "PRESSURE", "PAGES/s", "keys"];
+    let screen = terminal.wait_for(&wanted);
+    assert!(!screen.contains("TARGET"), "there is no room for it: {screen:?}");
+    guest.work();
+    terminal.wait_for(&["█"]);
+    terminal.press("?");
+    terminal.wait_for(&["TARGET", "again"]);
     terminal.press("q");
     terminal.wait_for(&["ended with 0", "as it was"]);
 }

@@ -172,6 +172,20 @@ fn a_vm_of_the_configuration_is_removed_only_for_now() {
 }
 
 #[test]
+fn what_was_removed_for_now_can_be_forgotten_as_well() {
+    let dir = tmpfs();
+    let mut daemon = Daemon::start(dir.path(), CONFIG);
+    ok(&daemon, &["vm", "add", "db", "--size", "16MiB"]);
+    let said = ok(&daemon, &["vm", "remove", "db", "--runtime"]);
+    assert!(said.ends_with("it is back, empty, when the daemon starts again\n"), "{said}");
+    ok(&daemon, &["vm", "remove", "db"]);
+    let said = refused(&daemon, &["vm", "remove", "db"]);
+    assert!(said.contains("there is no VM \"db\""), "{said}");
+    daemon.restart();
+    assert!(daemon.vm("db").is_null());
+}
+
+#[test]
 fn a_connected_vm_is_cleared_by_force_alone() {
     let dir = tmpfs();
     let daemon = Daemon::start(dir.path(), CONFIG);

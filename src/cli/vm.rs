@@ -7,6 +7,7 @@ use ballast::config::VmConfig;
 use ballast::control::api::{
     Clearing, MigrationName, NewVm, Removal, Squeeze, SqueezeMode, VmChange, VmDetails, VmState,
 };
+use ballast::control::client::ClientError;
 use ballast::control::vm_args::{self, Format, Guest, MEMORY_DEFAULT, Vmm, Wanted};
 use ballast::control::{listing, table};
 use ballast::ids::Bytes;
@@ -263,14 +264,17 @@ fn clear(global: &Global, name: &str, clearing: Clearing) -> anyhow::Result<()> 
 
 /// A VM as the daemon serves it; as the files have it, where no daemon answers.
 fn vm_and_socket(global: &Global, name: &str) -> anyhow::Result<(VmConfig, PathBuf)> {
-    let client = global.client()?;
-    if client.vms().is_ok() {
-        let details = client.vm(name)?;
-        let socket = details
-            .socket
-            .clone()
-            .context("the VM is not served, and so has no socket: see `ballast vm show`")?;
-        return Ok((details.config()?, socket.into()));
+    match global.client()?.vm(name) {
+        Ok(details) => {
+            let socket = details
+                .socket
+                .clone()
+                .context("the VM is not served, and so has no socket: see `ballast vm show`")?;
+            return Ok((details.config()?, socket.into()));
+        }
+        Err(ClientError::NotRunning { .. }) => {}
+        // A daemon that can't be asked may serve it otherwise than the files say.
+        Err(error) => return Err(error.into()),
     }
     anyhow::ensure!(
         !global.names_only_a_socket(),

@@ -148,18 +148,20 @@ fn pages(pages: u64) -> String {
 /// The pool's line, and what there is to say beyond it: that it is full, which pools drain.
 #[must_use]
 pub fn pool(pool: &PoolStatus) -> String {
-    let stored_bytes = pool.stored_pages.saturating_mul(PAGE_SIZE_U64);
-    let cost_bytes = pool.used_bytes.saturating_add(pool.metadata_bytes);
+    let by_file = match pool.file_pages {
+        0 => String::new(),
+        in_file => format!(", {} of it by the file", pages(in_file)),
+    };
     let mut text = format!(
-        "pool: {} of {} used, payload {}, metadata {}; {} stored ({}), ratio {}, saved {}\n",
+        "pool: {} of {} used, payload {}, metadata {}; {} stored ({}), ratio {}, saved {}{by_file}\n",
         Bytes(pool.used_bytes),
         Bytes(pool.max_bytes),
         Bytes(pool.payload_bytes),
         Bytes(pool.metadata_bytes),
-        Bytes(stored_bytes),
+        pages(pool.stored_pages),
         pool.compressor,
         ratio(pool),
-        Bytes(stored_bytes.saturating_sub(cost_bytes)),
+        Bytes(pool.saved_bytes()),
     );
     if pool.full {
         text.push_str(&match (&pool.stuck, pool.accept_threshold_percent) {
@@ -170,6 +172,17 @@ pub fn pool(pool: &PoolStatus) -> String {
     // A VM at its limit has its writes wait, too, whatever the pool is.
     if pool.waiting_stores > 0 {
         text.push_str(&format!("writes that wait for room: {}\n", pool.waiting_stores));
+    }
+    let (no_memory, no_room) = (pool.counters.reject_alloc_fail, pool.counters.reject_reclaim_fail);
+    if no_memory > 0 {
+        text.push_str(&format!(
+            "stores that failed: {no_memory}, as the state directory had no memory left; their guests keep those pages\n"
+        ));
+    }
+    if no_room > 0 {
+        text.push_str(&format!(
+            "stores that failed: {no_room}, as no room was made in time; their guests keep those pages\n"
+        ));
     }
     if pool.counters.bad_pages > 0 {
         let pages = pool.counters.bad_pages;
@@ -379,6 +392,16 @@ web1  ready  no           0B      0B           0B     2MiB    0B     0B       0 
         assert!(render(&status).contains("\ncold: zstd:9+dictionary, objects: 7\n"));
         let pool = &mut status.pool;
         (pool.shared_pages, pool.shared_objects, pool.deduplicated_bytes) = (70, 9, 12 << 10);
+        status.pool.file_pages = 256;
+        (status.pool.counters.reject_alloc_fail, status.pool.counters.reject_reclaim_fail) = (3, 4);
+        let text = render(&status);
+        for line in [
+            "stores that failed: 3, as the state directory had no memory left; their guests keep those pages",
+            "stores that failed: 4, as no room was made in time; their guests keep those pages",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{text}");
+        }
+        assert!(text.lines().next().unwrap().ends_with("saved 1MiB, 1MiB of it by the file"), "{text}");
         assert!(render(&status).contains("\nequal pages: 70, kept as 9 objects; 12KiB saved by that\n"));
         let balloon = BalloonStatus {
             mode: "auto".to_owned(),

@@ -5,9 +5,9 @@
 //! when there is room again.
 
 use std::fmt::{Debug, Write as _};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
@@ -24,6 +24,7 @@ const VALUE_BYTES_MAX: usize = 16 * 1024;
 #[derive(Debug)]
 pub(super) struct Journal {
     socket: UnixDatagram,
+    path: PathBuf,
     dropped: AtomicU64,
 }
 
@@ -36,10 +37,11 @@ impl Journal {
         let socket = UnixDatagram::unbound()?;
         socket.connect(path)?;
         socket.set_nonblocking(true)?;
-        Ok(Self { socket, dropped: AtomicU64::new(0) })
+        Ok(Self { socket, path: path.to_owned(), dropped: AtomicU64::new(0) })
     }
 
-    fn send(&self, entry: &Entry) {
+    /// Sends an entry; what nobody can be sent is written to `instead` as a line.
+    fn send(&self, entry: &Entry, instead: &mut dyn io::Write) {
         let dropped = self.dropped.swap(0, Ordering::Relaxed);
         if dropped > 0 {
             let mut lost = Entry::new(Level::WARN, module_path!());
@@ -54,9 +56,13 @@ impl Journal {
             Err(Errno::AGAIN) => {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
-            // No journal any more: stderr may lead somewhere, and when it doesn't there is nothing left to do.
+            // It is another one by now, or there is none: stderr may lead somewhere, and when it doesn't there is nothing
+            // left to do. A worker may not connect; some other thread will.
             Err(_) => {
-                let _ = io::stderr().write_all(&entry.bytes);
+                let again = self.socket.connect(&self.path).is_ok() && self.write(&entry.bytes).is_ok();
+                if !again {
+                    let _ = instead.write_all(entry.line().as_bytes());
+                }
             }
         }
     }
@@ -71,7 +77,7 @@ impl<S: Subscriber> Layer<S> for Journal {
         let metadata = event.metadata();
         let mut entry = Entry::new(*metadata.level(), metadata.target());
         event.record(&mut entry);
-        self.send(&entry);
+        self.send(&entry, &mut io::stderr());
     }
 }
 
@@ -100,6 +106,36 @@ impl Entry {
         self.bytes.extend((end as u64).to_le_bytes());
         self.bytes.extend(&value.as_bytes()[..end]);
         self.bytes.push(b'\n');
+    }
+
+    /// Its fields, by the protocol.
+    fn fields(&self) -> impl Iterator<Item = (String, String)> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let mut rest = self.bytes.as_slice();
+        std::iter::from_fn(move || {
+            let name_end = rest.iter().position(|byte| *byte == b'\n')?;
+            let (name, behind) = rest.split_at_checked(name_end)?;
+            let (length, behind) = behind.get(1..)?.split_first_chunk::<8>()?;
+            let (value, behind) =
+                behind.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+            rest = behind.get(1..)?;
+            Some((text(name), text(value)))
+        })
+    }
+
+    /// The same for a person, as one line.
+    fn line(&self) -> String {
+        let (mut message, mut others) = (String::new(), String::new());
+        for (name, value) in self.fields() {
+            let value = value.replace('\n', "\\n");
+            match name.as_str() {
+                "MESSAGE" => message = value,
+                "SYSLOG_IDENTIFIER" | "TARGET" => {}
+                "PRIORITY" => others.insert_str(0, &format!(" priority={value}")),
+                _ => others.push_str(&format!(" {}={value}", name.to_ascii_lowercase())),
+            }
+        }
+        format!("ballast: {message}{others}\n")
     }
 }
 
@@ -186,12 +222,30 @@ mod tests {
         let entry = Entry::new(Level::INFO, "test");
         // Until it is full, which takes a bounded number of datagrams.
         while journal.dropped.load(Ordering::Relaxed) < 3 {
-            journal.send(&entry);
+            journal.send(&entry, &mut io::sink());
         }
         journald.set_nonblocking(true).unwrap();
         while journald.recv(&mut [0; 4096]).is_ok() {}
-        journal.send(&entry);
+        journal.send(&entry, &mut io::sink());
         assert_eq!(fields(&journald)["DROPPED"], "3");
         assert!(!fields(&journald).contains_key("DROPPED"));
+    }
+
+    #[test]
+    fn without_a_journal_lines_go_elsewhere_and_with_the_next_one_there_again() {
+        let (dir, journald, journal) = journald();
+        let mut entry = Entry::new(Level::WARN, "test");
+        entry.put("message", "a line\nPRIORITY=0");
+        entry.put("vm", "web1");
+        drop(journald);
+        std::fs::remove_file(dir.path().join("socket")).unwrap();
+        let mut instead = Vec::new();
+        journal.send(&entry, &mut instead);
+        let line = "ballast: a line\\nPRIORITY=0 priority=4 vm=web1\n";
+        assert_eq!(String::from_utf8(instead).unwrap(), line);
+        let next = UnixDatagram::bind(dir.path().join("socket")).unwrap();
+        let mut instead = Vec::new();
+        journal.send(&entry, &mut instead);
+        assert_eq!((fields(&next)["VM"].as_str(), instead.len()), ("web1", 0));
     }
 }

@@ -1,6 +1,7 @@
 //! The status as metrics: every number of it under a Prometheus name, in base units, a VM's with the label `vm`. Pure
 //! functions from a status to a text, so that a scrape and `status` never disagree. What is a sum over the VMs is left
-//! out: `sum(…)` makes it.
+//! out: `sum(…)` makes it of those that there are. The pool's counters in the status go on with what happened to VMs that
+//! were removed or cleared since; here a VM's series end with it, or begin again at 0, as Prometheus expects.
 //!
 //! Written by hand rather than with the crate prometheus-client, which speaks OpenMetrics alone: promtool and older
 //! scrapers read the format before it, where counters are declared under another name. There is nothing to register either

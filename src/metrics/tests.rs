@@ -6,11 +6,12 @@ use serde_json::Value;
 
 use super::*;
 use crate::control::api::{
-    BalloonStatus, Bucket, CompressorPool, Histogram, LoadLatency, MemoryPressure, PoolStatus, VmStatus,
+    BalloonStatus, Bucket, CompressorPool, Histogram, LatencyBySource, MemoryPressure, PoolStatus, VmStatus,
     WritebackStatus,
 };
 
-/// Parts of the status that are sums over the VMs, or the same number twice; `sum(…)` makes them of what is told.
+/// Parts of the status that are sums over the VMs, or the same number twice; `sum(…)` makes them of what is told, but for
+/// what happened to VMs that were removed or cleared.
 const TOLD_OTHERWISE: &[&str] = &[
     "/pool/object_bytes",
     "/pool/payload_bytes",
@@ -33,6 +34,7 @@ const TOLD_OTHERWISE: &[&str] = &[
 /// A status in which nothing is left out.
 fn full_status() -> Status {
     let histogram = || Histogram { sum: 0, buckets: vec![Bucket { le: 256, count: 0 }] };
+    let by_source = || LatencyBySource { same_filled: histogram(), pool: histogram(), file: histogram() };
     let some = Some(0);
     let balloon = BalloonStatus {
         reachable: true,
@@ -47,8 +49,8 @@ fn full_status() -> Status {
         name: "we\"b\\1".to_owned(),
         refault_age_seconds: vec![Bucket { le: 1, count: 0 }],
         store_delay_ms: vec![Bucket { le: 1, count: 0 }],
-        store_latency_ns: histogram(),
-        load_latency_ns: LoadLatency { same_filled: histogram(), pool: histogram(), file: histogram() },
+        store_latency_ns: by_source(),
+        load_latency_ns: by_source(),
         compressed_bytes: histogram(),
         ..VmStatus::default()
     };
@@ -83,10 +85,42 @@ fn number_all(value: &mut Value, path: &str, next: &mut u32, given: &mut BTreeMa
     }
 }
 
-/// The values of all samples.
-fn values(text: &str) -> BTreeSet<&str> {
+/// The values of all samples, by what their lines begin with.
+fn samples(text: &str) -> Vec<(&str, &str)> {
     let samples = text.lines().filter(|line| !line.starts_with('#'));
-    samples.map(|line| line.rsplit_once(' ').unwrap().1).collect()
+    samples.map(|line| line.rsplit_once(' ').unwrap()).collect()
+}
+
+/// Where a number of the status is told: the metric, and for some the value of a label.
+fn metric_of(path: &str) -> (String, Option<&str>) {
+    let (path, suffix) = match path.rsplit_once('/') {
+        // The one bucket that there is.
+        Some((before, "count")) => (before.trim_end_matches("/0").trim_end_matches("/buckets"), "_bucket"),
+        Some((before, "sum")) => (before, "_sum"),
+        _ => path.strip_suffix("_sum").map_or((path, ""), |path| (path, "_sum")),
+    };
+    let (path, label) = match path.rsplit_once('/') {
+        Some((before, label)) if before.ends_with("latency_ns") || before.ends_with("runs_by_reason") => {
+            (before, Some(label))
+        }
+        _ => (path, None),
+    };
+    let mut name = path.replace("/vms/0/", "/vm/").replace("/pools/0/", "/").replace("/counters/", "/");
+    for (ours, theirs) in [
+        ("_latency_ns", "_latency_seconds"),
+        ("_delay_ms", "_delay_seconds"),
+        ("_threshold_percent", "_threshold_ratio"),
+        ("_by_reason", ""),
+        ("some_avg10_ppm", "avg10_ratio"),
+        ("full_avg10_ppm", "avg10_ratio"),
+        ("duplicates", "duplicate_pages"),
+        ("vm/crashes", "vm/consecutive_crashes"),
+    ] {
+        name = name.replace(ours, theirs);
+    }
+    let label =
+        label.or_else(|| ["some", "full"].into_iter().find(|tasks| path.contains(&format!("{tasks}_avg10"))));
+    (format!("ballast{}{suffix}", name.replace('/', "_")), label)
 }
 
 #[test]
@@ -98,7 +132,7 @@ fn every_number_of_the_status_is_told() {
     let status: Status = serde_json::from_value(value).unwrap();
     for exposition in [Exposition::OpenMetrics, Exposition::Text] {
         let text = render(&status, exposition);
-        let told = values(&text);
+        let told = samples(&text);
         for (path, number) in &given {
             let number = f64::from(*number);
             // In base units.
@@ -112,7 +146,16 @@ fn every_number_of_the_status_is_told() {
             let per = per.iter().find(|(name, _)| path.contains(name) && !path.ends_with("/count"));
             let expected = number / per.map_or(1.0, |(_, per)| *per);
             let forms = [expected.to_string(), format!("{expected:.1}")];
-            assert!(forms.iter().any(|form| told.contains(form.as_str())), "{path} = {number} is not told");
+            let (name, label) = metric_of(path);
+            let is_it = |sample: &str| {
+                let (metric, labels) = sample.split_once('{').unwrap_or((sample, ""));
+                (metric == name || metric == format!("{name}_total"))
+                    && label.is_none_or(|label| labels.contains(&format!("=\"{label}\"")))
+            };
+            let found: Vec<_> =
+                told.iter().filter(|(sample, _)| is_it(sample)).map(|(_, value)| *value).collect();
+            let is_told = forms.iter().any(|form| found.contains(&form.as_str()));
+            assert!(is_told, "{path} = {number} is not told as {name} {label:?}, which has {found:?}");
         }
     }
 }
@@ -147,7 +190,7 @@ fn both_texts_say_the_same_and_differ_where_the_formats_do() {
         "# UNIT ballast_vm_store_latency_seconds seconds",
         "ballast_vm_stores_total{vm=\"we\\\"b\\\\1\"} 0",
         "ballast_vm_balloon_state{vm=\"we\\\"b\\\\1\",state=\"off\"} 1",
-        "ballast_vm_store_latency_seconds_bucket{vm=\"we\\\"b\\\\1\",le=\"0.000000256\"} 0",
+        "ballast_vm_store_latency_seconds_bucket{vm=\"we\\\"b\\\\1\",source=\"pool\",le=\"0.000000256\"} 0",
         "ballast_vm_refault_age_seconds_bucket{vm=\"we\\\"b\\\\1\",le=\"4194304.0\"} 0",
         "ballast_vm_load_latency_seconds_bucket{vm=\"we\\\"b\\\\1\",source=\"file\",le=\"+Inf\"} 0",
     ] {
@@ -179,10 +222,12 @@ fn buckets_add_up() {
     let mut status = full_status();
     let bucket = |le, count| Bucket { le, count };
     // Empty ones are left out, and the last one of these has no end.
-    status.vms[0].store_latency_ns =
+    status.vms[0].store_latency_ns.pool =
         Histogram { sum: 1500, buckets: vec![bucket(512, 2), bucket(1024, 1), bucket(256 << 27, 4)] };
     let text = render(&status, Exposition::Text);
-    let ends = text.lines().filter(|line| line.starts_with("ballast_vm_store_latency_seconds_"));
+    let ends = text.lines().filter(|line| {
+        line.starts_with("ballast_vm_store_latency_seconds_") && line.contains("source=\"pool\"")
+    });
     let counts: Vec<_> = ends.map(|line| line.rsplit_once(' ').unwrap().1).collect();
     let mut expected = vec!["0", "2"];
     expected.extend(["3"; 25]);

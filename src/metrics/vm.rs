@@ -2,7 +2,7 @@
 
 use super::text::{Kind, Writer};
 use super::{Number, counter, gauge};
-use crate::control::api::{BalloonStatus, Bucket, Histogram, VmState, VmStatus};
+use crate::control::api::{BalloonStatus, Bucket, LatencyBySource, VmState, VmStatus};
 use crate::device::latency;
 use crate::page::PAGE_SIZE_U64;
 use crate::store::histogram::{BUCKETS, SIZE_STEP_BYTES};
@@ -69,6 +69,9 @@ const NUMBERS: &[Number<VmStatus>] = &[
     gauge("ballast_vm_pool_bytes", "Bytes of the pool that the VM's pages take.", |vm| vm.pool_bytes),
     gauge("ballast_vm_payload_bytes", "Bytes of its compressed pages in the pool themselves.", |vm| {
         vm.payload_bytes
+    }),
+    gauge("ballast_vm_metadata_bytes", "Bytes kept beside them: its page table, generations, lists.", |vm| {
+        vm.metadata_bytes
     }),
     gauge("ballast_vm_waiting_stores", "Requests to write that wait for room now.", |vm| vm.waiting_stores),
     gauge(
@@ -163,9 +166,11 @@ const BALLOONS: [(&str, &str, OfBalloon); 9] = [
     ("ballast_vm_balloon_actual_bytes", "What the guest has, in bytes: all but its balloon.", |balloon| {
         balloon.actual_bytes
     }),
-    ("ballast_vm_balloon_target_bytes", "What the guest should have, in bytes.", |balloon| {
-        balloon.reachable.then_some(balloon.target_bytes)
-    }),
+    (
+        "ballast_vm_balloon_target_bytes",
+        "What the guest should have, or would have in the mode observe, in bytes.",
+        |balloon| balloon.reachable.then_some(balloon.target_bytes),
+    ),
     (
         "ballast_vm_balloon_available_bytes",
         "What the guest could use without swapping, in bytes.",
@@ -204,6 +209,13 @@ fn write_balloons(vms: &[VmStatus], writer: &mut Writer) {
             writer.family(name, Kind::Gauge, help);
             samples.iter().for_each(|(vm, value)| writer.sample(&[("vm", vm)], value));
         }
+    }
+    if !balloons.is_empty() {
+        let help = "1 for the mode that the balloon is in: in observe its target is told to nobody.";
+        writer.family("ballast_vm_balloon_mode", Kind::Gauge, help);
+    }
+    for (vm, balloon) in &balloons {
+        writer.sample(&[("vm", vm), ("mode", &balloon.mode)], 1);
     }
     if !balloons.is_empty() {
         let help = "1 for the word that says what goes on with the balloon; other words have no sample.";
@@ -246,22 +258,27 @@ fn doubling(first: u64, buckets: usize) -> impl Iterator<Item = u64> {
 fn write_latencies(vms: &[VmStatus], writer: &mut Writer) {
     // Coarser than the status has them: each bucket is a series.
     let les = || doubling(latency::FIRST_BUCKET_NS, latency::DOUBLINGS + 1);
-    let write = |labels: &[(&str, &str)], Histogram { sum, buckets }: &Histogram, writer: &mut Writer| {
-        writer.histogram(labels, buckets, les(), *sum, NANOSECONDS);
-    };
-    let help = "How long requests to write took, from when they were taken off the ring to their answers, in seconds.";
-    writer.family("ballast_vm_store_latency_seconds", Kind::Histogram, help);
-    for vm in vms {
-        write(&[("vm", &vm.name)], &vm.store_latency_ns, writer);
-    }
-    let help = "The same of requests to read, by the slowest source of their pages, in seconds.";
-    writer.family("ballast_vm_load_latency_seconds", Kind::Histogram, help);
-    for vm in vms {
-        let by = &vm.load_latency_ns;
-        for (source, of) in [("same_filled", &by.same_filled), ("pool", &by.pool), ("file", &by.file)] {
-            write(&[("vm", &vm.name), ("source", source)], of, writer);
+    let mut write = |name, help, by: fn(&VmStatus) -> &LatencyBySource| {
+        writer.family(name, Kind::Histogram, help);
+        for vm in vms {
+            let LatencyBySource { same_filled, pool, file } = by(vm);
+            for (source, of) in [("same_filled", same_filled), ("pool", pool), ("file", file)] {
+                let labels = [("vm", vm.name.as_str()), ("source", source)];
+                writer.histogram(&labels, &of.buckets, les(), of.sum, NANOSECONDS);
+            }
         }
-    }
+    };
+    write(
+        "ballast_vm_store_latency_seconds",
+        "How long requests to write took, from when they were taken off the ring to their answers, by where their pages went, in seconds; \
+         file: a page was there, of which they change a part.",
+        |vm| &vm.store_latency_ns,
+    );
+    write(
+        "ballast_vm_load_latency_seconds",
+        "The same of requests to read, by the slowest source of their pages, in seconds.",
+        |vm| &vm.load_latency_ns,
+    );
 }
 
 fn write_histograms(vms: &[VmStatus], writer: &mut Writer) {

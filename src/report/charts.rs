@@ -2,7 +2,7 @@
 //! draws itself into a box.
 
 use super::canvas::{Anchor, Canvas, FILE, HEADING, INK, MEMORY, OTHER, PALE, SMALL};
-use super::words;
+use super::{sentences, words};
 use crate::control::api::{Report, Survey};
 use crate::ids::Bytes;
 
@@ -98,11 +98,13 @@ pub(super) fn compressors(canvas: &mut Canvas, place: Area, report: &Report, sur
     canvas.text((place.x - 70, place.y - 14), Anchor::Start, HEADING, "Bytes by compressor");
     let sample = &survey.sample;
     let trials = sample.compressors.iter().map(|trial| {
-        let (fill, note) =
-            if trial.compressor == report.compressor { (MEMORY, ", new pages") } else { (OTHER, "") };
-        (trial.compressor.as_str(), trial.pool_bytes, fill, note)
+        let taken = sentences::taken_by(report, trial);
+        let note = taken.map_or_else(String::new, |pages| format!(", {pages}"));
+        let fill = if taken.is_some() { MEMORY } else { OTHER };
+        // There is little room before the bars.
+        (trial.compressor.replace("+dictionary", "+dict"), trial.pool_bytes, fill, note)
     });
-    let now = ("as it is", sample.pool_bytes, INK, "");
+    let now = ("as it is".to_owned(), sample.pool_bytes, INK, String::new());
     let rows: Vec<_> = std::iter::once(now).filter(|_| sample.pages > 0).chain(trials).collect();
     let most = rows.iter().map(|(_, bytes, ..)| *bytes).max().unwrap_or(0);
     for (y, (name, bytes, fill, note)) in (place.y..).step_by(ROW as usize).zip(&rows) {

@@ -48,8 +48,12 @@ fn saved(survey: &Survey) -> String {
     let savings = &survey.savings;
     let saved = Bytes(savings.saved_bytes.unsigned_abs());
     let verb = if savings.saved_bytes < 0 { "costs" } else { "saves" };
+    let in_file = match savings.file_bytes {
+        0 => String::new(),
+        in_file => format!(" in memory and {} in the file", Bytes(in_file)),
+    };
     format!(
-        "{verb} {saved} net: {} of pages, less {} of the arena, {} of tables, {} of the daemon",
+        "{verb} {saved} net: {} of pages{in_file}, less {} of the arena, {} of tables, {} of the daemon",
         Bytes(savings.stored_bytes),
         Bytes(savings.arena_bytes),
         Bytes(savings.metadata_bytes),
@@ -68,14 +72,33 @@ fn traffic(report: &Report, survey: &Survey) -> String {
     )
 }
 
-/// What another compressor would do, if any pages were tried.
+/// What another compressor would do, if any pages were tried: one that pages don't go to already, now or when they get
+/// cold.
 pub(super) fn compressor(report: &Report, survey: &Survey) -> Option<String> {
     let sample = &survey.sample;
-    let others = || sample.compressors.iter().filter(|trial| trial.compressor != report.compressor);
-    let about = others().find(|trial| trial.compressor == SENTENCE_ABOUT);
-    let trial = about.or_else(|| others().min_by_key(|trial| trial.pool_bytes))?;
+    let used = |trial: &CompressorTrial| {
+        trial.compressor == report.compressor || report.cold_compressor.as_ref() == Some(&trial.compressor)
+    };
+    let others = || sample.compressors.iter().filter(|trial| !used(trial));
+    let smaller = |trial: &&CompressorTrial| {
+        percent(trial.pool_bytes, sample.pool_bytes).is_some_and(|percent| percent < 100)
+    };
+    let about = others().find(|trial| trial.compressor == SENTENCE_ABOUT).filter(smaller);
+    let best = others().min_by_key(|trial| trial.pool_bytes)?;
+    let trial = about.unwrap_or(best);
     let percent = percent(trial.pool_bytes, sample.pool_bytes)?;
+    if percent >= 100 {
+        return Some("no other compressor would hold this in less".to_owned());
+    }
     Some(format!("{} would hold this in {percent} %", short_name(trial)))
+}
+
+/// Which of its pages go to what a compressor makes, if they do.
+pub(super) fn taken_by(report: &Report, trial: &CompressorTrial) -> Option<&'static str> {
+    if trial.compressor == report.compressor {
+        return Some("new pages");
+    }
+    (report.cold_compressor.as_ref() == Some(&trial.compressor)).then_some("cold pages")
 }
 
 /// A compressor as people call it: without the level that it has when none is said.
@@ -83,8 +106,8 @@ fn short_name(trial: &CompressorTrial) -> &str {
     if trial.compressor == SENTENCE_ABOUT { "zstd" } else { &trial.compressor }
 }
 
-/// Of what the numbers about compressors are.
-pub(super) fn sample(survey: &Survey) -> String {
+/// Of what the numbers about compressors are, and what was not tried.
+pub(super) fn sample(report: &Report, survey: &Survey) -> String {
     let sample = &survey.sample;
     let equal = match sample.equal_pages {
         0 => String::new(),
@@ -97,14 +120,28 @@ pub(super) fn sample(survey: &Survey) -> String {
     };
     match sample.pages {
         0 => format!("no compressor was tried on its pages{bad}"),
-        pages => format!("{pages} of its pages in the pool were tried{equal}{bad}"),
+        pages => {
+            let untried = untried(report, survey);
+            format!("{pages} of its pages in the pool were tried{equal}{bad}{untried}")
+        }
+    }
+}
+
+/// A compressor that is in use and is not tried is one that learns from a VM's pages, before it has learned from them.
+fn untried(report: &Report, survey: &Survey) -> String {
+    let in_use = report.cold_compressor.iter().chain([&report.compressor]);
+    let is_tried = |name: &String| survey.sample.compressors.iter().any(|trial| trial.compressor == *name);
+    match in_use.filter(|name| !is_tried(name)).max() {
+        None => String::new(),
+        Some(name) => format!("; {name} was not: the VM has no dictionary yet"),
     }
 }
 
 /// What limit a VM needs, why, and what it has.
 pub(super) fn limit(vm: &VmReport, survey: &Survey) -> Vec<String> {
     let need = &survey.need;
-    let wanted = Bytes(need.limit_bytes);
+    // To the byte: what is rounded down is too low again.
+    let wanted = Bytes(need.limit_bytes).exact();
     let oldest = survey.oldest_seconds.unwrap_or(0);
     let of = match need.within_seconds {
         None => "all its pages, as none can leave for a file".to_owned(),
@@ -159,7 +196,46 @@ mod tests {
         assert_eq!(said(&report), "zstd would hold this in 61 %");
         report.compressor = "zstd:1".to_owned();
         assert_eq!(said(&report), "zstd:9 would hold this in 57 %");
+        report.cold_compressor = Some("zstd:9".to_owned());
+        assert_eq!(said(&report), "zstd:3 would hold this in 60 %", "cold pages go there already");
         assert_eq!(compressor(&report, &Survey::default()), None);
+    }
+
+    #[test]
+    fn what_is_denser_than_every_other_compressor_makes_it_is_told_as_that() {
+        let report = example();
+        let mut survey = report.vms[0].survey.clone().unwrap();
+        // As pages are that were compressed anew when they got cold.
+        survey.sample.pool_bytes = 360_000;
+        assert_eq!(compressor(&report, &survey).unwrap(), "zstd:9 would hold this in 96 %");
+        survey.sample.pool_bytes = 345_000;
+        assert_eq!(compressor(&report, &survey).unwrap(), "no other compressor would hold this in less");
+    }
+
+    #[test]
+    fn a_compressor_that_could_not_be_tried_is_named() {
+        let mut report = example();
+        let survey = report.vms[0].survey.clone().unwrap();
+        let all = "512 of its pages in the pool were tried, 13 of them the same as another";
+        assert_eq!(sample(&report, &survey), all);
+        report.cold_compressor = Some("zstd:9+dictionary".to_owned());
+        let expected = format!("{all}; zstd:9+dictionary was not: the VM has no dictionary yet");
+        assert_eq!(sample(&report, &survey), expected);
+        assert_eq!(sample(&report, &Survey::default()), "no compressor was tried on its pages");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_limit_that_is_advised_is_what_is_needed(mib in 1..(1_u64 << 34), used_bytes: u64) {
+            let need = Need { limit_bytes: mib << 20, used_bytes, fit: LimitFit::Below, current_limit_bytes: Some(1), ..Need::default() };
+            let vm = VmReport { name: "web1".to_owned(), ..VmReport::default() };
+            let said = limit(&vm, &Survey { need, ..Survey::default() });
+            let command = said.iter().find_map(|said| said.split_once(" --limit ")).unwrap().1;
+            let advised: Bytes = command.trim_end_matches('`').parse().unwrap();
+            proptest::prop_assert_eq!(advised.0, need.limit_bytes);
+            let first = format!("needs a limit of {}: ", advised.exact());
+            proptest::prop_assert!(said[0].starts_with(&first), "{}", said[0]);
+        }
     }
 
     #[test]

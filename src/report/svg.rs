@@ -50,7 +50,7 @@ fn panel(canvas: &mut Canvas, y: u32, report: &Report, vm: &VmReport) -> u32 {
         charts::compressors(canvas, at(780, 190), report, survey);
         y += CHART_HEIGHT + BELOW_CHART;
         let compressor = sentences::compressor(report, survey)
-            .map(|said| format!("{said}: {}", sentences::sample(survey)));
+            .map(|said| format!("{said}: {}", sentences::sample(report, survey)));
         let said: Vec<_> = compressor.into_iter().chain(sentences::limit(vm, survey)).collect();
         y = lines(canvas, y - LINE, &said);
         y = lines(canvas, y, &[sentences::UNSEEN.to_owned()]);

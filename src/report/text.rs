@@ -34,7 +34,7 @@ fn vm_text(report: &Report, vm: &VmReport) -> String {
         lines.push(String::new());
         lines.extend(compressors(report, survey));
         let said = sentences::compressor(report, survey).into_iter();
-        lines.extend(lines_of(&said.chain([sentences::sample(survey)]).collect::<Vec<_>>()));
+        lines.extend(lines_of(&said.chain([sentences::sample(report, survey)]).collect::<Vec<_>>()));
         lines.push(String::new());
         lines.extend(lines_of(&sentences::limit(vm, survey)));
     }
@@ -83,17 +83,21 @@ fn compressors(report: &Report, survey: &Survey) -> Vec<String> {
     }
     let most =
         sample.compressors.iter().map(|trial| trial.pool_bytes).max().unwrap_or(0).max(sample.pool_bytes);
+    let longest = sample.compressors.iter().map(|trial| trial.compressor.len() + 1).max().unwrap_or(0);
+    let names = longest.max(11);
     let row = |name: &str, bytes: Bytes, sampled_bytes: u64| {
         let percent = words::percent(sampled_bytes, sample.pool_bytes).unwrap_or(0);
-        format!("{INDENT}{name:<11}{bytes:>11}{percent:>6} %  {:<14}", bar(sampled_bytes, most))
+        format!("{INDENT}{name:<names$}{bytes:>11}{percent:>6} %  {:<14}", bar(sampled_bytes, most))
     };
-    let heading =
-        format!("{INDENT}{:<11}{:>11}{:>24}{:>14}{:>14}", "COMPRESSOR", "POOL", "", "TO STORE", "TO LOAD");
+    let heading = format!(
+        "{INDENT}{:<names$}{:>11}{:>24}{:>14}{:>14}",
+        "COMPRESSOR", "POOL", "", "TO STORE", "TO LOAD"
+    );
     let now = row("as it is", Bytes(survey.pool_bytes), sample.pool_bytes);
     let trials = sample.compressors.iter().map(|trial| {
-        let current = if trial.compressor == report.compressor { "  new pages" } else { "" };
+        let taken = sentences::taken_by(report, trial).map_or_else(String::new, |pages| format!("  {pages}"));
         format!(
-            "{}{:>14}{:>14}{current}",
+            "{}{:>14}{:>14}{taken}",
             row(&trial.compressor, Bytes(trial.estimated_pool_bytes), trial.pool_bytes),
             words::microseconds(trial.compress_ns_p50),
             words::microseconds(trial.decompress_ns_p50),
@@ -111,12 +115,16 @@ fn total(report: &Report) -> String {
     let sum = |of: fn(&Survey) -> u64| surveys.iter().map(|survey| of(survey)).fold(0, u64::saturating_add);
     let saved = surveys.iter().map(|survey| survey.savings.saved_bytes).fold(0, i64::saturating_add);
     format!(
-        "\nall: {} stored in {} of memory, {} net\n",
+        "\nall: {} stored in {} of memory{}, {} net\n",
         Bytes(sum(|survey| survey.savings.stored_bytes)),
         Bytes(sum(|survey| {
             let parts = &survey.savings;
             parts.arena_bytes.saturating_add(parts.metadata_bytes).saturating_add(parts.daemon_bytes)
         })),
+        match sum(|survey| survey.savings.file_bytes) {
+            0 => String::new(),
+            in_file => format!(", {} in the file", Bytes(in_file)),
+        },
         if saved < 0 {
             format!("{} lost", Bytes(saved.unsigned_abs()))
         } else {

@@ -212,20 +212,22 @@ impl Reloader<'_> {
     /// Serves a VM no more that nobody misses.
     fn take_out(&self, vm: &Served) -> Verdict {
         let name = &vm.config.name;
-        let kept = |why: String| {
-            let why = format!(
-                "{why}: `ballast vm remove {name} --force` drops it; the next start keeps its pages, and doesn't serve it"
-            );
-            (ChangeOutcome::Kept, Some(why))
-        };
         let connections = vm.device.connections();
-        if connections.shut(None).is_err() {
-            return kept("a VMM is connected to it".to_owned());
+        // A door that is shut for a moment would refuse a VMM: who only checks, only looks.
+        let connected = if self.check { vm.device.connected() } else { connections.shut(None).is_err() };
+        if connected {
+            return self.keep(vm, "a VMM is connected to it".to_owned());
         }
         let pages = self.daemon.store.ready(name).map_or(0, |pages| guest_pages(&pages));
-        if pages > 0 || self.check {
-            connections.open();
-            return if pages > 0 { kept(format!("it holds {pages} pages")) } else { now() };
+        if self.check && pages == 0 {
+            return now();
+        }
+        if pages > 0 {
+            let verdict = self.keep(vm, format!("it holds {pages} pages"));
+            if !self.check {
+                connections.open();
+            }
+            return verdict;
         }
         self.daemon.end_serving(vm);
         // A damaged one is left to whoever may want to mend it.
@@ -235,6 +237,21 @@ impl Reloader<'_> {
             return (ChangeOutcome::Failed, Some(err.to_string()));
         }
         now()
+    }
+
+    /// Keeps one that somebody may miss. The reserves of the file were found to fit the pool without its own, which goes, as
+    /// it would at the next start.
+    fn keep(&self, vm: &Served, why: String) -> Verdict {
+        let name = &vm.config.name;
+        let pages = self.daemon.store.ready(name).filter(|pages| pages.limits().reserve_bytes > 0);
+        let reserve = if pages.is_some() { "; its reserve is given up" } else { "" };
+        if let Some(pages) = pages.filter(|_| !self.check) {
+            self.daemon.apply(&VmConfig { reserve_bytes: 0, ..vm.config.clone() }, &pages);
+        }
+        let why = format!(
+            "{why}: `ballast vm remove {name} --force` drops it; the next start keeps its pages, and doesn't serve it{reserve}"
+        );
+        (ChangeOutcome::Kept, Some(why))
     }
 
     /// One VM whose keys may be others.

@@ -13,6 +13,7 @@ use crate::control::api::{
     AgeBucket, CompressorTrial, LimitFit, Need, Report, Reporting, SAMPLE_PAGES, SAMPLE_PAGES_DEFAULT,
     Sample, Savings, SetError, Survey, VmReport, VmState, VmStatus, WorkingSet,
 };
+use crate::ids::Slot;
 use crate::page::PAGE_SIZE_U64;
 use crate::store::codec::Compressor;
 use crate::store::lru::Age;
@@ -45,15 +46,18 @@ pub(super) fn make(daemon: &Daemon, reporting: &Reporting) -> Result<Report, Set
             return Err(SetError::Unknown { name: name.clone(), known: daemon.known() });
         }
     }
-    let compressor = daemon.store.shared().pools.current().compressor;
+    let pools = &daemon.store.shared().pools;
+    let (compressor, cold) = (pools.current().compressor, pools.cold().map(|pool| pool.compressor));
+    let tried = survey::compressors(cold.into_iter().chain([compressor]));
     let sample_max = (ALL_SAMPLE_PAGES_MAX / vms.len().max(1)).max(1).min(sample_pages as usize);
-    let surveyor = Surveyor { daemon, shared, compressor, sample_max, end: Instant::now() + SAMPLING_MAX };
+    let surveyor = Surveyor { daemon, shared, tried, sample_max, end: Instant::now() + SAMPLING_MAX };
     let time_seconds = UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
     Ok(Report {
         version: now.version,
         time_seconds,
         counted_seconds: time_seconds.saturating_sub(daemon.start_time_seconds),
         compressor: compressor.to_string(),
+        cold_compressor: cold.map(|cold| cold.to_string()),
         vms: vms.into_iter().map(|vm| surveyor.report(vm)).collect(),
     })
 }
@@ -91,7 +95,8 @@ fn private_bytes_of(status: &str) -> Option<u64> {
 struct Surveyor<'a> {
     daemon: &'a Daemon,
     shared: Shared,
-    compressor: Compressor,
+    /// The compressors that are tried.
+    tried: Vec<Compressor>,
     /// Pages of each VM's sample.
     sample_max: usize,
     /// When there is no more time for samples.
@@ -111,9 +116,12 @@ impl Surveyor<'_> {
         let arena = self.daemon.store.arena();
         let walked = survey::walk(pages, arena, Age::now(), self.sample_max, seed);
         let total = walked.ages.total();
+        // As the status has it, with which it is compared.
+        let pool_bytes = pages.accounting().held.pool_bytes;
         let costs = Costs {
             memory_pages: total.memory_pages,
-            charged_bytes: total.pool_bytes,
+            file_pages: total.file_pages,
+            charged_bytes: pool_bytes,
             table_bytes: pages.metadata_bytes(),
         };
         Survey {
@@ -123,29 +131,27 @@ impl Surveyor<'_> {
             duplicates: vm.duplicates,
             zombie_pages: vm.zombie_pages,
             file_pages: total.file_pages,
-            pool_bytes: total.pool_bytes,
+            pool_bytes,
             oldest_seconds: walked.ages.oldest.map(|oldest| oldest.as_secs()),
             ages: ages(&walked.ages),
             working_set: working_set(&walked.ages),
             stores: vm.stores,
             loads: vm.loads,
             loads_from_file: vm.counters.loaded_from_file,
-            sample: self.sample(vm, pages, &walked),
+            sample: self.sample(vm, pages, &walked.sample, pool_bytes),
             savings: savings(&costs, &self.shared),
             need: self.need(vm, &walked.ages),
         }
     }
 
-    fn sample(&self, vm: &VmStatus, pages: &VmStore, walked: &survey::Walked) -> Sample {
-        let tried = survey::compressors(self.compressor);
+    fn sample(&self, vm: &VmStatus, pages: &VmStore, slots: &[Slot], all_bytes: u64) -> Sample {
         let in_time = || Instant::now() < self.end;
-        let found = survey::sample(pages, self.daemon.store.arena(), &walked.sample, &tried, in_time);
+        let found = survey::sample(pages, self.daemon.store.arena(), slots, &self.tried, in_time);
         for bad in &found.bad {
             if pages.note_bad(bad.slot) {
                 tracing::error!(vm = vm.name, "the page in slot {} is bad: {}", bad.slot, bad.reason);
             }
         }
-        let all_bytes = walked.ages.total().pool_bytes;
         let estimated = |bytes: u64| {
             let all = u128::from(all_bytes) * u128::from(bytes);
             u64::try_from(all.checked_div(found.pool_bytes.into()).unwrap_or(0)).unwrap_or(u64::MAX)
@@ -218,6 +224,7 @@ fn savings(costs: &Costs, shared: &Shared) -> Savings {
     let savings = survey::Savings::of(costs, shared);
     Savings {
         stored_bytes: savings.stored_bytes,
+        file_bytes: savings.file_bytes,
         arena_bytes: savings.arena_bytes,
         metadata_bytes: savings.metadata_bytes,
         daemon_bytes: savings.daemon_bytes,

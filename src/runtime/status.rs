@@ -9,7 +9,7 @@ use super::served::Served;
 use crate::balloon::{Mode, Vmm};
 use crate::control::api::{
     BadPage, BalloonStatus, CheckState, CheckStatus, CompressorPool, CompressorPoolState, Counters,
-    Histogram, LoadLatency, MemoryPressure, PoolStatus, RunsByReason, ShrinkerStatus, Status,
+    Histogram, LatencyBySource, MemoryPressure, PoolStatus, RunsByReason, ShrinkerStatus, Status,
     VmState as ApiVmState, VmStatus, WritebackState as ApiWritebackState, WritebackStatus, buckets,
 };
 use crate::device::complaints::Chain;
@@ -30,7 +30,6 @@ use crate::writeback::{OpenError, Writeback, WritebackState};
 pub(super) fn of(daemon: &Daemon) -> Status {
     let served = daemon.served();
     let mut vms = Vec::new();
-    let mut metadata_bytes = daemon.store.arena().metadata_bytes();
     // Two steps: what a VMM's connection holds is never waited for under the store's list.
     let mut found = Vec::new();
     daemon.store.for_each(|name, vm| found.push((name.to_owned(), vm.clone())));
@@ -38,14 +37,11 @@ pub(super) fn of(daemon: &Daemon) -> Status {
         let mut status = vm_status(&served, name, vm);
         status.balloon = daemon.balloons.shown(name).map(|shown| balloon(daemon, &shown));
         vms.push(status);
-        if let VmState::Ready(pages) | VmState::Unconfigured(pages) = vm {
-            metadata_bytes += pages.metadata_bytes();
-        }
     }
     // Configured ones first, in the configuration's order.
     let place = |vm: &VmStatus| served.iter().position(|other| other.config.name == vm.name);
     vms.sort_by_key(|vm| place(vm).unwrap_or(usize::MAX));
-    let pool = pool_status(daemon, &vms, metadata_bytes);
+    let pool = pool_status(daemon, &vms);
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         state_dir: daemon.config.state_dir.display().to_string(),
@@ -61,7 +57,7 @@ pub(super) fn of(daemon: &Daemon) -> Status {
     }
 }
 
-fn pool_status(daemon: &Daemon, vms: &[VmStatus], metadata_bytes: u64) -> PoolStatus {
+fn pool_status(daemon: &Daemon, vms: &[VmStatus]) -> PoolStatus {
     let sum = |of: fn(&VmStatus) -> u64| vms.iter().map(of).sum();
     let sums = Sums::of(daemon);
     let (arena, shared) = (daemon.store.arena(), daemon.store.shared());
@@ -72,7 +68,7 @@ fn pool_status(daemon: &Daemon, vms: &[VmStatus], metadata_bytes: u64) -> PoolSt
         used_bytes: arena.used_bytes(),
         object_bytes: sum(|vm| vm.pool_bytes),
         payload_bytes: sum(|vm| vm.payload_bytes),
-        metadata_bytes,
+        metadata_bytes: arena.metadata_bytes() + sum(|vm| vm.metadata_bytes),
         stored_pages: sum(|vm| vm.stored_pages),
         same_filled_pages: sum(|vm| vm.same_filled_pages),
         duplicates: sum(|vm| vm.duplicates),
@@ -282,10 +278,8 @@ fn vm_status(served: &[Served], name: &str, vm: &VmState) -> VmStatus {
         ..VmStatus::default()
     };
     if let Some(vm) = device_vm {
-        let load = |source| latency(vm, Path::Load(source));
-        let (same_filled, pool, file) = (load(Source::SameFilled), load(Source::Pool), load(Source::File));
-        status.load_latency_ns = LoadLatency { same_filled, pool, file };
-        status.store_latency_ns = latency(vm, Path::Store);
+        status.load_latency_ns = latencies(vm, Path::Load);
+        status.store_latency_ns = latencies(vm, Path::Store);
     }
     match vm {
         VmState::Ready(pages) => {
@@ -339,9 +333,12 @@ fn balloon(daemon: &Daemon, shown: &Shown) -> BalloonStatus {
     }
 }
 
-fn latency(vm: &DeviceVm, path: Path) -> Histogram {
-    let latency = vm.latencies().get(path);
-    Histogram::of(latency.buckets(), latency.sum_ns)
+fn latencies(vm: &DeviceVm, path: fn(Source) -> Path) -> LatencyBySource {
+    let of = |source| {
+        let latency = vm.latencies().get(path(source));
+        Histogram::of(latency.buckets(), latency.sum_ns)
+    };
+    LatencyBySource { same_filled: of(Source::SameFilled), pool: of(Source::Pool), file: of(Source::File) }
 }
 
 /// Why no VMM may attach to a VM, and what to do.
@@ -374,6 +371,7 @@ fn count(status: &mut VmStatus, pages: &VmStore) {
     status.lost_pages = held.lost_pages;
     status.pool_bytes = held.pool_bytes;
     status.payload_bytes = held.payload_bytes;
+    status.metadata_bytes = pages.metadata_bytes();
     status.crashes = pages.table().crashes().count().into();
     status.stores = events.stores;
     status.loads = events.loads;

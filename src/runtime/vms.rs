@@ -201,6 +201,16 @@ impl Daemon {
         }
         let served = self.find(name);
         if served.is_none() && !self.known().iter().any(|known| known == name) {
+            // It was removed for now, and is remembered for the next start.
+            if !removal.runtime && orders.layers.remembered.vms.contains_key(name) {
+                let mut next = orders.layers.clone();
+                next.remove(name, false);
+                next.runtime.removed.remove(name);
+                self.remember(&orders, &next)?;
+                orders.layers = next;
+                tracing::info!(vm = name, "a VM that was removed for now is forgotten");
+                return Ok(VmRemoved { removed: name.to_owned(), ..VmRemoved::default() });
+            }
             return Err(SetError::Unknown { name: name.to_owned(), known: self.known() });
         }
         if let Some(vm) = &served {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::ids::Slot;
 use crate::page::{PAGE_SIZE, Page, ZERO_PAGE};
 use crate::store::arena::Arena;
-use crate::store::codec::{CodecId, Compressor, Kept, Scratch};
+use crate::store::codec::{CodecId, Compressor, Dictionary, Encoder, Kept, Scratch};
 use crate::store::vm::{Checked, VmStore};
 
 /// Pages that go through one compressor after the other.
@@ -19,7 +19,8 @@ const BATCH_PAGES: usize = 32;
 const COMPRESSORS: [Compressor; 5] =
     [Compressor::Lz4, Compressor::Zstd(-1), Compressor::Zstd(1), Compressor::Zstd(3), Compressor::Zstd(9)];
 
-/// What a compressor made of a sample.
+/// What a compressor made of a sample. One with a dictionary is tried with the VM's latest, of which the sample may hold
+/// pages that it was trained on; what the dictionary takes itself is not counted here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trial {
     /// The compressor.
@@ -58,14 +59,21 @@ pub struct Sample {
     pub bad: Vec<BadSampled>,
 }
 
-/// The compressors that are tried: those that somebody would choose from, and `current` if it is none of them.
+/// The compressors that are tried: those that somebody would choose from, and those that are `used` if they are none of
+/// them.
 #[must_use]
-pub fn compressors(current: Compressor) -> Vec<Compressor> {
-    let other = Some(current).filter(|current| !COMPRESSORS.contains(current));
-    COMPRESSORS.into_iter().chain(other).collect()
+pub fn compressors(used: impl IntoIterator<Item = Compressor>) -> Vec<Compressor> {
+    let mut all = COMPRESSORS.to_vec();
+    for used in used {
+        if !all.contains(&used) {
+            all.push(used);
+        }
+    }
+    all
 }
 
-/// Tries `compressors` on the pages of `vm` in `slots`, as long as `go_on` says so.
+/// Tries `compressors` on the pages of `vm` in `slots`, as long as `go_on` says so. Those that need a dictionary are left
+/// out where the VM has none: what they would make is not known before it is trained.
 #[must_use]
 pub fn sample(
     vm: &VmStore,
@@ -77,7 +85,9 @@ pub fn sample(
     let mut found = Sample::default();
     let mut reader = Scratch::default();
     let (hasher, mut seen) = (RandomState::new(), HashSet::new());
-    let mut trying: Vec<_> = compressors.iter().map(|compressor| Trying::new(*compressor)).collect();
+    let dictionary = vm.dictionaries().current();
+    let trying = compressors.iter().filter_map(|compressor| Trying::new(*compressor, dictionary));
+    let mut trying: Vec<_> = trying.collect();
     for slots in slots.chunks(BATCH_PAGES) {
         if !go_on() {
             break;
@@ -116,8 +126,11 @@ fn read(vm: &VmStore, arena: &Arena, slots: &[Slot], scratch: &mut Scratch, foun
 }
 
 /// A compressor at work on a sample.
-struct Trying {
+struct Trying<'vm> {
     compressor: Compressor,
+    /// What it learned from the VM's pages, and what writes with that, made for this report: a VM keeps those alone that
+    /// its stores need.
+    learned: Option<(&'vm Dictionary, Encoder)>,
     scratch: Scratch,
     pool_bytes: u64,
     incompressible_pages: u64,
@@ -125,21 +138,29 @@ struct Trying {
     decompress_ns: Vec<u64>,
 }
 
-impl Trying {
-    fn new(compressor: Compressor) -> Self {
-        Self {
+impl<'vm> Trying<'vm> {
+    /// `None` when it needs a dictionary and there is none.
+    fn new(compressor: Compressor, dictionary: Option<&'vm Dictionary>) -> Option<Self> {
+        let learned = match compressor.dictionary_level() {
+            None => None,
+            Some(level) => Some((dictionary?, dictionary?.encoder(level)?)),
+        };
+        Some(Self {
             compressor,
+            learned,
             scratch: Scratch::default(),
             pool_bytes: 0,
             incompressible_pages: 0,
             compress_ns: Vec::new(),
             decompress_ns: Vec::new(),
-        }
+        })
     }
 
     fn take(&mut self, page: &Page, arena: &Arena) {
+        let (dictionary, encoder) =
+            self.learned.as_ref().map(|(dictionary, encoder)| (*dictionary, encoder)).unzip();
         let start = Instant::now();
-        let (coding, object_bytes) = match self.scratch.keep(self.compressor, None, page) {
+        let (coding, object_bytes) = match self.scratch.keep(self.compressor, encoder, page) {
             Kept::Object(codec, object) => (codec, object.len()),
             // It would cost nothing; no page of the arena is one.
             Kept::Entry(_) => return,
@@ -147,7 +168,8 @@ impl Trying {
         let made = Instant::now();
         let mut back = [0; PAGE_SIZE];
         // What the same codec wrote a moment ago it reads; nobody takes the page.
-        let _ = self.scratch.decompress(coding.codec, None, object_bytes, &mut back);
+        let dictionary = dictionary.filter(|_| coding.dictionary.is_some());
+        let _ = self.scratch.decompress(coding.codec, dictionary, object_bytes, &mut back);
         self.decompress_ns.push(nanoseconds(made));
         self.compress_ns.push(u64::try_from((made - start).as_nanos()).unwrap_or(u64::MAX));
         self.pool_bytes += arena.charged_bytes(object_bytes) as u64;
@@ -181,9 +203,11 @@ mod tests {
 
     #[test]
     fn what_the_pool_is_made_with_is_among_what_is_tried_and_once() {
-        assert_eq!(compressors(Compressor::Lz4), COMPRESSORS);
-        assert_eq!(compressors(Compressor::Zstd(3)), COMPRESSORS);
-        assert_eq!(compressors(Compressor::Zstd(19))[5..], [Compressor::Zstd(19)]);
+        let (slow, cold) = (Compressor::Zstd(19), Compressor::ZstdWithDictionary(9));
+        assert_eq!(compressors([Compressor::Lz4]), COMPRESSORS);
+        assert_eq!(compressors([Compressor::Zstd(3), Compressor::Lz4]), COMPRESSORS);
+        assert_eq!(compressors([slow, cold])[5..], [slow, cold]);
+        assert_eq!(compressors([cold, cold])[5..], [cold]);
     }
 
     #[test]

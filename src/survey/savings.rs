@@ -1,5 +1,6 @@
 //! What keeping a VM's pages saves, net of what it costs: its part of what all VMs share, and what is its own. Pure.
-//! The parts of all VMs are what the status has of the whole.
+//! The parts of all VMs are what the status has of the whole. A page in the writeback file takes no memory but its part
+//! of the tables, so it is saved as well.
 
 use crate::page::PAGE_SIZE_U64;
 
@@ -23,6 +24,8 @@ pub struct Shared {
 pub struct Costs {
     /// Pages in memory, same-filled ones included.
     pub memory_pages: u64,
+    /// Pages in the writeback file.
+    pub file_pages: u64,
     /// What its objects are charged.
     pub charged_bytes: u64,
     /// Its page table, with all that is kept beside it.
@@ -32,8 +35,10 @@ pub struct Costs {
 /// What one VM saves, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Savings {
-    /// What its pages would take as they are.
+    /// What its pages in memory would take as they are.
     pub stored_bytes: u64,
+    /// What those in the file would.
+    pub file_bytes: u64,
     /// Its part of the arena: by what its objects are charged.
     pub arena_bytes: u64,
     /// Its page table, and its part of the arena's records.
@@ -49,6 +54,7 @@ impl Savings {
         let part = |whole| part(whole, costs.charged_bytes, shared.charged_bytes);
         Self {
             stored_bytes: costs.memory_pages.saturating_mul(PAGE_SIZE_U64),
+            file_bytes: costs.file_pages.saturating_mul(PAGE_SIZE_U64),
             arena_bytes: part(shared.arena_bytes),
             metadata_bytes: costs.table_bytes.saturating_add(part(shared.arena_metadata_bytes)),
             daemon_bytes: shared.daemon_bytes.checked_div(shared.vms).unwrap_or(0),
@@ -61,7 +67,7 @@ impl Savings {
         let cost_bytes =
             self.arena_bytes.saturating_add(self.metadata_bytes).saturating_add(self.daemon_bytes);
         let signed = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
-        signed(self.stored_bytes) - signed(cost_bytes)
+        signed(self.stored_bytes.saturating_add(self.file_bytes)) - signed(cost_bytes)
     }
 }
 
@@ -85,18 +91,22 @@ mod tests {
 
     #[test]
     fn what_is_shared_is_divided_and_what_is_own_is_not() {
-        let costs = Costs { memory_pages: 2, charged_bytes: 250, table_bytes: 40 };
+        let costs = Costs { memory_pages: 2, file_pages: 3, charged_bytes: 250, table_bytes: 40 };
         let savings = Savings::of(&costs, &SHARED);
-        let expected =
-            Savings { stored_bytes: 8192, arena_bytes: 300, metadata_bytes: 65, daemon_bytes: 1000 };
-        assert_eq!((savings, savings.saved_bytes()), (expected, 8192 - 1365));
+        let expected = Savings {
+            stored_bytes: 8192,
+            file_bytes: 12_288,
+            arena_bytes: 300,
+            metadata_bytes: 65,
+            daemon_bytes: 1000,
+        };
+        assert_eq!((savings, savings.saved_bytes()), (expected, 8192 + 12_288 - 1365));
     }
 
     #[test]
     fn the_parts_are_the_whole() {
-        let parts = [0, 1, 249, 750].map(|charged_bytes| {
-            Savings::of(&Costs { memory_pages: 0, charged_bytes, table_bytes: 0 }, &SHARED)
-        });
+        let parts = [0, 1, 249, 750]
+            .map(|charged_bytes| Savings::of(&Costs { charged_bytes, ..Costs::default() }, &SHARED));
         let sum = |of: fn(&Savings) -> u64| parts.iter().map(of).sum::<u64>();
         assert_eq!(
             (sum(|part| part.arena_bytes), sum(|part| part.metadata_bytes)),
@@ -110,7 +120,12 @@ mod tests {
         let costs = Costs { table_bytes: 4096, ..Costs::default() };
         assert_eq!(Savings::of(&costs, &SHARED).saved_bytes(), -5096);
         assert_eq!(Savings::of(&Costs::default(), &Shared::default()), Savings::default());
-        let all = Costs { memory_pages: u64::MAX, charged_bytes: u64::MAX, table_bytes: u64::MAX };
+        let all = Costs {
+            memory_pages: u64::MAX,
+            file_pages: u64::MAX,
+            charged_bytes: u64::MAX,
+            table_bytes: u64::MAX,
+        };
         let savings = Savings::of(&all, &Shared { charged_bytes: 1, ..SHARED });
         assert_eq!((savings.arena_bytes, savings.saved_bytes()), (1200, 0));
     }

@@ -1,7 +1,11 @@
 //! The walk over all entries of a VM: pages by age, and the slots of a sample. Takes no lock, so an entry and its age
-//! may be of two moments.
+//! may be of two moments. An object that several pages share is charged once, as the store does it, and among the
+//! youngest of them: it stays as long as one of them is used.
 
+use std::collections::HashMap;
+use std::collections::hash_map;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::ages::{Ages, Pages};
 use super::reservoir::Reservoir;
@@ -18,7 +22,7 @@ use crate::writeback::record_bytes;
 pub struct Walked {
     /// All pages.
     pub ages: Ages,
-    /// Slots whose pages are in the arena, each with the same chance, in order.
+    /// Slots whose pages are in the arena, one of each object, each with the same chance, in order.
     pub sample: Vec<Slot>,
 }
 
@@ -28,6 +32,7 @@ pub struct Walked {
 pub fn walk(vm: &VmStore, arena: &Arena, now: Age, sample_max: usize, seed: u64) -> Walked {
     let mut ages = Ages::default();
     let mut sample = Reservoir::new(sample_max, seed);
+    let mut shared = Objects::default();
     for chunk in vm.table().backed_chunks() {
         let slots = (chunk.first.0..).map(Slot);
         for (slot, (entry, age)) in slots.zip(chunk.entries.iter().zip(chunk.ages)) {
@@ -38,15 +43,45 @@ pub fn walk(vm: &VmStore, arena: &Arena, now: Age, sample_max: usize, seed: u64)
             }
             let Ok(entry) = Entry::unpack(raw, slot) else { continue };
             let Some(pages) = pages_of(entry, arena) else { continue };
-            if entry.location().is_some() {
+            let age = Age::from_bits(age.load(Ordering::Relaxed)).until(now);
+            let is_first = match entry {
+                Entry::Shared(location) => shared.note(location.offset, age, pages.pool_bytes),
+                entry => entry.location().is_some(),
+            };
+            if is_first {
                 sample.offer(slot);
             }
-            ages.add(Age::from_bits(age.load(Ordering::Relaxed)).until(now), pages);
+            let charged_later = matches!(entry, Entry::Shared(_));
+            ages.add(age, if charged_later { Pages { pool_bytes: 0, ..pages } } else { pages });
         }
+    }
+    for (age, pool_bytes) in shared.0.into_values() {
+        ages.add(age, Pages { pool_bytes, ..Pages::default() });
     }
     let mut sample = sample.into_kept();
     sample.sort_unstable();
     Walked { ages, sample }
+}
+
+/// Objects that pages share, by their offsets: the age of the youngest of those pages, and what the object is charged.
+#[derive(Default)]
+struct Objects(HashMap<u64, (Duration, u64)>);
+
+impl Objects {
+    /// Notes one of the pages. Whether it is the first of its object's.
+    fn note(&mut self, offset: u64, age: Duration, pool_bytes: u64) -> bool {
+        match self.0.entry(offset) {
+            hash_map::Entry::Vacant(object) => {
+                object.insert((age, pool_bytes));
+                true
+            }
+            hash_map::Entry::Occupied(mut object) => {
+                let (youngest, _) = object.get_mut();
+                *youngest = age.min(*youngest);
+                false
+            }
+        }
+    }
 }
 
 /// One page, by what its entry says; `None` without one.
@@ -55,7 +90,6 @@ fn pages_of(entry: Entry, arena: &Arena) -> Option<Pages> {
     match entry {
         Entry::Empty | Entry::Lost => None,
         Entry::SameFilled(_) => Some(Pages { memory_pages: 1, same_filled_pages: 1, ..none }),
-        // A shared object counts for each of its pages: what it saves is told elsewhere.
         Entry::Arena(location) | Entry::Shared(location) => {
             let object_bytes = object_bytes(location);
             Some(Pages {

@@ -8,7 +8,8 @@ use clap::ValueEnum;
 use super::rows::Row;
 use crate::ids::Bytes;
 
-/// What a VM's row has, in the order in which it is shown where there is room.
+/// What a VM's row has, in the order in which it is shown where there is room. 80 columns have room for those up to
+/// [`Column::Pressure`], and for a sparkline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Column {
     /// Its name.
@@ -19,13 +20,9 @@ pub enum Column {
     Loads,
     /// Pages read from the writeback file in a second.
     File,
-    /// What 99 % of its loads took at most.
-    P99,
     /// How far its pages shrink.
     Ratio,
-    /// Its pages in memory.
-    Stored,
-    /// What that saves.
+    /// What keeping them saves.
     Saved,
     /// The share of its limit that it uses.
     Limit,
@@ -33,11 +30,15 @@ pub enum Column {
     Waiting,
     /// The share of time that its guest waited for loads.
     Pressure,
+    /// What 99 % of its loads took at most.
+    P99,
+    /// Its pages in memory.
+    Stored,
     /// What its guest has of memory.
     Memory,
     /// What it should have.
     Target,
-    /// Why.
+    /// Why it should have that.
     Why,
 }
 
@@ -48,13 +49,13 @@ impl Column {
         Self::Stores,
         Self::Loads,
         Self::File,
-        Self::P99,
         Self::Ratio,
-        Self::Stored,
         Self::Saved,
         Self::Limit,
         Self::Waiting,
         Self::Pressure,
+        Self::P99,
+        Self::Stored,
         Self::Memory,
         Self::Target,
         Self::Why,
@@ -73,7 +74,7 @@ impl Column {
             Self::Stored => "STORED",
             Self::Saved => "SAVED",
             Self::Limit => "LIMIT",
-            Self::Waiting => "WAITING",
+            Self::Waiting => "WAITS",
             Self::Memory => "MEMORY",
             Self::Target => "TARGET",
             Self::Why => "WHY",
@@ -104,10 +105,10 @@ impl Column {
     pub(super) fn width(self) -> u16 {
         match self {
             Self::Vm => 12,
-            Self::Ratio | Self::Limit => 6,
-            Self::File | Self::Waiting => 7,
-            Self::Stores | Self::Loads | Self::P99 | Self::Pressure => 8,
-            Self::Stored | Self::Saved | Self::Memory | Self::Target => 10,
+            Self::Ratio | Self::Limit | Self::Waiting => 5,
+            Self::File => 6,
+            Self::Loads | Self::Stored | Self::Saved | Self::Memory | Self::Target => 7,
+            Self::Stores | Self::P99 | Self::Pressure => 8,
             Self::Why => 30,
         }
     }
@@ -122,14 +123,16 @@ impl Column {
             Self::Loads => rate(row.loads_per_second),
             Self::File => rate(row.file_loads_per_second),
             Self::P99 => row.load_p99_ns.map_or_else(none, |p99| short(Duration::from_nanos(p99))),
-            Self::Ratio => row.ratio.map_or_else(none, |ratio| format!("{ratio:.2}")),
-            Self::Stored => Bytes(row.stored_bytes).to_string(),
-            Self::Saved => Bytes(row.saved_bytes).to_string(),
+            Self::Ratio => {
+                row.ratio.map_or_else(none, |ratio| format!("{ratio:.2}").chars().take(5).collect())
+            }
+            Self::Stored => size(row.stored_bytes),
+            Self::Saved => size(row.saved_bytes),
             Self::Limit => row.limit_used.map_or_else(none, |used| format!("{:.0}%", used * 100.0)),
             Self::Pressure => row.pressure.map_or_else(none, |share| format!("{:.1}%", share * 100.0)),
             Self::Waiting => row.waiting_stores.to_string(),
-            Self::Memory => row.memory_bytes.map_or_else(none, |bytes| Bytes(bytes).to_string()),
-            Self::Target => row.target_bytes.map_or_else(none, |bytes| Bytes(bytes).to_string()),
+            Self::Memory => row.memory_bytes.map_or_else(none, size),
+            Self::Target => row.target_bytes.map_or_else(none, size),
             // As much as fits; `status` has all of it.
             Self::Why => row.reason.as_ref().map_or_else(none, |why| why.chars().take(30).collect()),
         }
@@ -168,6 +171,18 @@ fn none() -> String {
     "-".to_owned()
 }
 
+/// A size in seven characters at most: to hundredths below ten, to tenths below a hundred; rounded down.
+fn size(bytes: u64) -> String {
+    let whole = Bytes(bytes).to_string();
+    let Some((number, rest)) = whole.split_once('.') else { return whole };
+    let unit = rest.trim_start_matches(|digit: char| digit.is_ascii_digit());
+    match number.len() {
+        1 => whole,
+        2 => format!("{number}.{}{unit}", &rest[..1]),
+        _ => format!("{number}{unit}"),
+    }
+}
+
 /// A duration in three figures or fewer.
 fn short(duration: Duration) -> String {
     let units = [("s", 1e9), ("ms", 1e6), ("us", 1e3)];
@@ -201,9 +216,15 @@ mod tests {
             stores_per_second: Some(999_999.0),
             load_p99_ns: Some(8_192),
             limit_used: Some(1.0),
-            ratio: Some(12.345),
+            ratio: Some(1234.5),
             stored_bytes: (1 << 40) - 1,
+            saved_bytes: 99 << 30 | 1 << 29,
+            memory_bytes: Some(9 << 30 | 1),
             target_bytes: Some((1 << 40) - 1),
+            loads_per_second: Some(999_999.0),
+            file_loads_per_second: Some(99_999.0),
+            waiting_stores: 65_536,
+            pressure: Some(64.0),
             reason: Some("it gives up what nobody misses, and a little more of it each time".to_owned()),
             ..Row::default()
         };
@@ -216,6 +237,8 @@ mod tests {
             assert!(column.heading().len() <= width && column.text(&row).len() <= width, "{column:?}");
         }
         assert_eq!(Column::P99.text(&row), "8.2us");
+        let sizes = [0, 1023 << 20, (10 << 20) + (3 << 18), 1025 << 20, 3 << 29].map(size);
+        assert_eq!(sizes, ["0B", "1023MiB", "10.7MiB", "1.00GiB", "1.50GiB"]);
         assert_eq!(
             [600, 1 << 20, 3 << 30].map(|ns| short(Duration::from_nanos(ns))),
             ["600ns", "1.0ms", "3.2s"]

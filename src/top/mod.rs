@@ -90,7 +90,7 @@ pub fn run(args: &TopArgs, client: Client, shown: Shown) -> Result<(), TopError>
     std::thread::Builder::new().name("asking".to_owned()).spawn(move || ask(&client, interval, &told))?;
     let Shown::Screen { colours } = shown else { return print_lines(args, shown, history, start, &looks) };
     let mut terminal = ratatui::try_init()?;
-    let view = View { sort: args.sort, from: 0, colours, lost: None };
+    let view = View { sort: args.sort, from: 0, help: false, colours, lost: None };
     let mut screen = Screen { history, view, start, answered: start, left: args.count };
     let ended = || signals.as_ref().is_some_and(Signals::came);
     let result = screen.run(&mut terminal, &looks, ended);
@@ -256,9 +256,10 @@ impl Screen {
             KeyCode::Down => self.view.from = (self.view.from + 1).min(rows.saturating_sub(1)),
             KeyCode::Up => self.view.from = self.view.from.saturating_sub(1),
             KeyCode::Home => self.view.from = 0,
+            KeyCode::Char('?') => self.view.help = !self.view.help,
             KeyCode::Char(key) => {
                 if let Some(column) = Column::ALL.into_iter().find(|column| column.key() == key) {
-                    (self.view.sort, self.view.from) = (column, 0);
+                    (self.view.sort, self.view.from, self.view.help) = (column, 0, false);
                 }
             }
             _ => {}
@@ -276,7 +277,7 @@ mod tests {
         let mut history = History::default();
         let vms = (0..vms).map(|n| VmStatus { name: n.to_string(), ..VmStatus::default() }).collect();
         history.add(Duration::ZERO, Status { vms, ..Status::default() });
-        let view = View { sort: Column::Loads, from: 0, colours: false, lost: None };
+        let view = View { sort: Column::Loads, from: 0, help: false, colours: false, lost: None };
         let start = Instant::now();
         Screen { history, view, start, answered: start, left: Some(5) }
     }
@@ -298,7 +299,10 @@ mod tests {
         }
         press(&mut screen, KeyCode::Up);
         assert_eq!(screen.view.from, 1);
+        press(&mut screen, KeyCode::Char('?'));
+        assert!(screen.view.help);
         press(&mut screen, KeyCode::Char('n'));
+        assert!(!screen.view.help);
         assert_eq!(screen.view.from, 0, "another order begins at its top");
         assert!(!press(&mut screen, KeyCode::Char('z')) && !press(&mut screen, KeyCode::Char('c')));
         assert!(press(&mut screen, KeyCode::Char('q')) && press(&mut screen, KeyCode::Esc));

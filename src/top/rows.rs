@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::control::api::{Bucket, Histogram, LoadLatency, Status, VmStatus};
+use crate::control::api::{Bucket, Histogram, LatencyBySource, Status, VmStatus};
 use crate::page::PAGE_SIZE_U64;
 
 /// Intervals that a sparkline shows at most.
@@ -29,7 +29,7 @@ pub struct Row {
     pub ratio: Option<f64>,
     /// Its pages in memory, as large as the guest knows them.
     pub stored_bytes: u64,
-    /// What they would take in memory, less what they take of the pool.
+    /// What they and those in the file would take in memory, less what they and all that is kept beside them take.
     pub saved_bytes: u64,
     /// The share of its limit that it uses.
     pub limit_used: Option<f64>,
@@ -113,7 +113,7 @@ fn row(vm: &VmStatus, earlier: Option<(&VmStatus, f64)>) -> Row {
         file_loads_per_second: rate(|vm| vm.counters.loaded_from_file),
         ratio: share(compressed_bytes, vm.payload_bytes),
         stored_bytes,
-        saved_bytes: stored_bytes.saturating_sub(vm.pool_bytes),
+        saved_bytes: vm.saved_bytes(),
         limit_used: share(vm.pool_bytes, vm.limit_bytes),
         load_p99_ns: earlier.and_then(|(before, _)| p99(&loads_between(before, vm))),
         pressure: rate(loads_ns).map(|ns| ns / 1e9),
@@ -134,13 +134,13 @@ fn row(vm: &VmStatus, earlier: Option<(&VmStatus, f64)>) -> Row {
 
 /// How long all loads took together, in nanoseconds.
 fn loads_ns(vm: &VmStatus) -> u64 {
-    let LoadLatency { same_filled, pool, file } = &vm.load_latency_ns;
+    let LatencyBySource { same_filled, pool, file } = &vm.load_latency_ns;
     same_filled.sum.saturating_add(pool.sum).saturating_add(file.sum)
 }
 
 /// How many loads between two moments ended in which bucket, by the bucket's end.
 fn loads_between(before: &VmStatus, now: &VmStatus) -> BTreeMap<u64, u64> {
-    let all = |LoadLatency { same_filled, pool, file }: &LoadLatency| {
+    let all = |LatencyBySource { same_filled, pool, file }: &LatencyBySource| {
         let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
         for Histogram { buckets, .. } in [same_filled, pool, file] {
             buckets.iter().for_each(|Bucket { le, count }| *counts.entry(*le).or_default() += count);
@@ -180,13 +180,13 @@ mod tests {
     use super::*;
     use crate::control::api::Counters;
 
-    fn loads(buckets: &[(u64, u64)]) -> LoadLatency {
+    fn loads(buckets: &[(u64, u64)]) -> LatencyBySource {
         let buckets: Vec<_> = buckets.iter().map(|(le, count)| Bucket { le: *le, count: *count }).collect();
         let sum = buckets.iter().map(|bucket: &Bucket| bucket.le * bucket.count).sum();
-        LoadLatency { pool: Histogram { sum, buckets }, ..LoadLatency::default() }
+        LatencyBySource { pool: Histogram { sum, buckets }, ..LatencyBySource::default() }
     }
 
-    fn status(start_time_seconds: u64, stores: u64, loads: LoadLatency) -> Status {
+    fn status(start_time_seconds: u64, stores: u64, loads: LatencyBySource) -> Status {
         let counters = Counters { loaded_from_file: stores / 10, ..Counters::default() };
         let count = loads.pool.count();
         let vm = VmStatus {
@@ -199,6 +199,8 @@ mod tests {
             same_filled_pages: 1,
             payload_bytes: 10_240,
             pool_bytes: 20_480,
+            file_pages: 3,
+            metadata_bytes: 1000,
             limit_bytes: 40_960,
             ..VmStatus::default()
         };
@@ -212,7 +214,7 @@ mod tests {
         let first = history.rows()[0].clone();
         assert_eq!((first.stores_per_second, first.load_p99_ns), (None, None));
         assert_eq!((first.ratio, first.limit_used), (Some(4.0), Some(0.5)));
-        assert_eq!((first.stored_bytes, first.saved_bytes), (45_056, 24_576));
+        assert_eq!((first.stored_bytes, first.saved_bytes), (45_056, 14 * 4096 - 21_480));
         // Of 200 loads since, two may take longer than what is shown; the thousand before are history.
         let later = loads(&[(512, 1000), (1024, 198), (4096, 2)]);
         history.add(Duration::from_secs(12), status(1, 300, later));
@@ -223,10 +225,10 @@ mod tests {
         assert_eq!((row.pressure, row.memory_bytes), (Some(took_seconds / 2.0), None));
         assert_eq!(row.trail, [200]);
         // Started again, it counts from nothing; what was seen before stays to be seen.
-        history.add(Duration::from_secs(13), status(2, 7, LoadLatency::default()));
+        history.add(Duration::from_secs(13), status(2, 7, LatencyBySource::default()));
         let row = history.rows()[0].clone();
         assert_eq!((row.stores_per_second, row.load_p99_ns, row.trail), (None, None, vec![200]));
-        history.add(Duration::from_secs(14), status(2, 3, LoadLatency::default()));
+        history.add(Duration::from_secs(14), status(2, 3, LatencyBySource::default()));
         assert_eq!(history.rows()[0].stores_per_second, None, "a number that shrank is no rate");
     }
 
@@ -234,7 +236,7 @@ mod tests {
     fn a_trail_is_as_long_as_a_sparkline_and_ends_with_its_vm() {
         let mut history = History::default();
         for second in 0..100 {
-            history.add(Duration::from_secs(second), status(1, second * second, LoadLatency::default()));
+            history.add(Duration::from_secs(second), status(1, second * second, LatencyBySource::default()));
         }
         let trail = history.rows()[0].trail.clone();
         assert_eq!((trail.len(), trail.last()), (TRAIL_MAX, Some(&(99 * 99 - 98 * 98))));

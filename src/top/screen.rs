@@ -1,5 +1,6 @@
 //! Drawing: a few lines about all VMs, a table of them, the keys. What doesn't fit is left out, the least important
-//! first: columns from the right, the sparkline, the keys, the lines at the top but for the first.
+//! first: columns from the right, the sparkline, the keys, the lines at the top but for the first. A long name is cut
+//! before the columns that 80 cells have room for.
 
 use std::time::Duration;
 
@@ -8,6 +9,8 @@ use ratatui::layout::{Alignment, Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Paragraph, Row as TableRow, Table};
+
+use clap::ValueEnum;
 
 use super::columns::Column;
 use super::rows::{History, Row};
@@ -26,6 +29,8 @@ pub(super) struct View {
     pub(super) sort: Column,
     /// The first row that is shown.
     pub(super) from: usize,
+    /// Whether what the keys do is shown instead of the VMs.
+    pub(super) help: bool,
     /// Whether there may be colours.
     pub(super) colours: bool,
     /// Why there is nothing newer, since when.
@@ -53,8 +58,12 @@ pub(super) fn draw(frame: &mut Frame<'_>, history: &History, view: &View) {
     let parts = [Constraint::Length(top_height), Constraint::Fill(1), Constraint::Length(keys)];
     let [top_area, table_area, keys_area] = Layout::vertical(parts).areas(area);
     frame.render_widget(Paragraph::new(top), top_area);
-    draw_table(frame, table_area, history, view);
-    frame.render_widget(Line::from(key_names()), keys_area);
+    if view.help {
+        frame.render_widget(Paragraph::new(help()), table_area);
+    } else {
+        draw_table(frame, table_area, history, view);
+    }
+    frame.render_widget(Line::from(key_names(area.width)), keys_area);
 }
 
 /// The lines about all VMs. The first is the most important one.
@@ -75,22 +84,49 @@ fn header(status: Option<&Status>, view: &View) -> Vec<Line<'static>> {
     lines.into_iter().map(|line| Line::styled(line.clone(), style(&line))).collect()
 }
 
-fn key_names() -> String {
-    let keys =
-        Column::ALL.iter().map(|column| format!("{} {}", column.key(), column.heading().to_lowercase()));
-    format!("q quit  sort: {}", keys.collect::<Vec<_>>().join("  "))
+/// The keys, as many as there is room for.
+fn key_names(width: u16) -> String {
+    let mut text = "q quit  ? keys  sort:".to_owned();
+    for column in Column::ALL {
+        let name = column.heading().trim_end_matches("/s").to_lowercase();
+        let between = if column == Column::Vm { " " } else { "  " };
+        let more = format!("{between}{} {name}", column.key());
+        if text.len() + more.len() > usize::from(width) {
+            break;
+        }
+        text.push_str(&more);
+    }
+    text
 }
+
+/// All keys, with what they do.
+fn help() -> Vec<Line<'static>> {
+    let sort = Column::ALL.into_iter().map(|column| {
+        // What is said of a column where it is named as an option.
+        let what = column.to_possible_value();
+        let what = what.and_then(|value| value.get_help().map(ToString::to_string)).unwrap_or_default();
+        format!("{}     sort by {:<9} {what}", column.key(), column.heading())
+    });
+    let others = ["q     quit", "?     these keys, or the VMs again", "↑ ↓   scroll; Home: to the first"];
+    others.map(str::to_owned).into_iter().chain(sort).map(Line::from).collect()
+}
+
+/// Columns that wider terminals have beside a sparkline.
+const IN_WIDE: [Column; 5] = [Column::P99, Column::Stored, Column::Memory, Column::Target, Column::Why];
+/// Cells that all others and the shortest sparkline take behind the name.
+const SHOWN: u16 = 68;
 
 /// The columns that there is room for, and what is left for a sparkline.
 fn fitting(width: u16, name_width: u16) -> (Vec<(Column, u16)>, u16) {
     let mut left = width;
     let mut columns = Vec::new();
     for column in Column::ALL {
-        let wanted =
-            if column == Column::Vm { name_width.min(width) } else { column.width().saturating_add(1) };
+        let wanted = match column {
+            Column::Vm => name_width.min(width.saturating_sub(SHOWN)).max(Column::Vm.width().min(width)),
+            _ => column.width().saturating_add(1),
+        };
         // These only where a sparkline has room beside them.
-        let beside = matches!(column, Column::Pressure | Column::Memory | Column::Target | Column::Why)
-            .then_some(SPARKLINE_MIN.saturating_add(1));
+        let beside = IN_WIDE.contains(&column).then_some(SPARKLINE_MIN.saturating_add(1));
         let Some(rest) = left.checked_sub(wanted).filter(|rest| *rest >= beside.unwrap_or(0)) else { break };
         left = rest;
         columns.push((column, if column == Column::Vm { wanted } else { column.width() }));
@@ -187,7 +223,7 @@ mod tests {
     }
 
     fn view() -> View {
-        View { sort: Column::Stores, from: 0, colours: true, lost: None }
+        View { sort: Column::Stores, from: 0, help: false, colours: true, lost: None }
     }
 
     fn history() -> History {
@@ -226,13 +262,13 @@ mod tests {
             "3000",
             "300",
             "0",
-            "-",
             "3.50",
-            "15MiB",
-            "14.50MiB",
+            "14.5MiB",
             "50%",
             "0",
             "0.0%",
+            "-",
+            "15MiB",
             "-",
             "-",
             "-",
@@ -240,7 +276,47 @@ mod tests {
         ];
         assert_eq!(words(&lines[heading + 1]), db);
         assert_eq!(words(&lines[heading + 2])[..3], ["web1", "1000", "100"]);
-        assert!(lines.last().unwrap().starts_with("q quit  sort: n vm  s stores/s"), "{lines:#?}");
+        let keys = lines.last().unwrap();
+        assert!(
+            keys.starts_with("q quit  ? keys  sort: n vm  s stores") && keys.ends_with("y why"),
+            "{keys}"
+        );
+    }
+
+    #[test]
+    fn eighty_columns_have_room_for_what_is_looked_for_most() {
+        let mut long = History::default();
+        for second in 1..20 {
+            let mut status = status(second);
+            status.vms[0].name = "a-name-of-twenty-nine-letters".to_owned();
+            long.add(Duration::from_secs(second), status);
+        }
+        for history in [history(), long] {
+            let screen = lines(&drawn(80, 24, &history, &view()));
+            let heading = screen.iter().position(|line| line.starts_with("VM ")).unwrap();
+            let words: Vec<_> = screen[heading].split_whitespace().collect();
+            let expected = [
+                "VM", "STORES/s", "LOADS/s", "FILE/s", "RATIO", "SAVED", "LIMIT", "WAITS", "PRESSURE",
+                "PAGES/s",
+            ];
+            assert_eq!(words, expected);
+            let bars = screen[heading + 1].chars().filter(|cell| BARS.contains(cell)).count();
+            assert_eq!(bars, usize::from(SPARKLINE_MIN).min(history.rows()[0].trail.len()), "{screen:#?}");
+            assert!(screen.last().unwrap().ends_with("u limit"), "{screen:#?}");
+        }
+    }
+
+    #[test]
+    fn every_key_is_explained_when_that_is_asked_for() {
+        let screen = lines(&drawn(80, 24, &history(), &View { help: true, ..view() }));
+        for column in Column::ALL {
+            let line = format!("{}     sort by {}", column.key(), column.heading());
+            assert!(
+                screen.iter().any(|other| other.starts_with(&line) && other.len() > line.len() + 10),
+                "{line}: {screen:#?}"
+            );
+        }
+        assert!(!screen.iter().any(|line| line.starts_with("web1")));
     }
 
     #[test]

@@ -19,7 +19,7 @@ def service_times(before, now):
     """How many requests of the first VM ended in which bucket between two statuses, by path and the bucket's end in ns."""
     def counts(status):
         vm = status["vms"][0]
-        by_path = {"stores": vm["store_latency_ns"], "loads": vm["load_latency_ns"]["pool"]}
+        by_path = {"stores": vm["store_latency_ns"]["pool"], "loads": vm["load_latency_ns"]["pool"]}
         return {path: {bucket["le"]: bucket["count"] for bucket in histogram["buckets"]}
                 for path, histogram in by_path.items()}
     before, now = counts(before), counts(now)

@@ -37,15 +37,15 @@ impl Histogram {
     }
 }
 
-/// How long requests to load took, by the slowest of the places where their pages were.
+/// How long requests took, by the slowest of the places where their pages were, or to which they went.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
-pub struct LoadLatency {
+pub struct LatencyBySource {
     /// Pages that repeat one word, and empty slots.
     pub same_filled: Histogram,
     /// Compressed pages in memory.
     pub pool: Histogram,
-    /// Pages in the writeback file.
+    /// Pages in the writeback file. Of requests to store, those that change a part of a page that was there.
     pub file: Histogram,
 }
 

@@ -21,7 +21,7 @@ pub use self::change::{PoolChange, SetError, VmChange};
 pub use self::check::{BadPage, CHECK_RATE_BYTES_MIN, CheckOrder, CheckState, CheckStatus};
 pub use self::counters::{Bucket, Counters, buckets};
 pub use self::exposition::{Exposition, METRICS_PATH};
-pub use self::histogram::{Histogram, LoadLatency};
+pub use self::histogram::{Histogram, LatencyBySource};
 pub use self::reload::{Change, ChangeOutcome, MigrationName, ReloadReport, Reloading, SettingValue};
 pub use self::report::{
     AgeBucket, CompressorTrial, LimitFit, Need, Report, Reporting, SAMPLE_PAGES, SAMPLE_PAGES_DEFAULT,

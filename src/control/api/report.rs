@@ -38,6 +38,8 @@ pub struct Report {
     pub counted_seconds: u64,
     /// What new pages are compressed with.
     pub compressor: String,
+    /// What pages are compressed with anew when they get cold; null where they stay as they are.
+    pub cold_compressor: Option<String>,
     /// The VMs, in the order of the status.
     pub vms: Vec<VmReport>,
 }
@@ -123,7 +125,8 @@ pub struct WorkingSet {
     pub pool_bytes: u64,
 }
 
-/// What compressors make of some of a VM's pages, each taken with the same chance from those in the pool.
+/// What compressors make of some of a VM's pages, each taken with the same chance from those in the pool. Pages that are
+/// kept as one count as one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Sample {
@@ -135,7 +138,8 @@ pub struct Sample {
     pub equal_pages: u64,
     /// Those that could not be read.
     pub bad_pages: u64,
-    /// What each compressor makes of them; empty without pages.
+    /// What each compressor makes of them; empty without pages. One with a dictionary is tried with the VM's latest one,
+    /// and left out while it has none.
     pub compressors: Vec<CompressorTrial>,
 }
 
@@ -163,13 +167,15 @@ pub struct CompressorTrial {
 pub struct Savings {
     /// What its pages in memory would take as they are.
     pub stored_bytes: u64,
+    /// What those in the writeback file would.
+    pub file_bytes: u64,
     /// Its part of the memory that the pool takes.
     pub arena_bytes: u64,
     /// Its page table, and its part of what is kept beside the pool.
     pub metadata_bytes: u64,
     /// Its part of the daemon's own memory, the same for all VMs.
     pub daemon_bytes: u64,
-    /// What is left of the first without the others; less than nothing where that costs more.
+    /// What is left of the first two without the others; less than nothing where that costs more.
     pub saved_bytes: i64,
 }
 

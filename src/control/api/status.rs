@@ -5,7 +5,8 @@ use utoipa::ToSchema;
 
 use super::balloon::BalloonStatus;
 use super::counters::{Bucket, Counters};
-use super::histogram::{Histogram, LoadLatency};
+use super::histogram::{Histogram, LatencyBySource};
+use crate::page::PAGE_SIZE_U64;
 
 /// `GET /api/v1/status`: the daemon as it is now.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -99,6 +100,28 @@ pub struct PoolStatus {
     pub store_delay_ms: Vec<Bucket>,
     /// The sum of what this counts.
     pub store_delay_ms_sum: u64,
+}
+
+impl PoolStatus {
+    /// What the VMs' pages would take as they are, in memory and in the file, less all the memory that they take, in bytes.
+    #[must_use]
+    pub fn saved_bytes(&self) -> u64 {
+        saved_bytes(self.stored_pages, self.file_pages, [self.used_bytes, self.metadata_bytes])
+    }
+}
+
+impl VmStatus {
+    /// The same of one VM, without its part of what is lost between objects.
+    #[must_use]
+    pub fn saved_bytes(&self) -> u64 {
+        saved_bytes(self.stored_pages, self.file_pages, [self.pool_bytes, self.metadata_bytes])
+    }
+}
+
+/// None where they take more than they are.
+fn saved_bytes(stored_pages: u64, file_pages: u64, [pages_bytes, metadata_bytes]: [u64; 2]) -> u64 {
+    let whole_bytes = stored_pages.saturating_add(file_pages).saturating_mul(PAGE_SIZE_U64);
+    whole_bytes.saturating_sub(pages_bytes.saturating_add(metadata_bytes))
 }
 
 /// What one compressor made, and is still held.
@@ -307,6 +330,8 @@ pub struct VmStatus {
     pub pool_bytes: u64,
     /// Bytes of the compressed pages themselves.
     pub payload_bytes: u64,
+    /// Bytes of everything that is kept beside them: the page table, generations, dictionaries.
+    pub metadata_bytes: u64,
     /// Writes that wait for room now.
     pub waiting_stores: u64,
     /// Pages that the guest wrote, since the daemon started.
@@ -334,9 +359,9 @@ pub struct VmStatus {
     /// The sum of what this counts.
     pub store_delay_ms_sum: u64,
     /// How long requests to write took, from when they were taken off the ring to their answers, in nanoseconds.
-    pub store_latency_ns: Histogram,
+    pub store_latency_ns: LatencyBySource,
     /// The same of requests to read, by where their pages were.
-    pub load_latency_ns: LoadLatency,
+    pub load_latency_ns: LatencyBySource,
     /// What the pages that it wrote were compressed to, in bytes; without those that repeat one word.
     pub compressed_bytes: Histogram,
 }

@@ -101,9 +101,9 @@ impl VmArgs {
     /// For people: the notes as comments, then what to paste.
     #[must_use]
     pub fn text(&self) -> String {
-        let (before, after) =
-            if matches!(self.content, Content::Xml(_)) { ("<!-- ", " -->") } else { ("# ", "") };
-        let notes: String = self.notes.iter().map(|note| format!("{before}{note}{after}\n")).collect();
+        let is_xml = matches!(self.content, Content::Xml(_));
+        let comment = |note: &String| if is_xml { xml::comment(note) } else { format!("# {note}\n") };
+        let notes: String = self.notes.iter().map(comment).collect();
         notes + &self.bare()
     }
 

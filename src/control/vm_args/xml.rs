@@ -88,6 +88,15 @@ fn indented(text: &str, spaces: usize) -> String {
     text.lines().map(|line| format!("{:spaces$}{line}\n", "")).collect()
 }
 
+/// A line that is a comment. Two hyphens may not stand in one side by side, as they do in options and may in paths.
+pub(super) fn comment(text: &str) -> String {
+    let mut inside = text.to_owned();
+    while inside.contains("--") {
+        inside = inside.replace("--", "- -");
+    }
+    format!("<!-- {inside} -->\n")
+}
+
 /// A text as an attribute between single quotes has it.
 pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;")
@@ -95,7 +104,13 @@ pub(super) fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::escape;
+    use super::{comment, escape};
+
+    #[test]
+    fn a_comment_ends_where_it_should() {
+        assert_eq!(comment("no --option"), "<!-- no - -option -->\n");
+        assert_eq!(comment("/run/a---b-->.sock-"), "<!-- /run/a- - -b- ->.sock- -->\n");
+    }
 
     #[test]
     fn a_path_stays_inside_its_attribute() {

@@ -151,7 +151,7 @@ impl Execution {
     #[must_use]
     pub fn path(&self) -> Option<Path> {
         match self.request.kind {
-            Kind::Store => Some(Path::Store),
+            Kind::Store => Some(Path::Store(self.source)),
             Kind::Load => Some(Path::Load(self.source)),
             Kind::Flush | Kind::GetId | Kind::Discard | Kind::WriteZeroes => None,
         }
@@ -252,7 +252,7 @@ impl Execution {
             self.change_part(turn, slot, page, scratch, change)?;
         } else {
             let stored = turn.vm.try_store(slot, page, turn.now, scratch);
-            stored.map_err(|err| self.no_room(turn, err))?;
+            self.source = self.source.max(stored.map_err(|err| self.no_room(turn, err))?);
             self.refused = false;
         }
         advance(&mut self.request.data, length);
@@ -271,6 +271,7 @@ impl Execution {
         let fetched = self.take_fetched(slot);
         match turn.vm.update(slot, fetched, page, turn.now, scratch, change) {
             Ok(Updated::Done) => {
+                self.source = self.source.max(Source::Pool);
                 self.refused = false;
                 Ok(())
             }

@@ -394,7 +394,7 @@ impl VmStore {
                 (Loaded::InFile(in_file), _) => return Ok(Updated::InFile(in_file)),
                 (Loaded::Page(_), generation) => {
                     change(page);
-                    if self.store_if(slot, page, Some(generation), now, scratch)? {
+                    if self.store_if(slot, page, Some(generation), now, scratch)?.is_some() {
                         return Ok(Updated::Done);
                     }
                 }

@@ -233,10 +233,10 @@ impl VmStore {
     /// # Errors
     /// When there is no room; the slot then holds what it held before.
     pub fn store(&self, slot: Slot, page: &Page, now: Age, scratch: &mut Scratch) -> Result<(), StoreError> {
-        self.try_store(slot, page, now, scratch).inspect_err(|err| self.count_refused(err))
+        self.try_store(slot, page, now, scratch).map(drop).inspect_err(|err| self.count_refused(err))
     }
 
-    /// The same without counting a refusal: for whoever tries one store several times.
+    /// The same without counting a refusal: for whoever tries one store several times. Says where a load will find it.
     ///
     /// # Errors
     /// When there is no room.
@@ -246,8 +246,8 @@ impl VmStore {
         page: &Page,
         now: Age,
         scratch: &mut Scratch,
-    ) -> Result<(), StoreError> {
-        self.store_if(slot, page, None, now, scratch).map(|_| ())
+    ) -> Result<Source, StoreError> {
+        self.store_if(slot, page, None, now, scratch).map(|stored| stored.unwrap_or(Source::Pool))
     }
 
     /// Counts a store, or a change of a part of a page, that found no room.
@@ -298,7 +298,7 @@ impl VmStore {
         self.set_limits(Limits { reserve_bytes: 0, ..self.limits() });
     }
 
-    /// Stores `page` in `slot` unless the slot changed since `expected` was read. False when it has.
+    /// Stores `page` in `slot` unless the slot changed since `expected` was read. `None` when it has, else where it is now.
     fn store_if(
         &self,
         slot: Slot,
@@ -306,7 +306,7 @@ impl VmStore {
         expected: Option<Generation>,
         now: Age,
         scratch: &mut Scratch,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<Source>, StoreError> {
         let (entry, pool) = self.place(slot, page, scratch).inspect_err(|err| {
             if matches!(err, StoreError::NoMemory(_)) {
                 self.shared.note_shortage();
@@ -315,10 +315,11 @@ impl VmStore {
         })?;
         let change = Change { entry, pool, cause: Cause::Store(now) };
         match self.publish(slot, change, expected) {
-            Published::Yes => return Ok(true),
+            Published::Yes if entry.location().is_some() => return Ok(Some(Source::Pool)),
+            Published::Yes => return Ok(Some(Source::SameFilled)),
             Published::Stale => {
                 self.free(entry);
-                return Ok(false);
+                return Ok(None);
             }
             Published::OverLimit => self.free(entry),
         }
