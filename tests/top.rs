@@ -227,6 +227,23 @@ fn a_signal_ends_it_and_leaves_the_terminal_as_it_was() {
 }
 
 #[test]
+fn it_ends_with_its_terminal() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let daemon = Daemon::start(dir.path(), TWO_VMS);
+    let pid = dir.path().join("pid");
+    let environment = format!("sh -c 'echo $$ >{}; exec \"$0\" \"$@\"'", pid.display());
+    let mut terminal = on_a_terminal(&daemon, &environment);
+    terminal.wait_for(&["\u{1b}[?1049h", "web1", "quit"]);
+    let pid = Pid::from_raw(std::fs::read_to_string(pid).unwrap().trim().parse().unwrap());
+    drop(terminal);
+    let deadline = Instant::now() + PATIENCE;
+    while kill(pid, None).is_ok() {
+        assert!(Instant::now() < deadline, "it runs on without a terminal");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
 fn without_colours_none_is_set() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let daemon = Daemon::start(dir.path(), TWO_VMS);

@@ -4,8 +4,12 @@
 
 use std::io;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal, raise};
+
+/// How long the screen may take to end. One whose terminal is gone waits for a key for ever.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What came, if anything did.
 pub(super) struct Signals {
@@ -33,6 +37,8 @@ impl Signals {
                     let _ = tell.set(signal);
                 }
             }
+            std::thread::sleep(PATIENCE);
+            let _ = Self { waited_for, came: tell }.die();
         })?;
         Ok(Self { waited_for, came })
     }
