@@ -91,6 +91,37 @@ fn a_guest_without_swap_keeps_its_headroom_whatever_the_host_lacks() {
     assert!(matches!(decision.reason, Reason::Squeezed(_) | Reason::TookForHost(_)), "{decision:?}");
 }
 
+/// It was found not to swap; then it says nothing of itself for long, and the host is very short of memory.
+#[test]
+fn a_guest_without_swap_that_says_nothing_any_more_is_left_what_it_has() {
+    let (mut seen, mut state) =
+        (seen(10), State { dry_loads: Some(0), dry_until_ms: u64::MAX, ..State::default() });
+    seen.pressure = Pressure::Severe;
+    seen.decide(0, &mut state);
+    seen.stats.age = std::time::Duration::from_secs(60);
+    for tick in 1..5 {
+        let decision = seen.decide(tick, &mut state);
+        assert_eq!(decision.target_bytes, 512 * MIB, "{decision:?}");
+        assert_eq!(state.dry_loads, Some(0));
+    }
+}
+
+/// Its swap was used, and is switched off: pages stay on the disk, and nothing comes any more.
+#[test]
+fn a_guest_whose_swap_was_switched_off_is_tried_by_little_more_than_a_sixteenth() {
+    let (mut seen, mut state) = (seen(10), State::default());
+    (seen.pressure, seen.snapshot.held.stored_pages) = (Pressure::Severe, 1000);
+    seen.decide(0, &mut state);
+    for tick in 1..50 {
+        let decision = seen.decide(tick, &mut state);
+        assert!(decision.target_bytes >= 512 * MIB - 2 * 33 * MIB, "{decision:?}");
+        seen.memory.actual_bytes = decision.target_bytes;
+        // What can't be swapped is killed, and something else wants that memory.
+        seen.stats.available_bytes = Some(MIB);
+    }
+    assert_eq!(state.dry_loads, Some(0));
+}
+
 /// After a process was killed, stores failed or it had no room: what is decided a tick later, with nothing to spare.
 #[test]
 fn what_was_given_because_pages_had_nowhere_to_go_is_not_taken_back_at_the_next_tick() {

@@ -19,10 +19,6 @@ impl Bounds {
         Self { min_bytes: snapshot.min_bytes.min(max_bytes), max_bytes }
     }
 
-    pub fn clamp(self, bytes: u64) -> u64 {
-        bytes.clamp(self.min_bytes, self.max_bytes)
-    }
-
     /// As much less as is asked for, in whole units, and not below the least.
     pub fn below(self, bytes: u64, step_bytes: u64) -> u64 {
         let target_bytes = bytes.saturating_sub(step_bytes).next_multiple_of(UNIT_BYTES);

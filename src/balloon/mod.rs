@@ -18,6 +18,7 @@ mod snapshot;
 mod state;
 pub mod trace;
 pub mod vmm;
+mod wish;
 mod word;
 
 pub use self::decision::{Decision, Distress, Hold, Reason};

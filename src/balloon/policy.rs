@@ -10,6 +10,7 @@ use super::signals::{self, Signals};
 use super::snapshot::{Host, Snapshot, Vmm};
 use super::state::{BACK_OFF_TICKS, State};
 use super::vmm::GuestMemory;
+use super::wish::Wish;
 use crate::page::PAGE_SIZE_U64;
 
 /// A step into pages that are in use, in parts of what the guest has.
@@ -20,9 +21,10 @@ const FREE_STEP_MAX_PART: u64 = 8;
 /// The headroom: memory that the guest could use at once, below which a step takes pages in use, in parts of what it has;
 /// or what it lately grew by in two ticks, if that is more.
 const HEADROOM_PART: u64 = 16;
+const HEADROOM_BYTES_MIN: u64 = 8 << 20;
 const HEADROOM_GROWTHS: u64 = 2;
-/// What the host leaves it beside a sixteenth, by what it grew by in the last tick: what it is given may be there only a tick
-/// later.
+/// Of what a guest has to spare the host leaves a sixteenth, or so many times what it grew by in the last tick, if that is
+/// more: what it is given then may be there only a tick later.
 const LEFT_GROWTHS: u64 = 4;
 /// A step into pages in use that no guest is too large for, in bytes.
 const COLD_STEP_BYTES_MAX: u64 = 256 << 20;
@@ -39,6 +41,7 @@ const GROWING_UNSWAPPED_PART: u64 = 256;
 /// part of that it is cornered. Leeway is what it could begin to use before something is killed: what it has to spare, and room for its pages.
 const LEEWAY_PART: u64 = 32;
 const LEEWAY_BYTES_MIN: u64 = 16 << 20;
+const LEEWAY_BYTES_MAX: u64 = 512 << 20;
 const CORNERED_PART: u64 = 2;
 /// A guest that is nearer to its target than this, in parts of it, has reached it.
 const REACHED_PART: u64 = 128;
@@ -69,39 +72,13 @@ const CALM_BACK_OFFS: u64 = 4;
 /// What is taken of a guest that has nothing to spare and pushes nothing out until it is taken not to swap, in parts of what
 /// it has: that was its cache, and next comes its life.
 const DRY_PART: u64 = 16;
+/// After so many ticks that is tried again, were it a mistake: a day of ticks of five seconds.
+const DRY_TICKS: u64 = 17_280;
 /// More than this of what it pushes out going elsewhere, in percent, is too much to go on with that.
 const ELSEWHERE_PERCENT: u64 = 50;
 
 /// What comes back within so many ticks as now has its room left to it.
 const REFILL_TICKS: u64 = 12;
-
-/// What the policy makes of one VM, before the host has its say.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Wish {
-    pub decision: Decision,
-    /// How much it hurts, in percent of what may.
-    pub pain_percent: u64,
-    /// Whether it hurts more than it may, and still does.
-    pub suffers: bool,
-    /// Whether its pages had nowhere to go, and it is left alone for that: the host takes from others first.
-    pub is_spared: bool,
-    /// Whether they have nowhere to go now, and something in it is killed unless it is given memory.
-    pub is_rescued: bool,
-    /// The most that may be taken of what it has, in bytes, whatever the host lacks.
-    pub takeable_bytes: u64,
-    /// Memory that it doesn't use, in bytes, as far as it says so.
-    pub available_bytes: u64,
-    /// What of that nobody would miss, in bytes.
-    pub spare_bytes: u64,
-    /// The target from which this is a step, in bytes.
-    pub from_bytes: u64,
-    /// What it has, in bytes.
-    pub actual_bytes: u64,
-    /// Ticks since it was squeezed last.
-    pub waited_ticks: u64,
-    /// What it is still to push out for the target that it has, in bytes.
-    pub underway_bytes: u64,
-}
 
 /// Wishes for one VM, and keeps in `state` what the next tick needs, but for the target: the host has its say first.
 pub(super) fn wish(host: &Host, snapshot: &Snapshot, state: &mut State) -> Wish {
@@ -154,9 +131,8 @@ pub(super) fn wish(host: &Host, snapshot: &Snapshot, state: &mut State) -> Wish 
     let underway_bytes = if is_waited_for && underway_bytes > REACHED_BYTES_MIN { underway_bytes } else { 0 };
     // A guest that can't swap any more suffers, and nothing comes back to it.
     let is_spared = host.now_ms < state.spared_until_ms;
-    let swaps = tick.as_ref().is_none_or(Tick::swaps);
-    let is_rescued =
-        matches!(&reason, Reason::Relaxed(_, distress) if distress.has_nowhere_to_go() || !swaps);
+    let rescues = |distress: &Distress| tick.as_ref().is_some_and(|tick| tick.rescues(distress));
+    let is_rescued = matches!(&reason, Reason::Relaxed(_, distress) if rescues(distress));
     let in_distress = is_spared || matches!(reason, Reason::Relaxed(..));
     Wish {
         decision: Decision { target_bytes: to_bytes, apply: !observed, reason },
@@ -174,31 +150,6 @@ pub(super) fn wish(host: &Host, snapshot: &Snapshot, state: &mut State) -> Wish 
     }
 }
 
-impl Wish {
-    /// From where the guest goes to its target: what it was promised and doesn't have yet it needn't push out.
-    pub(super) fn begin_bytes(&self) -> u64 {
-        self.from_bytes.min(self.actual_bytes)
-    }
-
-    fn without_numbers(target_bytes: u64, reason: Reason) -> Self {
-        let decision = Decision { target_bytes, apply: false, reason };
-        Self {
-            decision,
-            pain_percent: 0,
-            suffers: false,
-            is_spared: false,
-            is_rescued: false,
-            takeable_bytes: 0,
-            available_bytes: 0,
-            spare_bytes: 0,
-            from_bytes: target_bytes,
-            actual_bytes: target_bytes,
-            waited_ticks: 0,
-            underway_bytes: 0,
-        }
-    }
-}
-
 /// One VM at one tick, with everything that a decision rests on.
 struct Tick<'a> {
     host: &'a Host,
@@ -212,10 +163,12 @@ struct Tick<'a> {
 
 impl Tick<'_> {
     fn decide(&self, state: &mut State) -> (u64, Reason) {
-        if self.pushes_out() {
+        let has_headroom = self.signals.available_bytes.is_some_and(|bytes| bytes >= self.headroom_bytes());
+        if self.pushes_out() || has_headroom {
             state.dry_bytes = 0;
         }
-        if self.pushes_out() || state.dry_loads.is_some_and(|loads| loads != self.snapshot.counters.loads) {
+        let has_read = state.dry_loads.is_some_and(|loads| loads != self.snapshot.counters.loads);
+        if self.pushes_out() || has_read || self.host.now_ms >= state.dry_until_ms {
             state.dry_loads = None;
         }
         // The operator's most is waited for no longer than until it has hurt, unless something was about to be killed.
@@ -250,24 +203,29 @@ impl Tick<'_> {
         (has_reached && to_bytes < self.from_bytes).then_some(to_bytes)
     }
 
-    /// The most that may be taken of what it has, in bytes: where its pages have nowhere to go, only what it doesn't use, and
-    /// until it has shown that it pushes pages out only a small step more.
+    /// The most that may be taken of what it has, in bytes: where its pages have nowhere to go, only what it doesn't use; of one
+    /// that pushes out nothing now, no more than shows whether it swaps; and of each so much that it keeps its leeway.
     fn takeable_bytes(&self, state: &State) -> u64 {
-        let growth_bytes = LEFT_GROWTHS.saturating_mul(self.signals.grown_bytes);
-        let left_bytes = (self.memory.actual_bytes / HEADROOM_PART).max(growth_bytes);
-        let unused_bytes = self.signals.available_bytes.unwrap_or(0).saturating_sub(left_bytes);
+        if self.signals.is_stale {
+            return 0;
+        }
+        let available_bytes = self.signals.available_bytes.unwrap_or(0);
+        let left_bytes = LEFT_GROWTHS.saturating_mul(self.signals.grown_bytes);
+        let unused_bytes = available_bytes.saturating_sub(left_bytes.max(self.least_headroom_bytes()));
         let is_spared = self.host.now_ms < state.spared_until_ms;
         if is_spared || self.nowhere_to_go(state).is_some() {
             return unused_bytes;
         }
-        if self.swaps() {
-            let room_bytes = self.places().map(|place| place.room_bytes()).min().unwrap_or(u64::MAX);
-            let available_bytes = self.signals.available_bytes.unwrap_or(0);
-            let leeway_bytes = room_bytes.saturating_add(available_bytes);
-            return leeway_bytes.saturating_sub(self.leeway_bytes().max(growth_bytes));
+        let room_bytes = self.places().map(|place| place.room_bytes()).min().unwrap_or(u64::MAX);
+        let leeway_bytes = room_bytes.saturating_add(available_bytes);
+        let pushed_bytes = leeway_bytes.saturating_sub(left_bytes.max(self.leeway_bytes()));
+        let is_tried = state.dry_bytes > self.memory.actual_bytes / DRY_PART;
+        match (self.pushes_out(), self.swaps()) {
+            (true, _) => pushed_bytes,
+            (false, _) if is_tried => pushed_bytes.min(unused_bytes),
+            (false, true) => pushed_bytes,
+            (false, false) => unused_bytes.saturating_add(self.cold_step_bytes()),
         }
-        let tried = state.dry_bytes > self.memory.actual_bytes / DRY_PART;
-        unused_bytes.saturating_add(if tried { 0 } else { self.cold_step_bytes() })
     }
 
     /// Whether it hurts, and what the guest should have then.
@@ -294,8 +252,7 @@ impl Tick<'_> {
         if took_bytes >= REACHED_BYTES_MIN / 2 && by_itself {
             return Some((more(took_bytes.max(actual_bytes / RELAX_PART)), Distress::TookBack(took_bytes)));
         }
-        let growth_bytes = self.signals.look.growth_bytes;
-        if self.place_with_less_than((self.leeway_bytes() / CORNERED_PART).max(growth_bytes)).is_some() {
+        if self.is_cornered() {
             return Some((more(actual_bytes / RELAX_PART), Distress::Cornered));
         }
         if self.signals.is_stale && pain_percent >= 100 {
@@ -307,8 +264,8 @@ impl Tick<'_> {
             let bytes = (actual_bytes / RELAX_PART).max(promoted.saturating_mul(2 * PAGE_SIZE_U64));
             return Some((more(bytes), Distress::TooMuchBack(pain_percent)));
         }
-        let unswapped_bytes = if self.swaps() { 0 } else { grown_bytes.saturating_mul(HEADROOM_GROWTHS) };
-        let needs_bytes = grown_bytes.max(unswapped_bytes);
+        let needs_bytes =
+            if self.swaps() { grown_bytes } else { grown_bytes.saturating_mul(HEADROOM_GROWTHS) };
         if needs_bytes > available_bytes.unwrap_or(u64::MAX).max(self.quick_bytes()) {
             let bytes = (actual_bytes / RELAX_PART).max(grown_bytes.saturating_mul(2));
             return Some((more(bytes), Distress::Growing(grown_bytes)));
@@ -331,6 +288,17 @@ impl Tick<'_> {
             .then(|| (self.bounds.above(self.from_bytes, self.headroom_bytes()), Distress::NotSwapping))
     }
 
+    /// Whether it has next to no leeway, or may have none at the next tick if it grows as it did.
+    fn is_cornered(&self) -> bool {
+        let growth_bytes = self.signals.look.growth_bytes;
+        self.place_with_less_than((self.leeway_bytes() / CORNERED_PART).max(growth_bytes)).is_some()
+    }
+
+    /// Whether something in it is killed unless it is relaxed, whatever else hurts.
+    fn rescues(&self, distress: &Distress) -> bool {
+        distress.has_nowhere_to_go() || !self.swaps() || self.is_cornered()
+    }
+
     /// Leaves the VM alone for a while; twice as long when it hurt soon after it had been left alone.
     fn back_off(&self, state: &mut State, distress: &Distress) {
         let now_ms = self.host.now_ms;
@@ -344,13 +312,14 @@ impl Tick<'_> {
             state.back_off_ticks = (state.back_off_ticks * 2).clamp(BACK_OFF_TICKS, BACK_OFF_TICKS_MAX);
         }
         state.back_off_until_ms = now_ms.saturating_add(in_ticks(state.back_off_ticks.max(BACK_OFF_TICKS)));
-        if distress.has_nowhere_to_go() || !self.swaps() {
-            state.spared_until_ms = state.back_off_until_ms;
+        if self.rescues(distress) {
+            state.spared_until_ms = now_ms.saturating_add(in_ticks(BACK_OFF_TICKS));
         }
         // One that kills or lets air out of its balloon while nothing was pushed out has shown the same.
         let at_last = matches!(distress, Distress::OomKill | Distress::TookBack(_)) && state.dry_bytes > 0;
         if at_last || matches!(distress, Distress::NotSwapping) {
             (state.dry_bytes, state.dry_loads) = (0, Some(self.snapshot.counters.loads));
+            state.dry_until_ms = now_ms.saturating_add(in_ticks(DRY_TICKS));
         }
     }
 
@@ -391,9 +360,8 @@ impl Tick<'_> {
         if state.dry_loads.is_some() {
             return Some(Hold::NotSwapping);
         }
-        let growth_bytes = self.signals.look.growth_bytes;
-        if !self.swaps() && growth_bytes > self.quick_bytes() {
-            return Some(Hold::Growing(growth_bytes));
+        if !self.swaps() && self.signals.grown_bytes > self.quick_bytes() {
+            return Some(Hold::Growing(self.signals.grown_bytes));
         }
         let full = self.places().find(Place::is_nearly_full).map(|place| place.hold);
         full.or_else(|| self.place_with_less_than(self.or_growth_bytes(self.leeway_bytes())))
@@ -426,12 +394,16 @@ impl Tick<'_> {
     }
 
     fn headroom_bytes(&self) -> u64 {
-        self.or_growth_bytes(self.memory.actual_bytes / HEADROOM_PART)
+        self.or_growth_bytes(self.least_headroom_bytes())
     }
 
     /// What a guest could begin to use at least before something is killed, for it to be squeezed into what it uses.
     fn leeway_bytes(&self) -> u64 {
-        (self.memory.actual_bytes / LEEWAY_PART).max(LEEWAY_BYTES_MIN)
+        (self.memory.actual_bytes / LEEWAY_PART).clamp(LEEWAY_BYTES_MIN, LEEWAY_BYTES_MAX)
+    }
+
+    fn least_headroom_bytes(&self) -> u64 {
+        (self.memory.actual_bytes / HEADROOM_PART).max(HEADROOM_BYTES_MIN)
     }
 
     /// So much, or what it lately grew by in some ticks, if that is more.
@@ -488,7 +460,7 @@ impl Tick<'_> {
     /// Whether it pushes pages out; one that doesn't say what it has to spare is taken to.
     fn pushes_out(&self) -> bool {
         let out_bytes = self.signals.stored_bytes.saturating_add(self.signals.out_elsewhere_bytes);
-        out_bytes > 0 || self.signals.available_bytes.is_none()
+        out_bytes > 0 || (self.signals.available_bytes.is_none() && !self.signals.is_stale)
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) struct Place {
     pub(super) hold: Hold,
     taken_bytes: u64,
     bytes: u64,
-    /// What pages are before and after they shrink for it, by those that are there.
+    /// What the guest's pages in the pool are before and after they were compressed, in bytes; (1, 1) where that is no matter.
     shrinks: (u64, u64),
 }
 
@@ -48,7 +48,9 @@ pub(super) fn places(host: &Host, held: &Held) -> impl Iterator<Item = Place> {
     let pool = [(held.pool_bytes, held.limit_bytes), (host.pool_bytes, host.pool_max_bytes)];
     let pool = pool.map(|(taken_bytes, bytes)| Place { hold: Hold::PoolFull, taken_bytes, bytes, shrinks });
     let writeback = held.writeback;
-    iter::once(disk).chain(pool.into_iter().filter(move |_| !writeback))
+    // What isn't there yet says nothing.
+    let pool = pool.into_iter().filter(move |_| !writeback);
+    iter::once(disk).chain(pool).filter(|place| place.bytes > 0)
 }
 
 /// Whether the guest's pages are not worth being pushed out.

@@ -9,9 +9,10 @@ use super::Mode;
 use super::bounds::Bounds;
 use super::decision::{Decision, Reason};
 use super::pace::pace;
-use super::policy::{self, Wish};
+use super::policy;
 use super::snapshot::{Host, Pressure, Snapshot, Vmm};
 use super::state::State;
+use super::wish::Wish;
 
 /// The most that is taken from a VM for the host in one tick, in parts of what it has.
 const TAKEN_PART: u64 = 8;
@@ -27,9 +28,12 @@ pub fn decide_all(host: &Host, snapshots: &[Snapshot], states: &mut [State]) -> 
     let unasked = snapshots.iter().zip(states.iter()).map(|(snapshot, state)| unasked_bytes(snapshot, state));
     let unasked_bytes = unasked.fold(0, u64::saturating_add);
     let budget_bytes = host.budget_bytes.unwrap_or(u64::MAX).saturating_sub(unasked_bytes);
-    let weights = sum(&guests, |guest| guest.snapshot.weight.into()).max(1);
+    let driven = || guests.iter().filter(|guest| guest.is_driven());
+    let weights = driven().map(|guest| u64::from(guest.snapshot.weight)).sum::<u64>().max(1);
+    let fixed_bytes = sum(&guests, |guest| if guest.is_driven() { 0 } else { guest.claimed_bytes() });
+    let shared_bytes = budget_bytes.saturating_sub(fixed_bytes);
     for guest in &mut guests {
-        let share = u128::from(budget_bytes) * u128::from(guest.snapshot.weight) / u128::from(weights);
+        let share = u128::from(shared_bytes) * u128::from(guest.snapshot.weight) / u128::from(weights);
         guest.share_bytes = u64::try_from(share).unwrap_or(u64::MAX);
     }
     take(host, &mut guests, budget_bytes);
@@ -57,7 +61,7 @@ pub(super) struct Guest<'a> {
     snapshot: &'a Snapshot,
     pub(super) bounds: Bounds,
     pub(super) actual_bytes: u64,
-    /// Its share by weight of the budget, in bytes.
+    /// Its share by weight of what the budget has for those that are driven, in bytes.
     share_bytes: u64,
     pub(super) wish: &'a mut Wish,
 }
@@ -134,7 +138,7 @@ fn take(host: &Host, guests: &mut [Guest<'_>], budget_bytes: u64) {
     let mut taken_bytes = 0u64;
     for guest in guests.iter_mut().filter(|guest| guest.is_driven()) {
         let (actual_bytes, wanted_bytes) = (guest.actual_bytes, guest.target_bytes());
-        let mut least_bytes = guest.bounds.clamp(actual_bytes - actual_bytes / TAKEN_PART);
+        let mut least_bytes = (actual_bytes - actual_bytes / TAKEN_PART).max(guest.bounds.min_bytes);
         least_bytes = least_bytes.max(actual_bytes.saturating_sub(guest.wish.takeable_bytes));
         if guest.wish.suffers {
             least_bytes = least_bytes.max(guest.share_bytes.min(actual_bytes));

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::Mode;
-use super::policy::Wish;
 use super::signals::Look;
+use super::wish::Wish;
 
 /// How long a VM is left alone after it hurt, at first, in ticks.
 pub(super) const BACK_OFF_TICKS: u64 = 12;
@@ -32,9 +32,12 @@ pub struct State {
     pub edge_bytes: u64,
     /// By how much it was squeezed since it pushed something out last, while it had nothing to spare, in bytes.
     pub dry_bytes: u64,
-    /// How many pages it had loaded as it was found not to swap, if it was: whoever switches its swap on reads the header.
+    /// Whether it was found not to swap: how many pages it had loaded then, as whoever switches its swap on reads the header.
     #[serde(default)]
     pub dry_loads: Option<u64>,
+    /// Until when that holds at most, by the boot-time clock in milliseconds.
+    #[serde(default)]
+    pub dry_until_ms: u64,
     /// Until when the host takes only what it has to spare, by the boot-time clock in milliseconds: its pages had nowhere to
     /// go, and what uses memory then is killed next.
     #[serde(default)]
@@ -53,7 +56,7 @@ impl State {
         let target_bytes = wish.decision.target_bytes;
         if mode == Mode::Auto {
             let taken_bytes = wish.begin_bytes().saturating_sub(target_bytes);
-            self.dry_bytes += taken_bytes.saturating_sub(wish.spare_bytes);
+            self.dry_bytes = self.dry_bytes.saturating_add(taken_bytes.saturating_sub(wish.spare_bytes));
         }
         if self.target_bytes.is_some_and(|before| target_bytes < before) {
             self.step_ticks = 0;

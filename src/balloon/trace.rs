@@ -13,9 +13,9 @@ use super::state::State;
 
 /// What lines are written in. Changes whenever something in them means another thing, or a decision rests on more.
 const VERSION: u32 = 5;
-/// The oldest that is read as well: version 4 had not whether a guest's pages had nowhere to go before, version 3 neither
-/// where the shrinker begins nor what is on its way as a guest speaks, version 2 neither what guests say of their swaps nor
-/// the loads of all pages; and nothing is decided by what is not there.
+/// The oldest that is read as well: version 4 had neither whether a guest's pages had nowhere to go before nor what it was on
+/// its way to, version 3 neither where the shrinker begins nor what is on its way as a guest speaks, version 2 neither what
+/// guests say of their swaps nor the loads of all pages.
 const VERSION_OLDEST: u32 = 2;
 /// No line is longer, in bytes: some thousand VMs.
 const LINE_BYTES_MAX: u64 = 8 << 20;
