@@ -206,9 +206,6 @@ impl Tick<'_> {
     /// The most that may be taken of what it has, in bytes: where its pages have nowhere to go, only what it doesn't use; of one
     /// that pushes out nothing now, no more than shows whether it swaps; and of each so much that it keeps its leeway.
     fn takeable_bytes(&self, state: &State) -> u64 {
-        if self.signals.is_stale {
-            return 0;
-        }
         let available_bytes = self.signals.available_bytes.unwrap_or(0);
         let left_bytes = LEFT_GROWTHS.saturating_mul(self.signals.grown_bytes);
         let unused_bytes = available_bytes.saturating_sub(left_bytes.max(self.least_headroom_bytes()));
@@ -220,7 +217,8 @@ impl Tick<'_> {
         let leeway_bytes = room_bytes.saturating_add(available_bytes);
         let pushed_bytes = leeway_bytes.saturating_sub(left_bytes.max(self.leeway_bytes()));
         let is_tried = state.dry_bytes > self.memory.actual_bytes / DRY_PART;
-        match (self.pushes_out(), self.swaps()) {
+        // One that was heard once and was not found out is taken to push out, as one that never says anything.
+        match (self.pushes_out() || self.signals.is_stale, self.swaps()) {
             (true, _) => pushed_bytes,
             (false, _) if is_tried => pushed_bytes.min(unused_bytes),
             (false, true) => pushed_bytes,
