@@ -235,7 +235,7 @@ fn a_vmm_whose_answers_crash_the_daemon_is_not_asked_again() {
     let squeezed = ["web1", "web2"].map(|name| {
         let socket = dir.path().join(format!("{name}.qmp"));
         format!(
-            "[[vm]]\nname = \"{name}\"\nsize = \"1MiB\"\n\
+            "[[vm]]\nname = \"{name}\"\nsize = \"1GiB\"\n\
              squeeze = {{ vmm = \"qemu\", socket = {socket:?}, min = \"256MiB\" }}\n"
         )
     });
