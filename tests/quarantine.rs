@@ -248,7 +248,7 @@ fn a_vmm_whose_answers_crash_the_daemon_is_not_asked_again() {
         std::thread::sleep(Duration::from_millis(20));
     }
     for (count, how) in [(1, "abort"), (2, "panic"), (3, "overflow")] {
-        daemon.configure(CONFIG);
+        daemon.configure(&CONFIG.replace("1MiB", "1GiB"));
         daemon.restart_with(&[(CRASH_HEARING, &*format!("web1:{how}"))]);
         daemon.configure(&squeezed);
         // It may be gone before it has answered.
