@@ -5,6 +5,7 @@
 mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
@@ -211,17 +212,23 @@ fn on_the_smallest_usual_terminal_nothing_that_matters_is_missing() {
     terminal.wait_for(&["ended with 0", "as it was"]);
 }
 
+/// A terminal that shows the daemon's VMs, and the process that draws.
+fn shown_by(daemon: &Daemon, dir: &Path) -> (Terminal, Pid) {
+    let pid = dir.join("pid");
+    // The shell says who it is and becomes the program.
+    let environment = format!("sh -c 'echo $$ >{}; exec \"$0\" \"$@\"'", pid.display());
+    let mut terminal = on_a_terminal(daemon, &environment);
+    terminal.wait_for(&["\u{1b}[?1049h", "web1", "quit"]);
+    let pid = std::fs::read_to_string(pid).unwrap().trim().parse().unwrap();
+    (terminal, Pid::from_raw(pid))
+}
+
 #[test]
 fn a_signal_ends_it_and_leaves_the_terminal_as_it_was() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let daemon = Daemon::start(dir.path(), TWO_VMS);
-    let pid = dir.path().join("pid");
-    // The shell says who it is and becomes the program.
-    let environment = format!("sh -c 'echo $$ >{}; exec \"$0\" \"$@\"'", pid.display());
-    let mut terminal = on_a_terminal(&daemon, &environment);
-    terminal.wait_for(&["\u{1b}[?1049h", "web1", "quit"]);
-    let pid = std::fs::read_to_string(pid).unwrap().trim().parse().unwrap();
-    kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    let (mut terminal, pid) = shown_by(&daemon, dir.path());
+    kill(pid, Signal::SIGTERM).unwrap();
     // 128 and the signal's number: whoever sent it sees that it was that.
     terminal.wait_for(&["\u{1b}[?1049l", "ended with 143", "as it was"]);
 }
@@ -230,11 +237,7 @@ fn a_signal_ends_it_and_leaves_the_terminal_as_it_was() {
 fn it_ends_with_its_terminal() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let daemon = Daemon::start(dir.path(), TWO_VMS);
-    let pid = dir.path().join("pid");
-    let environment = format!("sh -c 'echo $$ >{}; exec \"$0\" \"$@\"'", pid.display());
-    let mut terminal = on_a_terminal(&daemon, &environment);
-    terminal.wait_for(&["\u{1b}[?1049h", "web1", "quit"]);
-    let pid = Pid::from_raw(std::fs::read_to_string(pid).unwrap().trim().parse().unwrap());
+    let (terminal, pid) = shown_by(&daemon, dir.path());
     drop(terminal);
     let deadline = Instant::now() + PATIENCE;
     while kill(pid, None).is_ok() {

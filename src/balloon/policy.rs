@@ -203,8 +203,9 @@ impl Tick<'_> {
         (has_reached && to_bytes < self.from_bytes).then_some(to_bytes)
     }
 
-    /// The most that may be taken of what it has, in bytes: where its pages have nowhere to go, only what it doesn't use; of one
-    /// that pushes out nothing now, no more than shows whether it swaps; and of each so much that it keeps its leeway.
+    /// The most that may be taken of what it has, in bytes: where its pages have nowhere to go, or it was asked for enough to
+    /// show whether it swaps, only what it doesn't use; until it is known to swap a small step more; and else so much that it
+    /// keeps its leeway.
     fn takeable_bytes(&self, state: &State) -> u64 {
         let available_bytes = self.signals.available_bytes.unwrap_or(0);
         let left_bytes = LEFT_GROWTHS.saturating_mul(self.signals.grown_bytes);
