@@ -67,7 +67,7 @@ fn works(host: &Host) {
     queues[0].write_pages(7, &[page]).unwrap();
     assert!(queues[0].read_page(7).unwrap() == page);
     drop((device, queues));
-    forgotten(&host);
+    forgotten(host);
     host.store.validate();
 }
 
