@@ -10,6 +10,7 @@ use ballast::config::ConfigError;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    end_at_panics();
     let cli = cli::Cli::parse();
     ballast::logging::start(cli.logging());
     match cli::run(cli) {
@@ -20,4 +21,13 @@ fn main() -> ExitCode {
             ExitCode::from(if error.chain().any(|cause| cause.is::<ConfigError>()) { 2 } else { 1 })
         }
     }
+}
+
+/// A broken invariant of ours ends the process, however it was built: recovery is the one path back (crash-only).
+fn end_at_panics() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
 }
