@@ -2,10 +2,10 @@
 //! memory, each byte once, and never trusts a length, an index or a flag. What the memory holds is the device's matter.
 
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::GuestAddress;
 
-use super::guest_memory::Memory;
 use super::segments::{Segment, Segments};
+use super::view::View;
 
 /// Descriptors in one chain, indirect ones included. The longest queue that the device accepts has this many places.
 const CHAIN_MAX: usize = 1024;
@@ -37,7 +37,7 @@ pub struct Chain {
 /// Follows a chain. `None` when it loops, leaves its table, nests indirect tables, mixes directions or is too long.
 #[inline]
 #[must_use]
-pub fn walk(memory: &Memory, mut table: DescriptorTable, head: u16) -> Option<Chain> {
+pub fn walk(memory: &View<'_>, mut table: DescriptorTable, head: u16) -> Option<Chain> {
     let mut chain = Chain::default();
     let mut indirect = false;
     let mut next = head;
@@ -49,7 +49,7 @@ pub fn walk(memory: &Memory, mut table: DescriptorTable, head: u16) -> Option<Ch
         }
         let at = u64::from(next).checked_mul(u64::from(DESCRIPTOR_BYTES))?;
         let address = GuestAddress(table.address.0.checked_add(at)?);
-        let descriptor: Descriptor = memory.read_obj(address).ok()?;
+        let descriptor: Descriptor = memory.read(address)?;
         if descriptor.refers_to_indirect_table() {
             let whole = descriptor.len().is_multiple_of(DESCRIPTOR_BYTES);
             // An indirect descriptor may be the last of a chain, but not the first of several tables.
@@ -66,8 +66,7 @@ pub fn walk(memory: &Memory, mut table: DescriptorTable, head: u16) -> Option<Ch
         if segment.length == 0 {
             return None;
         }
-        chain.unreachable |=
-            !GuestMemoryBackend::check_range(memory, segment.address, segment.length as usize);
+        chain.unreachable |= !memory.is_there(segment.address, segment.length as usize);
         if descriptor.is_write_only() {
             chain.writable.push(segment);
         } else if chain.writable.is_empty() {

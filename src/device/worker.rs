@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, RemoteEndpoint, SubscriberId, SubscriberOps};
 
-use super::ring::{Ending, Progress, Ring, Workbench};
-use super::roster::Roster;
+use super::ring::{Ending, Peek, Progress, Ring, Workbench};
+use super::roster::{Roster, Turn};
 use crate::threads::{self, Role};
 
 /// How often the event loop is asked for kicks, control calls and timers while rings are being looked at: what a guest
@@ -158,7 +158,7 @@ struct Loop {
 
 impl Loop {
     fn run(&mut self, stop: &AtomicBool) {
-        let mut round: Vec<SubscriberId> = Vec::new();
+        let mut round: Vec<Turn> = Vec::new();
         let mut last_busy = Instant::now();
         let (mut last_events, mut looks) = (last_busy, 0u32);
         while !stop.load(Ordering::Acquire) {
@@ -166,9 +166,9 @@ impl Loop {
             if round.is_empty() || due || looks >= EVENTS_EVERY_LOOKS {
                 (last_events, looks) = (last_busy, 0);
                 self.handle_events(round.is_empty());
+                self.roster.copy_to(&mut round);
             }
-            self.roster.copy_to(&mut round);
-            let busy = self.round(&round);
+            let busy = self.round(&mut round);
             looks = looks.saturating_add(1);
             if busy {
                 last_busy = Instant::now();
@@ -203,11 +203,14 @@ impl Loop {
     }
 
     /// Gives every active ring a turn; says whether any found something to do.
-    fn round(&mut self, round: &[SubscriberId]) -> bool {
+    fn round(&mut self, round: &mut [Turn]) -> bool {
         let turn_pages = if round.len() > 1 { SHARED_TURN_PAGES } else { LONE_TURN_PAGES };
         let mut busy = false;
-        for id in round {
-            match self.manager.subscriber_mut(*id).map(|ring| ring.turn(&mut self.bench, turn_pages)) {
+        for Turn { ring: id, peek } in round {
+            if peek.as_ref().is_some_and(Peek::is_idle) {
+                continue;
+            }
+            match self.manager.subscriber_mut(*id).map(|ring| ring.turn(&mut self.bench, turn_pages, peek)) {
                 Ok(Progress::Busy) => busy = true,
                 Ok(Progress::Idle | Progress::Parked) => {}
                 // It was stopped.
@@ -218,9 +221,9 @@ impl Loop {
     }
 
     /// Has every ring ask for a kick, and forgets those that have nothing to do.
-    fn sleep(&mut self, round: &[SubscriberId]) {
-        for id in round {
-            if let Ok(ring) = self.manager.subscriber_mut(*id) {
+    fn sleep(&mut self, round: &[Turn]) {
+        for turn in round {
+            if let Ok(ring) = self.manager.subscriber_mut(turn.ring) {
                 ring.sleep();
             }
         }

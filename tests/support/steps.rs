@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ballast::device::blk::request::parse;
 use ballast::device::chain::DescriptorTable;
 use ballast::device::guest_memory::{Memory, Region};
+use ballast::device::view::View;
 use ballast::ids::{Owner, Slot, VmId};
 use ballast::page::{PAGE_SIZE, Page, ZERO_PAGE};
 use ballast::store::Store;
@@ -201,7 +202,7 @@ fn request() -> Step {
     memory.write_obj(64_u64, GuestAddress(0x1008)).expect("there");
     let table = DescriptorTable { address: GuestAddress(0), size: 128 };
     Box::new(move || {
-        let request = parse(&memory, table, black_box(0), 1 << 30);
+        let request = parse(&View::new(&memory), table, black_box(0), 1 << 30);
         assert!(black_box(request).is_ok());
     })
 }

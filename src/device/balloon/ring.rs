@@ -18,6 +18,7 @@ use crate::device::doorbell;
 use crate::device::guest_memory::is_lost;
 use crate::device::ring::Vring;
 use crate::device::segments::Segments;
+use crate::device::view::View;
 use crate::page::PAGE_SIZE_U64;
 
 /// Numbers of pages that are looked at together, so that neighbours are one run.
@@ -217,7 +218,7 @@ impl Ring {
         }
         turn.cost_left = turn.cost_left.saturating_sub(CALL_COST);
         let table = DescriptorTable { address: GuestAddress(queue.desc_table()), size: queue.size() };
-        let chain = walk(turn.memory, table, head);
+        let chain = walk(&View::new(turn.memory), table, head);
         let left = chain.and_then(|chain| match self.role {
             Role::Report => Some(chain.writable),
             Role::None => None,

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use vm_memory::{Bytes, GuestMemoryError};
+use vm_memory::GuestMemoryError;
 
-use crate::device::guest_memory::{Memory, is_lost};
+use crate::device::guest_memory::is_lost;
 use crate::device::segments::Segments;
+use crate::device::view::View;
 use crate::ids::Slot;
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
 
@@ -32,17 +33,17 @@ pub(super) fn first_page(position: u64, length: u64) -> (Slot, Range<usize>) {
 }
 
 /// Copies the beginning of the data segments to `target`. What a VMM took away meanwhile is not taken for zeros.
-pub(super) fn gather(memory: &Memory, data: &Segments, mut target: &mut [u8]) -> Result<(), Unreachable> {
+pub(super) fn gather(memory: &View<'_>, data: &Segments, mut target: &mut [u8]) -> Result<(), Unreachable> {
     for segment in data.left() {
         if target.is_empty() {
             break;
         }
         let length = target.len().min(segment.length as usize);
         let (now, later) = std::mem::take(&mut target).split_at_mut_checked(length).ok_or(Unreachable)?;
-        memory.read_slice(now, segment.address)?;
+        memory.copy_out(segment.address, now)?;
         target = later;
     }
-    if target.is_empty() && !is_lost(memory) { Ok(()) } else { Err(Unreachable) }
+    if target.is_empty() && !is_lost(memory.memory()) { Ok(()) } else { Err(Unreachable) }
 }
 
 /// Takes `length` bytes off the front of the data segments.
@@ -54,10 +55,10 @@ pub(super) fn advance(data: &mut Segments, mut length: usize) {
 }
 
 /// Moves `source` to the data segments, as far as they reach.
-pub(super) fn scatter(memory: &Memory, data: &mut Segments, mut source: &[u8]) -> Result<(), Unreachable> {
+pub(super) fn scatter(memory: &View<'_>, data: &mut Segments, mut source: &[u8]) -> Result<(), Unreachable> {
     while let Some((address, length)) = data.take_front(source.len()).filter(|(_, length)| *length > 0) {
         let (now, later) = source.split_at_checked(length).ok_or(Unreachable)?;
-        memory.write_slice(now, address)?;
+        memory.copy_in(address, now)?;
         source = later;
     }
     Ok(())

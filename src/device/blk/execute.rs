@@ -15,8 +15,8 @@ use super::ranges::Range;
 use super::request::{Kind, Request, Status};
 use crate::crash_point;
 use crate::device::complaints::{Chain, Complaint, Complaints};
-use crate::device::guest_memory::Memory;
 use crate::device::latency::Path;
+use crate::device::view::View;
 use crate::ids::Slot;
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64, Page};
 use crate::store::codec::Scratch;
@@ -63,7 +63,7 @@ pub struct Execution {
 #[derive(Debug)]
 pub struct Turn<'a> {
     /// The guest's memory, as it is mapped now.
-    pub memory: &'a Memory,
+    pub memory: &'a View<'a>,
     /// The VM's pages.
     pub vm: &'a VmStore,
     /// The disk's serial number.

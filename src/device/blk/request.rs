@@ -2,12 +2,12 @@
 //! the 16-byte header from guest memory, once, and never trusts a length or a number. Data may be split over descriptors
 //! in any way (virtio 1.x, "Message Framing"), so only the sums count.
 
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 use super::config_space::{RANGES_MAX, SECTOR_BYTES};
 use crate::device::chain::{DescriptorTable, walk};
-use crate::device::guest_memory::Memory;
 use crate::device::segments::Segments;
+use crate::device::view::View;
 
 /// Bytes that one request may move. Linux sends 1.25 MiB at most; a request has to end before its ring can stop, so a
 /// guest must not be able to make one that takes long.
@@ -80,7 +80,7 @@ pub enum Malformed {
 /// # Errors
 /// When it is not a request that can be carried out; the error says how to answer.
 pub fn parse(
-    memory: &Memory,
+    memory: &View<'_>,
     table: DescriptorTable,
     head: u16,
     capacity: u64,
@@ -127,13 +127,13 @@ pub fn parse(
     Ok(Request { kind, position: position.unwrap_or(0), length, data, status })
 }
 
-fn take_header(memory: &Memory, segments: &mut Segments) -> Option<[u8; REQUEST_HEADER_BYTES]> {
+fn take_header(memory: &View<'_>, segments: &mut Segments) -> Option<[u8; REQUEST_HEADER_BYTES]> {
     let mut header = [0; REQUEST_HEADER_BYTES];
     let mut rest = &mut header[..];
     while !rest.is_empty() {
         let (address, length) = segments.take_front(rest.len())?;
         let (now, later) = rest.split_at_mut_checked(length)?;
-        memory.read_slice(now, address).ok()?;
+        memory.copy_out(address, now).ok()?;
         rest = later;
     }
     Some(header)

@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use vhost_user_backend::VringT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryLoadGuard};
 
 use super::jobs::{Job, Parsed, Taken};
-use super::{Broken, Ending, Progress, Ring, Workbench};
+use super::{Broken, Ending, Peek, Progress, Ring, Workbench};
 use crate::crash_point;
 use crate::device::blk::config_space::SECTOR_BYTES;
 use crate::device::blk::execute::{Execution, Outcome, Turn};
@@ -21,6 +21,7 @@ use crate::device::guest_memory::{Memory, is_lost};
 use crate::device::inflight::InflightQueue;
 use crate::device::prefetch::{Purpose, prefetch};
 use crate::device::signals::blame;
+use crate::device::view::View;
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
 use crate::store::lru::Age;
 use crate::store::vm::{InFile, StoreError};
@@ -52,9 +53,14 @@ enum Step {
 }
 
 impl Ring {
-    pub(super) fn work(&mut self, bench: &mut Workbench, budget_pages: u32) -> Result<Progress, Broken> {
+    pub(super) fn work(
+        &mut self,
+        bench: &mut Workbench,
+        budget_pages: u32,
+        peek: &mut Option<Peek>,
+    ) -> Result<Progress, Broken> {
         let memory = self.memory.memory();
-        if is_lost(&memory) || self.inflight.as_ref().is_some_and(InflightQueue::is_lost) {
+        if self.has_lost(&memory) {
             return Err(Broken);
         }
         let vring = self.vring.clone();
@@ -64,13 +70,15 @@ impl Ring {
         self.jobs.waiting.look(self.roster.room(), self.stop.is_some(), places);
         self.take_heads(vring.get_queue_mut(), &memory)?;
         if !self.jobs.any_to_do() {
+            *peek = self.peek(vring.get_queue(), memory);
             return Ok(Progress::Idle);
         }
         let vm = Arc::clone(&self.vm);
         let store = vm.store();
         let _working = blame::working(store.table());
+        let view = View::new(&memory);
         let mut turn = Turn {
-            memory: &memory,
+            memory: &view,
             vm: &store,
             serial: vm.serial(),
             now: Age::now(),
@@ -83,7 +91,7 @@ impl Ring {
         while turn.budget_pages > 0 {
             match self.step(vring.get_queue_mut(), &mut turn, bench) {
                 Step::Answer(answer) => {
-                    self.answer(vring.get_queue_mut(), &memory, &answer)?;
+                    self.answer(vring.get_queue_mut(), &view, &answer)?;
                     answers = answers.saturating_add(1);
                     worked = true;
                 }
@@ -95,12 +103,25 @@ impl Ring {
         if answers > 0 && vring.needs_notification()? {
             doorbell::call(&vring)?;
         }
+        let log = turn.log;
+        *peek = self.peek(vring.get_queue(), memory);
         drop(vring);
-        for line in turn.log {
+        for line in log {
             tracing::warn!(vm = vm.name(), "{line}");
         }
         // A store that was tried in vain is no reason to keep looking.
         Ok(if worked { Progress::Busy } else { Progress::Idle })
+    }
+
+    /// Whether the VMM has taken away what the ring works with.
+    fn has_lost(&self, memory: &Memory) -> bool {
+        is_lost(memory) || self.inflight.as_ref().is_some_and(InflightQueue::is_lost)
+    }
+
+    /// For a ring that waits for its guest alone. One whose memory was found lost in this turn is to find that out.
+    fn peek(&self, queue: &Queue, memory: GuestMemoryLoadGuard<Memory>) -> Option<Peek> {
+        let waits = self.stop.is_none() && self.jobs.is_empty() && !self.has_lost(&memory);
+        waits.then(|| Peek::at(queue, &memory.into_inner()))
     }
 
     /// Heads that may be taken now: a guest that offers one head over and over has no more than a ring's worth.
@@ -184,7 +205,7 @@ impl Ring {
             && let Some(segment) = request.data.left().first()
         {
             let purpose = if request.kind == Kind::Load { Purpose::Write } else { Purpose::Read };
-            prefetch(turn.memory, segment.address, PAGE_SIZE.min(segment.length as usize), purpose);
+            prefetch(turn.memory.memory(), segment.address, PAGE_SIZE.min(segment.length as usize), purpose);
         }
         Some(next)
     }
@@ -304,17 +325,17 @@ impl Ring {
         Answer { head: job.head, status, written, address }
     }
 
-    fn answer(&mut self, queue: &mut Queue, memory: &Memory, answer: &Answer) -> Result<(), Broken> {
+    fn answer(&mut self, queue: &mut Queue, memory: &View<'_>, answer: &Answer) -> Result<(), Broken> {
         let mut length = 0;
         if let Some(address) = answer.address
-            && memory.write_obj(answer.status as u8, address).is_ok()
+            && memory.write(answer.status as u8, address).is_ok()
         {
             length = answer.written.saturating_add(1);
         }
         if let Some(inflight) = &self.inflight {
             inflight.answering(answer.head);
         }
-        crash_point::after(queue.add_used(memory, answer.head, length))?;
+        crash_point::after(queue.add_used(memory.memory(), answer.head, length))?;
         if let Some(inflight) = &self.inflight {
             inflight.answered(answer.head, queue.next_used());
         }

@@ -7,6 +7,7 @@ use ballast::device::blk::config_space::{RANGES_MAX, SECTOR_BYTES};
 use ballast::device::blk::request::{Kind, Malformed, parse};
 use ballast::device::chain::DescriptorTable;
 use ballast::device::guest_memory::{Memory, Region};
+use ballast::device::view::View;
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend};
 
@@ -46,7 +47,7 @@ fn parse_in(memory: &Memory, bytes: &[u8]) {
     }
     let is_there = |address, length| GuestMemoryBackend::check_range(memory, address, length);
     let table = DescriptorTable { address: GuestAddress(0), size };
-    let request = match parse(memory, table, head, CAPACITY) {
+    let request = match parse(&View::new(memory), table, head, CAPACITY) {
         Ok(request) => request,
         // Its status byte may be outside, which whoever answers finds out.
         Err(Malformed::Answer(..) | Malformed::NoAnswer) => return,
