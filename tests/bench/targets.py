@@ -80,6 +80,11 @@ def of_evenness(bench, directory, binary, pages):
         goal = ("<=", 4.0) if counts is both else None
         yield f"service time of {what}, depth 1, mixed, p99.9 of p50", p999 / p50, goal, \
               f"{p50 / 1000:.1f} and {p999 / 1000:.1f} µs"
+    alone = bench.codec_alone(pages)
+    for operation in ("store", "load"):
+        p50, p999 = (alone[operation][key] for key in ("ns_p50", "ns_p999"))
+        yield f"the same of the codec, checksum and one copy alone, {operation}: the machine's own", p999 / p50, None, \
+              f"{p50 / 1000:.1f} and {p999 / 1000:.1f} µs"
 
 
 @contextlib.contextmanager

@@ -173,8 +173,10 @@ impl Ring {
     /// Works for one turn, on so many pages at most. While the `peek` that it leaves finds the ring idle, and nobody has
     /// called the ring, it needs no other one.
     pub fn turn(&mut self, bench: &mut Workbench, pages: u32, peek: &mut Option<Peek>) -> Progress {
-        *peek = None;
         let progress = self.take_turn(bench, pages, peek);
+        if progress == Progress::Parked {
+            *peek = None;
+        }
         self.waits.set(self.jobs.waiting.len() as u64);
         let later = self.waits.any() || self.jobs.stalled_by_others();
         if let Some(id) = self.id

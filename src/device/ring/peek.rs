@@ -25,11 +25,23 @@ pub struct Peek {
 impl Peek {
     /// At a queue whose last head was answered.
     pub(in crate::device) fn at(queue: &impl QueueT, memory: &Arc<Memory>) -> Self {
-        Self {
-            memory: Arc::downgrade(memory),
-            index_at: GuestAddress(queue.avail_ring().saturating_add(INDEX_AT)),
-            index: queue.next_avail(),
-        }
+        Self::with(queue, Arc::downgrade(memory))
+    }
+
+    fn with(queue: &impl QueueT, memory: Weak<Memory>) -> Self {
+        let index_at = GuestAddress(queue.avail_ring().saturating_add(INDEX_AT));
+        Self { memory, index_at, index: queue.next_avail() }
+    }
+
+    /// Whether it was left with this memory.
+    pub(super) fn is_of(&self, memory: &Memory) -> bool {
+        // What was there is not freed as long as this points to it, so there is nothing else at its address.
+        std::ptr::eq(self.memory.as_ptr(), memory)
+    }
+
+    /// The same, at where the queue is now: a counter less to change for whoever leaves one in every turn.
+    pub(super) fn again(self, queue: &impl QueueT) -> Self {
+        Self::with(queue, self.memory)
     }
 
     /// Whether the guest has put nothing on the ring since.

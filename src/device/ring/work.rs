@@ -70,7 +70,7 @@ impl Ring {
         self.jobs.waiting.look(self.roster.room(), self.stop.is_some(), places);
         self.take_heads(vring.get_queue_mut(), &memory)?;
         if !self.jobs.any_to_do() {
-            *peek = self.peek(vring.get_queue(), memory);
+            self.leave(peek, vring.get_queue(), memory);
             return Ok(Progress::Idle);
         }
         let vm = Arc::clone(&self.vm);
@@ -104,7 +104,7 @@ impl Ring {
             doorbell::call(&vring)?;
         }
         let log = turn.log;
-        *peek = self.peek(vring.get_queue(), memory);
+        self.leave(peek, vring.get_queue(), memory);
         drop(vring);
         for line in log {
             tracing::warn!(vm = vm.name(), "{line}");
@@ -118,10 +118,14 @@ impl Ring {
         is_lost(memory) || self.inflight.as_ref().is_some_and(InflightQueue::is_lost)
     }
 
-    /// For a ring that waits for its guest alone. One whose memory was found lost in this turn is to find that out.
-    fn peek(&self, queue: &Queue, memory: GuestMemoryLoadGuard<Memory>) -> Option<Peek> {
+    /// Leaves a peek where the ring waits for its guest alone. One whose memory was found lost in this turn is to find that
+    /// out.
+    fn leave(&self, peek: &mut Option<Peek>, queue: &Queue, memory: GuestMemoryLoadGuard<Memory>) {
         let waits = self.stop.is_none() && self.jobs.is_empty() && !self.has_lost(&memory);
-        waits.then(|| Peek::at(queue, &memory.into_inner()))
+        *peek = waits.then(|| match peek.take() {
+            Some(before) if before.is_of(&memory) => before.again(queue),
+            _ => Peek::at(queue, &memory.into_inner()),
+        });
     }
 
     /// Heads that may be taken now: a guest that offers one head over and over has no more than a ring's worth.
