@@ -47,7 +47,7 @@ pub struct CodecFigures {
     pub ns_per_page: f64,
     /// What half of the pages took at most, each by the clock, in a second pass.
     pub ns_p50: u64,
-    /// What all but a thousandth took at most. No daemon is more even than its machine.
+    /// What all but a thousandth took at most: what the machine, and for stores a buffer that grows, add to some.
     pub ns_p999: u64,
 }
 

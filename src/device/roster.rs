@@ -176,7 +176,6 @@ mod tests {
 
     use event_manager::{EventManager, SubscriberOps};
     use vhost_user_backend::VringT;
-    use vm_memory::GuestAddressSpace;
 
     use super::*;
     use crate::device::guest_memory::Memory;
@@ -209,7 +208,7 @@ mod tests {
         let memory = GuestMemory::new(Memory::new());
         let vring = Vring::new(memory.clone(), 16).unwrap();
         for turn in round {
-            turn.peek = Some(Peek::at(vring.get_ref().get_queue(), &memory.memory().into_inner()));
+            turn.peek = Some(Peek::at(vring.get_ref().get_queue(), memory.clone()));
         }
     }
 

@@ -102,3 +102,90 @@ impl<'a> View<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::sync::Arc;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use vm_memory::FileOffset;
+
+    use super::*;
+    use crate::device::dirty_log::DirtyLog;
+
+    const PAGE: u64 = 4096;
+
+    fn file(bytes: u64) -> File {
+        let file = File::from(memfd_create("test", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(bytes).unwrap();
+        file
+    }
+
+    /// Pages 2 and 3, 4 and 5, a hole, and 8 and 9, logged; and the log's file.
+    fn memory() -> (Memory, File) {
+        let log_file = file(8);
+        let log = Arc::new(DirtyLog::open(log_file.try_clone().unwrap(), 0, 8).unwrap());
+        let region = |page: u64| {
+            let memory = FileOffset::new(file(2 * PAGE), 0);
+            Region::map(memory, 8192, GuestAddress(page * PAGE), Some(Arc::clone(&log))).unwrap()
+        };
+        (Memory::from_regions(vec![region(2), region(4), region(8)]).unwrap(), log_file)
+    }
+
+    fn marked(log: &File) -> Vec<u64> {
+        let mut bytes = [0; 8];
+        log.read_exact_at(&mut bytes, 0).unwrap();
+        let bits = u64::from_le_bytes(bytes);
+        (0..64).filter(|page| bits >> page & 1 == 1).collect()
+    }
+
+    #[test]
+    fn every_range_is_there_or_not_whatever_was_used_before() {
+        let (memory, _) = memory();
+        let view = View::new(&memory);
+        let ends = [2, 4, 6, 8, 10].map(|page| page * PAGE);
+        let starts = ends.iter().flat_map(|end| [end - 9, end - 8, end - 1, *end, end + 1]);
+        let starts: Vec<_> = starts.chain([0, 1, u64::MAX - 3, u64::MAX]).collect();
+        let mut there = 0;
+        for before in [2, 4, 8].map(|page| GuestAddress(page * PAGE)) {
+            for start in starts.iter().map(|start| GuestAddress(*start)) {
+                for length in [1, 8, 9, 4096, 8192, 8193, 16384] {
+                    assert!(view.slice(before, 1).is_some());
+                    let wanted = GuestMemoryBackend::check_range(&memory, start, length);
+                    assert_eq!(view.is_there(start, length), wanted, "{start:?} {length}");
+                    let mut bytes = vec![0; length];
+                    assert!(view.slice(before, 1).is_some());
+                    assert_eq!(view.copy_out(start, &mut bytes).is_ok(), wanted, "{start:?} {length}");
+                    assert_eq!(view.copy_in(start, &bytes).is_ok(), wanted, "{start:?} {length}");
+                    there += u32::from(wanted);
+                }
+                let wanted = memory.read_obj::<u64>(start).ok();
+                assert!(view.slice(before, 1).is_some());
+                assert_eq!(view.read::<u64>(start), wanted, "{start:?}");
+                assert_eq!(view.write(7_u64, start).is_ok(), wanted.is_some(), "{start:?}");
+            }
+        }
+        assert!(there > 50, "{there}");
+    }
+
+    #[test]
+    fn what_is_written_is_there_and_logged_and_what_is_read_is_not() {
+        let (memory, log) = memory();
+        let view = View::new(&memory);
+        let mut bytes = [0; 16];
+        view.copy_out(GuestAddress(4 * PAGE - 8), &mut bytes).unwrap();
+        assert_eq!((view.read::<u64>(GuestAddress(8 * PAGE)), bytes), (Some(0), [0; 16]));
+        assert!(marked(&log).is_empty());
+        view.copy_in(GuestAddress(3 * PAGE - 2), &[1, 2, 3, 4]).unwrap();
+        assert_eq!(marked(&log), [2, 3]);
+        view.copy_in(GuestAddress(4 * PAGE - 2), &[5, 6, 7, 8]).unwrap();
+        assert_eq!(marked(&log), [2, 3, 4], "also across regions");
+        view.write(9_u8, GuestAddress(9 * PAGE)).unwrap();
+        assert_eq!(marked(&log), [2, 3, 4, 9]);
+        let at = |address| memory.read_obj::<u32>(GuestAddress(address)).unwrap().to_le_bytes();
+        assert_eq!((at(3 * PAGE - 2), at(4 * PAGE - 2)), ([1, 2, 3, 4], [5, 6, 7, 8]));
+        assert_eq!(view.read::<u8>(GuestAddress(9 * PAGE)), Some(9));
+    }
+}

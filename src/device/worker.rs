@@ -15,10 +15,11 @@ use super::ring::{Ending, Peek, Progress, Ring, Workbench};
 use super::roster::{Roster, Turn};
 use crate::threads::{self, Role};
 
-/// How often the event loop is asked for kicks, control calls and timers while rings are being looked at: what a guest
-/// that just woke up waits for at most, at a cost of a hundredth.
+/// How often the event loop is asked for kicks, control calls and timers while rings are busy: what a guest that just woke
+/// up waits for at most, at a cost of a hundredth.
 const EVENTS_EVERY: Duration = Duration::from_micros(50);
-const EVENTS_EVERY_LOOKS: u32 = 64;
+/// The same while none has anything to do, and who asks has the time.
+const EVENTS_EVERY_IDLE: Duration = Duration::from_micros(10);
 /// Pages that a ring may work on before the next one has its turn. It is what a VM's load waits for behind a neighbour
 /// that stores without a pause.
 const SHARED_TURN_PAGES: u32 = 2;
@@ -160,19 +161,20 @@ impl Loop {
     fn run(&mut self, stop: &AtomicBool) {
         let mut round: Vec<Turn> = Vec::new();
         let mut last_busy = Instant::now();
-        let (mut last_events, mut looks) = (last_busy, 0u32);
+        let (mut now, mut last_events) = (last_busy, last_busy);
         while !stop.load(Ordering::Acquire) {
-            let due = last_busy.saturating_duration_since(last_events) >= EVENTS_EVERY;
-            if round.is_empty() || due || looks >= EVENTS_EVERY_LOOKS {
-                (last_events, looks) = (last_busy, 0);
+            let every = if now == last_busy { EVENTS_EVERY } else { EVENTS_EVERY_IDLE };
+            if round.is_empty() || now.saturating_duration_since(last_events) >= every {
                 self.handle_events(round.is_empty());
+                // It may have slept.
+                last_events = Instant::now();
                 self.roster.copy_to(&mut round);
             }
             let busy = self.round(&mut round);
-            looks = looks.saturating_add(1);
+            now = Instant::now();
             if busy {
-                last_busy = Instant::now();
-            } else if last_busy.elapsed() >= self.poll {
+                last_busy = now;
+            } else if now.saturating_duration_since(last_busy) >= self.poll {
                 self.sleep(&round);
             } else {
                 std::hint::spin_loop();

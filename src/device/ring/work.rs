@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use vhost_user_backend::VringT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryLoadGuard};
+use vm_memory::{GuestAddress, GuestAddressSpace};
 
 use super::jobs::{Job, Parsed, Taken};
 use super::{Broken, Ending, Peek, Progress, Ring, Workbench};
@@ -70,7 +70,7 @@ impl Ring {
         self.jobs.waiting.look(self.roster.room(), self.stop.is_some(), places);
         self.take_heads(vring.get_queue_mut(), &memory)?;
         if !self.jobs.any_to_do() {
-            self.leave(peek, vring.get_queue(), memory);
+            self.leave(peek, vring.get_queue(), &memory);
             return Ok(Progress::Idle);
         }
         let vm = Arc::clone(&self.vm);
@@ -104,7 +104,7 @@ impl Ring {
             doorbell::call(&vring)?;
         }
         let log = turn.log;
-        self.leave(peek, vring.get_queue(), memory);
+        self.leave(peek, vring.get_queue(), &memory);
         drop(vring);
         for line in log {
             tracing::warn!(vm = vm.name(), "{line}");
@@ -120,11 +120,11 @@ impl Ring {
 
     /// Leaves a peek where the ring waits for its guest alone. One whose memory was found lost in this turn is to find that
     /// out.
-    fn leave(&self, peek: &mut Option<Peek>, queue: &Queue, memory: GuestMemoryLoadGuard<Memory>) {
-        let waits = self.stop.is_none() && self.jobs.is_empty() && !self.has_lost(&memory);
+    fn leave(&self, peek: &mut Option<Peek>, queue: &Queue, memory: &Memory) {
+        let waits = self.stop.is_none() && self.jobs.is_empty() && !self.has_lost(memory);
         *peek = waits.then(|| match peek.take() {
-            Some(before) if before.is_of(&memory) => before.again(queue),
-            _ => Peek::at(queue, &memory.into_inner()),
+            Some(before) => before.again(queue),
+            None => Peek::at(queue, self.memory.clone()),
         });
     }
 

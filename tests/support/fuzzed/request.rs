@@ -47,7 +47,12 @@ fn parse_in(memory: &Memory, bytes: &[u8]) {
     }
     let is_there = |address, length| GuestMemoryBackend::check_range(memory, address, length);
     let table = DescriptorTable { address: GuestAddress(0), size };
-    let request = match parse(&View::new(memory), table, head, CAPACITY) {
+    // As in a turn: it remembers where the one before was.
+    let view = View::new(memory);
+    let before = parse(&view, table, head.wrapping_add(1), CAPACITY).map(drop);
+    let again = parse(&View::new(memory), table, head.wrapping_add(1), CAPACITY).map(drop);
+    assert_eq!(before, again);
+    let request = match parse(&view, table, head, CAPACITY) {
         Ok(request) => request,
         // Its status byte may be outside, which whoever answers finds out.
         Err(Malformed::Answer(..) | Malformed::NoAnswer) => return,
