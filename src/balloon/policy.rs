@@ -204,8 +204,8 @@ impl Tick<'_> {
     }
 
     /// The most that may be taken of what it has, in bytes: where its pages have nowhere to go, or it was asked for enough to
-    /// show whether it swaps, only what it doesn't use; until it is known to swap a small step more; and else so much that it
-    /// keeps its leeway.
+    /// show whether it swaps and never did, only what it doesn't use; until it is known to swap, or to swap still, a small step
+    /// more; and else so much that it keeps its leeway.
     fn takeable_bytes(&self, state: &State) -> u64 {
         let available_bytes = self.signals.available_bytes.unwrap_or(0);
         let left_bytes = LEFT_GROWTHS.saturating_mul(self.signals.grown_bytes);
@@ -218,12 +218,15 @@ impl Tick<'_> {
         let leeway_bytes = room_bytes.saturating_add(available_bytes);
         let pushed_bytes = leeway_bytes.saturating_sub(left_bytes.max(self.leeway_bytes()));
         let is_tried = state.dry_bytes > self.memory.actual_bytes / DRY_PART;
+        let tried_bytes = unused_bytes.saturating_add(self.cold_step_bytes());
         // One that was heard once and was not found out is taken to push out, as one that never says anything.
         match (self.pushes_out() || self.signals.is_stale, self.swaps()) {
             (true, _) => pushed_bytes,
-            (false, _) if is_tried => pushed_bytes.min(unused_bytes),
+            // It may just not have had to yet: were it left alone, an idle guest would keep what others lack.
+            (false, true) if is_tried => pushed_bytes.min(tried_bytes),
             (false, true) => pushed_bytes,
-            (false, false) => unused_bytes.saturating_add(self.cold_step_bytes()),
+            (false, false) if is_tried => pushed_bytes.min(unused_bytes),
+            (false, false) => tried_bytes,
         }
     }
 
