@@ -102,6 +102,18 @@ fn a_guest_without_swap_keeps_its_headroom_whatever_the_host_lacks() {
     assert!(matches!(decision.reason, Reason::Squeezed(_) | Reason::TookForHost(_)), "{decision:?}");
 }
 
+/// Its swap was used and switched off, and that was found out: what is left on its disk is no sign that it swaps.
+#[test]
+fn a_guest_that_swaps_no_more_is_given_what_it_grows_by_before_it_has_nothing_to_spare() {
+    let (mut seen, mut state) =
+        (seen(20), State { dry_loads: Some(0), dry_until_ms: u64::MAX, ..State::default() });
+    seen.snapshot.held.stored_pages = 1000;
+    seen.decide(0, &mut state);
+    seen.stats.available_bytes = Some(10 * MIB);
+    let decision = seen.decide(1, &mut state);
+    assert_eq!(decision.reason, relaxed(32, Distress::Growing(10 * MIB)));
+}
+
 /// It was found not to swap; then it says nothing of itself for long, and the host is very short of memory.
 #[test]
 fn a_guest_without_swap_that_says_nothing_any_more_is_left_what_it_has() {
