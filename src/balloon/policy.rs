@@ -272,8 +272,8 @@ impl Tick<'_> {
             let bytes = (actual_bytes / RELAX_PART).max(grown_bytes.saturating_mul(2));
             return Some((more(bytes), Distress::Growing(grown_bytes)));
         }
-        let by_itself = state.step_ticks > STEP_TICKS && actual_bytes <= reached_bytes;
-        if by_itself && stored_bytes > actual_bytes / GROWING_PART {
+        let unasked = state.step_ticks > STEP_TICKS && actual_bytes <= reached_bytes;
+        if unasked && stored_bytes > actual_bytes / GROWING_PART {
             let bytes = (actual_bytes / RELAX_PART).max(stored_bytes.saturating_mul(2));
             return Some((more(bytes), Distress::Growing(stored_bytes)));
         }
