@@ -31,10 +31,12 @@ fn actual(tick: &Tick, vm: usize) -> u64 {
 enum Trouble {
     None,
     SwapOff,
+    /// Its swap is switched off after so many ticks, as soon as there is room for what is on it.
+    SwapOffLater(u64),
     /// It has a disk of so many MiB.
     SmallDisk(u64),
-    /// Its pages stay in a pool that is full.
-    PoolFull,
+    /// Its pages stay in the pool, which may be full, or may fill.
+    InPool,
     /// Its own limit is reached.
     AtLimit,
 }
@@ -43,8 +45,9 @@ fn troubles() -> impl Strategy<Value = Trouble> {
     prop_oneof![
         Just(Trouble::None),
         Just(Trouble::SwapOff),
+        (1u64..120).prop_map(Trouble::SwapOffLater),
         (8u64..256).prop_map(Trouble::SmallDisk),
-        Just(Trouble::PoolFull),
+        Just(Trouble::InPool),
         Just(Trouble::AtLimit),
     ]
 }
@@ -69,11 +72,11 @@ fn host(stories: &[Story], budget_bytes: Option<u64>) -> Simulation {
     for (vm, story) in stories.iter().enumerate() {
         let held = &mut simulation.snapshots()[vm].held;
         match story.4 {
-            Trouble::None => {}
+            Trouble::None | Trouble::SwapOffLater(_) => {}
             Trouble::SmallDisk(mib) => held.size_bytes = mib * MIB,
-            Trouble::PoolFull => held.writeback = false,
+            Trouble::InPool => held.writeback = false,
             Trouble::AtLimit => (held.writeback, held.limit_bytes) = (false, 8 * MIB),
-            Trouble::SwapOff => simulation.guests()[vm].swap_off(),
+            Trouble::SwapOff => assert!(simulation.guests()[vm].swap_off()),
         }
     }
     simulation
@@ -82,25 +85,59 @@ fn host(stories: &[Story], budget_bytes: Option<u64>) -> Simulation {
 /// What a guest without room anywhere grows by in a tick at most. More than a guest has to spare nobody can give it in time.
 const GROWTH_MIB: u64 = 4;
 
+/// What becomes of a guest.
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    works_on_mib: u64,
+    /// Whether it was found not to swap, or has killed and never swapped.
+    found_dry: bool,
+    /// Ticks since its swap was switched off, if it was later than it was used.
+    off_ticks: u64,
+    /// Ticks since its statistics were late last.
+    heard_ticks: u64,
+}
+
+/// After so many ticks with statistics what was done without them is made good.
+const HEARD_TICKS: u64 = 3;
+
 /// Whether a kill says nothing against the policy.
-fn is_excused(story: &Story, step: &Step, works_on_mib: u64, share_mib: u64, found_dry: bool) -> bool {
+fn is_excused(story: &Story, step: &Step, life: Life, share_mib: u64) -> bool {
     let (_, _, cold_mib, _, trouble, deflates) = *story;
     // Its kernel has 40 MiB, and keeps 4 free.
-    let needs_mib = works_on_mib + cold_mib + 44;
+    let needs_mib = life.works_on_mib + cold_mib + 44;
     // Whether a guest swaps is found out by taking what it has to spare, a sixty-fourth at a time; once, and while it rests.
     let Some(look) = step.state.look else { return false };
     let is_at_rest = look.growth_bytes <= look.actual_bytes / 256;
-    let is_tried =
-        matches!(trouble, Trouble::SwapOff) && step.state.dry_bytes > 0 && !found_dry && is_at_rest;
-    needs_mib > share_mib || (is_tried && !deflates)
+    let is_tried = match trouble {
+        Trouble::SwapOff => step.state.dry_bytes > 0 && !life.found_dry && is_at_rest,
+        // It has as little to spare as one that swaps may have, until it is seen that it doesn't any more.
+        Trouble::SwapOffLater(_) => !life.found_dry,
+        _ => false,
+    };
+    // What grows where nobody sees it, with nowhere to push anything, nobody can help; and what it said it had to spare may
+    // have been taken more than once.
+    let is_unseen = life.heard_ticks < HEARD_TICKS && !matches!(trouble, Trouble::None);
+    needs_mib > share_mib || (is_tried && !deflates) || is_unseen
 }
 
 /// What a guest works on in this tick, on its way to so much.
-fn grown(mib: u64, to_mib: u64, trouble: Trouble) -> u64 {
+fn grown(mib: u64, to_mib: u64, trouble: Trouble, pool_fills: bool) -> u64 {
     match trouble {
-        Trouble::None | Trouble::PoolFull => to_mib,
+        Trouble::None => to_mib,
+        Trouble::InPool if !pool_fills => to_mib,
         _ => to_mib.min(mib + GROWTH_MIB),
     }
+}
+
+/// What happens for some ticks: how short of memory the host is, whether its pool is full, how much of what guests work on at
+/// most they work on in percent, and whose statistics are late.
+type Phase = (Pressure, bool, u64, Vec<u64>, Vec<bool>);
+
+fn phases() -> impl Strategy<Value = Vec<Phase>> {
+    let pressure = prop::sample::select(vec![Pressure::None, Pressure::Moderate, Pressure::Severe]);
+    let late = prop::collection::vec(prop::bool::weighted(0.15), 6);
+    let percents = prop::collection::vec(0u64..=100, 6);
+    prop::collection::vec((pressure, any::<bool>(), 1u64..60, percents, late), 1..6)
 }
 
 proptest! {
@@ -110,25 +147,40 @@ proptest! {
     fn nobody_is_killed_or_below_its_least_whatever_the_host_lacks_and_wherever_pages_cannot_go(
         stories in prop::collection::vec(
             (16u64..360, 0.0001f64..5.0, 0u64..80, 64u64..256, troubles(), any::<bool>()), 1..6),
-        phases in prop::collection::vec(
-            (prop::sample::select(vec![Pressure::None, Pressure::Moderate, Pressure::Severe]),
-             any::<bool>(), 1u64..60, prop::collection::vec(0u64..=100, 6)), 1..6),
+        phases in phases(),
         budget_percent in prop::option::of(30u64..100),
+        // One that fills by what guests push out.
+        pool_mib in prop::option::of(16u64..300),
     ) {
         let all_bytes = 512 * MIB * stories.len() as u64;
         let mut simulation = host(&stories, budget_percent.map(|percent| all_bytes / 100 * percent));
+        if let Some(mib) = pool_mib {
+            simulation.fill_pool(mib * MIB);
+            simulation.host().pool_start_bytes = Some(mib * MIB * 39 / 40);
+        }
         let share_mib = budget_percent.map_or(512, |percent| 512 * percent / 100);
-        let mut works_on: Vec<u64> = stories.iter().map(|story| story.0).collect();
-        let mut found_dry = vec![false; stories.len()];
-        for (pressure, pool_full, ticks, percents) in phases {
+        let life = |story: &Story| Life { works_on_mib: story.0, found_dry: false, off_ticks: 0, heard_ticks: HEARD_TICKS };
+        let mut lives: Vec<Life> = stories.iter().map(life).collect();
+        let mut number = 0;
+        for (pressure, pool_full, ticks, percents, late) in phases {
             simulation.host().pressure = pressure;
-            simulation.host().pool_bytes = if pool_full { 990 * MIB } else { 500 * MIB };
-            simulation.host().waiting_stores = pool_full.into();
+            if pool_mib.is_none() {
+                simulation.host().pool_bytes = if pool_full { 990 * MIB } else { 500 * MIB };
+                simulation.host().waiting_stores = pool_full.into();
+            }
             for _ in 0..ticks {
+                number += 1;
                 let kills = simulation.guests().iter().map(oom_kills).collect::<Vec<_>>();
-                for (vm, (story, mib)) in stories.iter().zip(&mut works_on).enumerate() {
-                    *mib = grown(*mib, story.0 * percents[vm] / 100, story.4);
-                    simulation.guests()[vm].work_on(&[set(*mib, story.1), set(story.2, 1e-5)]);
+                for (vm, (story, life)) in stories.iter().zip(&mut lives).enumerate() {
+                    let to_mib = story.0 * percents[vm] / 100;
+                    life.works_on_mib = grown(life.works_on_mib, to_mib, story.4, pool_mib.is_some());
+                    life.heard_ticks = if late[vm] { 0 } else { life.heard_ticks + 1 };
+                    simulation.late(vm, late[vm]);
+                    let guest = &mut simulation.guests()[vm];
+                    guest.work_on(&[set(life.works_on_mib, story.1), set(story.2, 1e-5)]);
+                    if matches!(story.4, Trouble::SwapOffLater(tick) if tick <= number) && guest.swap_off() {
+                        life.off_ticks += 1;
+                    }
                 }
                 let tick = simulation.tick();
                 prop_assert_eq!(&tick.again(), &tick, "a decision isn't made again from its trace");
@@ -137,10 +189,12 @@ proptest! {
                     prop_assert!(step.decision.target_bytes >= least_bytes, "below the least: {step:?}");
                     prop_assert!(actual(&tick, vm) >= least_bytes, "below the least: {step:?}");
                     let is_killed = oom_kills(&simulation.guests()[vm]) > kills[vm];
-                    found_dry[vm] |= step.state.dry_loads.is_some();
-                    let is_excused = is_excused(&stories[vm], step, works_on[vm], share_mib, found_dry[vm]);
-                    found_dry[vm] |= is_killed;
-                    prop_assert!(!is_killed || is_excused, "guest {vm} killed a process: {step:?}");
+                    let life = &mut lives[vm];
+                    // Whoever switches it off reads all that is on it, which may have been found dry before.
+                    life.found_dry = (life.found_dry || step.state.dry_loads.is_some()) && life.off_ticks != 1;
+                    let is_excused = is_excused(&stories[vm], step, *life, share_mib);
+                    life.found_dry |= is_killed && !matches!(stories[vm].4, Trouble::SwapOffLater(_));
+                    prop_assert!(!is_killed || is_excused, "guest {vm} killed a process at {number}: {step:?}");
                 }
             }
         }

@@ -435,8 +435,8 @@ fn a_trace_that_is_none_is_refused_by_its_line() {
 
 /// Two booted guests that took turns: BALLAST_KEEP_TRACE=/tmp/trace tests/run --test guest_squeeze two_guests, of which these are
 /// the ticks with another reason than the one before. The first seven are of a run that version 2 wrote down, which is read as
-/// well, those in which a guest was squeezed into what it uses. It is what the policy decided when that was written down; a
-/// policy that is meant to decide otherwise needs a new one.
+/// well, those in which a guest was squeezed into what it uses. One tick was left out, since the policy is meant to decide
+/// otherwise there; one that is meant to decide otherwise in more needs a new trace.
 const RECORDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/two-guests.trace");
 
 #[test]

@@ -58,6 +58,17 @@ fn what_has_nowhere_to_go_is_not_taken_for_the_host() {
             Reason::TookForHost(21 * MIB),
         ),
         (
+            "it began to use 6 MiB more as well: it keeps four times that",
+            26,
+            |seen| {
+                let held = &mut seen.snapshot.held;
+                (seen.pressure, held.size_bytes, held.stored_pages) = (Pressure::Severe, 100 * MIB, 20480);
+                seen.stats.available_bytes = Some(20 * MIB);
+            },
+            499,
+            Reason::TookForHost(13 * MIB),
+        ),
+        (
             "it hasn't shown yet that it swaps: no more than it would be tried by",
             10,
             |seen| seen.pressure = Pressure::Severe,
@@ -91,6 +102,18 @@ fn a_guest_without_swap_keeps_its_headroom_whatever_the_host_lacks() {
     assert!(matches!(decision.reason, Reason::Squeezed(_) | Reason::TookForHost(_)), "{decision:?}");
 }
 
+/// Its swap was used and switched off, and that was found out: what is left on its disk is no sign that it swaps.
+#[test]
+fn a_guest_that_swaps_no_more_is_given_what_it_grows_by_before_it_has_nothing_to_spare() {
+    let (mut seen, mut state) =
+        (seen(20), State { dry_loads: Some(0), dry_until_ms: u64::MAX, ..State::default() });
+    seen.snapshot.held.stored_pages = 1000;
+    seen.decide(0, &mut state);
+    seen.stats.available_bytes = Some(10 * MIB);
+    let decision = seen.decide(1, &mut state);
+    assert_eq!(decision.reason, relaxed(32, Distress::Growing(10 * MIB)));
+}
+
 /// It was found not to swap; then it says nothing of itself for long, and the host is very short of memory.
 #[test]
 fn a_guest_without_swap_that_says_nothing_any_more_is_left_what_it_has() {
@@ -120,6 +143,21 @@ fn a_guest_whose_swap_was_switched_off_is_tried_by_little_more_than_a_sixteenth(
         seen.stats.available_bytes = Some(MIB);
     }
     assert_eq!(state.dry_loads, Some(0));
+}
+
+/// A sixteenth was taken of a guest that still has something to spare, and so had nothing to push out yet; it is left alone, and
+/// the host is short of memory.
+#[test]
+fn a_guest_that_swaps_is_not_spared_because_it_had_nothing_to_push_out_yet() {
+    let held = Reason::Held(Hold::BackOff(u64::MAX - 1_005_000));
+    for (stored_pages, target_mib, reason) in [(1000, 504, Reason::TookForHost(8 * MIB)), (0, 512, held)] {
+        let mut seen = seen(12);
+        (seen.pressure, seen.snapshot.held.stored_pages) = (Pressure::Severe, stored_pages);
+        let mut state = State { dry_bytes: 33 * MIB, back_off_until_ms: u64::MAX, ..State::default() };
+        seen.decide(0, &mut state);
+        let decision = seen.decide(1, &mut state);
+        assert_eq!((decision.target_bytes / MIB, decision.reason), (target_mib, reason), "{stored_pages}");
+    }
 }
 
 /// After a process was killed, stores failed or it had no room: what is decided a tick later, with nothing to spare.

@@ -131,7 +131,7 @@ pub(super) fn wish(host: &Host, snapshot: &Snapshot, state: &mut State) -> Wish 
     let underway_bytes = if is_waited_for && underway_bytes > REACHED_BYTES_MIN { underway_bytes } else { 0 };
     // A guest that can't swap any more suffers, and nothing comes back to it.
     let is_spared = host.now_ms < state.spared_until_ms;
-    let rescues = |distress: &Distress| tick.as_ref().is_some_and(|tick| tick.rescues(distress));
+    let rescues = |distress: &Distress| tick.as_ref().is_some_and(|tick| tick.rescues(state, distress));
     let is_rescued = matches!(&reason, Reason::Relaxed(_, distress) if rescues(distress));
     let in_distress = is_spared || matches!(reason, Reason::Relaxed(..));
     Wish {
@@ -204,8 +204,8 @@ impl Tick<'_> {
     }
 
     /// The most that may be taken of what it has, in bytes: where its pages have nowhere to go, or it was asked for enough to
-    /// show whether it swaps, only what it doesn't use; until it is known to swap a small step more; and else so much that it
-    /// keeps its leeway.
+    /// show whether it swaps and never did, only what it doesn't use; until it is known to swap, or to swap still, a small step
+    /// more; and else so much that it keeps its leeway.
     fn takeable_bytes(&self, state: &State) -> u64 {
         let available_bytes = self.signals.available_bytes.unwrap_or(0);
         let left_bytes = LEFT_GROWTHS.saturating_mul(self.signals.grown_bytes);
@@ -218,12 +218,15 @@ impl Tick<'_> {
         let leeway_bytes = room_bytes.saturating_add(available_bytes);
         let pushed_bytes = leeway_bytes.saturating_sub(left_bytes.max(self.leeway_bytes()));
         let is_tried = state.dry_bytes > self.memory.actual_bytes / DRY_PART;
+        let tried_bytes = unused_bytes.saturating_add(self.cold_step_bytes());
         // One that was heard once and was not found out is taken to push out, as one that never says anything.
-        match (self.pushes_out() || self.signals.is_stale, self.swaps()) {
+        match (self.pushes_out() || self.signals.is_stale, self.swaps(state)) {
             (true, _) => pushed_bytes,
-            (false, _) if is_tried => pushed_bytes.min(unused_bytes),
+            // It may just not have had to yet: were it left alone, an idle guest would keep what others lack.
+            (false, true) if is_tried => pushed_bytes.min(tried_bytes),
             (false, true) => pushed_bytes,
-            (false, false) => unused_bytes.saturating_add(self.cold_step_bytes()),
+            (false, false) if is_tried => pushed_bytes.min(unused_bytes),
+            (false, false) => tried_bytes,
         }
     }
 
@@ -264,18 +267,18 @@ impl Tick<'_> {
             return Some((more(bytes), Distress::TooMuchBack(pain_percent)));
         }
         let needs_bytes =
-            if self.swaps() { grown_bytes } else { grown_bytes.saturating_mul(HEADROOM_GROWTHS) };
-        if needs_bytes > available_bytes.unwrap_or(u64::MAX).max(self.quick_bytes()) {
+            if self.swaps(state) { grown_bytes } else { grown_bytes.saturating_mul(HEADROOM_GROWTHS) };
+        if needs_bytes > available_bytes.unwrap_or(u64::MAX).max(self.quick_bytes(state)) {
             let bytes = (actual_bytes / RELAX_PART).max(grown_bytes.saturating_mul(2));
             return Some((more(bytes), Distress::Growing(grown_bytes)));
         }
-        let by_itself = state.step_ticks > STEP_TICKS && actual_bytes <= reached_bytes;
-        if by_itself && stored_bytes > actual_bytes / GROWING_PART {
+        let unasked = state.step_ticks > STEP_TICKS && actual_bytes <= reached_bytes;
+        if unasked && stored_bytes > actual_bytes / GROWING_PART {
             let bytes = (actual_bytes / RELAX_PART).max(stored_bytes.saturating_mul(2));
             return Some((more(bytes), Distress::Growing(stored_bytes)));
         }
         // One that is known to swap may have more to spare than it says, and pushes something out when that is gone.
-        let nothing_bytes = if self.swaps() {
+        let nothing_bytes = if self.swaps(state) {
             actual_bytes / GROWING_UNSWAPPED_PART
         } else {
             self.leeway_bytes() / CORNERED_PART
@@ -294,8 +297,8 @@ impl Tick<'_> {
     }
 
     /// Whether something in it is killed unless it is relaxed, whatever else hurts.
-    fn rescues(&self, distress: &Distress) -> bool {
-        distress.has_nowhere_to_go() || !self.swaps() || self.is_cornered()
+    fn rescues(&self, state: &State, distress: &Distress) -> bool {
+        distress.has_nowhere_to_go() || !self.swaps(state) || self.is_cornered()
     }
 
     /// Leaves the VM alone for a while; twice as long when it hurt soon after it had been left alone.
@@ -311,7 +314,7 @@ impl Tick<'_> {
             state.back_off_ticks = (state.back_off_ticks * 2).clamp(BACK_OFF_TICKS, BACK_OFF_TICKS_MAX);
         }
         state.back_off_until_ms = now_ms.saturating_add(in_ticks(state.back_off_ticks.max(BACK_OFF_TICKS)));
-        if self.rescues(distress) {
+        if self.rescues(state, distress) {
             state.spared_until_ms = now_ms.saturating_add(in_ticks(BACK_OFF_TICKS));
         }
         // One that kills or lets air out of its balloon while nothing was pushed out has shown the same.
@@ -359,7 +362,7 @@ impl Tick<'_> {
         if state.dry_loads.is_some() {
             return Some(Hold::NotSwapping);
         }
-        if !self.swaps() && self.signals.grown_bytes > self.quick_bytes() {
+        if !self.swaps(state) && self.signals.grown_bytes > self.quick_bytes(state) {
             return Some(Hold::Growing(self.signals.grown_bytes));
         }
         let full = self.places().find(Place::is_nearly_full).map(|place| place.hold);
@@ -446,14 +449,15 @@ impl Tick<'_> {
         (self.memory.actual_bytes / COLD_STEP_PART).min(COLD_STEP_BYTES_MAX)
     }
 
-    /// Whether it is known to swap: the header alone is no page of its.
-    fn swaps(&self) -> bool {
-        self.pushes_out() || self.snapshot.held.stored_pages > 1
+    /// Whether it is known to swap: the header alone is no page of its, and once it was found not to swap any more what is on
+    /// its disk only has not been discarded.
+    fn swaps(&self, state: &State) -> bool {
+        self.pushes_out() || (self.snapshot.held.stored_pages > 1 && state.dry_loads.is_none())
     }
 
     /// What a guest begins to use in a tick before that is quick, in bytes; of one that isn't known to swap it is less.
-    fn quick_bytes(&self) -> u64 {
-        self.memory.actual_bytes / if self.swaps() { GROWING_FAST_PART } else { GROWING_UNSWAPPED_PART }
+    fn quick_bytes(&self, state: &State) -> u64 {
+        self.memory.actual_bytes / if self.swaps(state) { GROWING_FAST_PART } else { GROWING_UNSWAPPED_PART }
     }
 
     /// Whether it pushes pages out; one that doesn't say what it has to spare is taken to.

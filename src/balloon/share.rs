@@ -99,8 +99,8 @@ impl<'a> Guest<'a> {
         if self.wish.is_rescued { self.target_bytes().min(self.share_bytes) } else { 0 }
     }
 
-    /// By how much it would grow above that, in bytes.
-    fn growth_bytes(&self) -> u64 {
+    /// What it is to have above that, in bytes.
+    fn extra_bytes(&self) -> u64 {
         if self.is_driven() { self.target_bytes().saturating_sub(self.floor_bytes()) } else { 0 }
     }
 
@@ -165,16 +165,16 @@ fn take(host: &Host, guests: &mut [Guest<'_>], budget_bytes: u64) {
 /// Gives out no more than the budget has left beside what all have already, and the least that each may have or must.
 fn ration(guests: &mut [Guest<'_>], budget_bytes: u64) {
     let over_bytes = sum(guests, Guest::claimed_bytes).saturating_sub(budget_bytes);
-    let wanted_bytes = sum(guests, Guest::growth_bytes);
+    let wanted_bytes = sum(guests, Guest::extra_bytes);
     let mut left_bytes = wanted_bytes.saturating_sub(over_bytes);
     // Whoever wants less than its share leaves the rest to the others, so the smallest wishes come first.
-    guests.sort_by_key(Guest::growth_bytes);
-    let growing = guests.iter().filter(|guest| guest.growth_bytes() > 0);
+    guests.sort_by_key(Guest::extra_bytes);
+    let growing = guests.iter().filter(|guest| guest.extra_bytes() > 0);
     let mut weights: u64 = growing.map(|guest| u64::from(guest.snapshot.weight)).sum();
-    for guest in guests.iter_mut().filter(|guest| guest.growth_bytes() > 0) {
+    for guest in guests.iter_mut().filter(|guest| guest.extra_bytes() > 0) {
         let weight = u64::from(guest.snapshot.weight);
         let share_bytes = u128::from(left_bytes) * u128::from(weight) / u128::from(weights.max(1));
-        let wanted_bytes = guest.growth_bytes();
+        let wanted_bytes = guest.extra_bytes();
         let granted_bytes = wanted_bytes.min(u64::try_from(share_bytes).unwrap_or(u64::MAX));
         weights = weights.saturating_sub(weight);
         left_bytes -= granted_bytes;

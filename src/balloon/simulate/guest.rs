@@ -56,12 +56,18 @@ pub struct Guest {
     load_ns: u64,
     /// What its disk takes in the next run, in bytes.
     out_bytes_max: f64,
+    /// What the pool takes of it still, in bytes of its memory.
+    pool_room_bytes: f64,
+    /// What was on its disk as its swap was switched off: nobody has discarded that.
+    left_bytes: f64,
     sets: Vec<Pages>,
     /// A zram of its own that it swaps to first: how much it takes, and how much is in it.
     zram_bytes_max: f64,
     zram_bytes: f64,
     /// Pushed out to us, come back from us, those that were missed soon; pushed out and come back over all.
     counters: [f64; 5],
+    /// What it couldn't push out because the pool was full, in bytes.
+    failed_bytes: f64,
     oom_kills: u64,
     /// Whether its kernel takes memory out of the balloon before it kills.
     deflates: bool,
@@ -79,10 +85,13 @@ impl Guest {
             swap_bytes: swap_bytes as f64,
             load_ns: LOAD_NS,
             out_bytes_max: f64::INFINITY,
+            pool_room_bytes: f64::INFINITY,
+            left_bytes: 0.0,
             sets: Vec::new(),
             zram_bytes_max: 0.0,
             zram_bytes: 0.0,
             counters: [0.0; 5],
+            failed_bytes: 0.0,
             oom_kills: 0,
             deflates: false,
             stalled: 0.0,
@@ -126,9 +135,22 @@ impl Guest {
         self.out_bytes_max = bytes;
     }
 
-    /// It has no swap any more; nothing must be swapped out.
-    pub fn swap_off(&mut self) {
-        self.swap_bytes = 0.0;
+    /// The pool takes so much of it, in bytes of its memory; what is more fails.
+    pub(super) fn pool_takes(&mut self, bytes: f64) {
+        self.pool_room_bytes = bytes;
+    }
+
+    /// It has no swap any more, if there is room for all that is swapped out; else it goes on as it was.
+    pub fn swap_off(&mut self) -> bool {
+        let back_bytes = self.swapped_bytes() - self.zram_bytes;
+        let fits = back_bytes <= self.actual_bytes - self.used_bytes() - WATERMARK_BYTES;
+        if fits && self.zram_bytes <= 0.0 {
+            self.sets.iter_mut().for_each(|pages| pages.resident_bytes = pages.set.bytes);
+            self.counters[1] += back_bytes;
+            self.counters[4] += back_bytes;
+            (self.swap_bytes, self.left_bytes) = (0.0, self.left_bytes + back_bytes);
+        }
+        self.swap_bytes <= 0.0
     }
 
     /// Lets some time go by, with a target for the balloon.
@@ -139,8 +161,11 @@ impl Guest {
         let room_bytes =
             self.room_bytes().min(self.out_bytes_max) + self.zram_room_bytes() * (1.0 - ZRAM_PART);
         let freeable_bytes = (self.actual_bytes - self.used_bytes() - WATERMARK_BYTES).max(0.0) + room_bytes;
-        self.actual_bytes +=
-            (target_bytes - self.actual_bytes).clamp(-most_bytes.min(freeable_bytes), most_bytes);
+        let wanted_bytes = (self.actual_bytes - target_bytes).min(most_bytes);
+        if wanted_bytes > freeable_bytes {
+            self.fail(wanted_bytes - freeable_bytes);
+        }
+        self.actual_bytes += (-wanted_bytes).clamp(-freeable_bytes, most_bytes);
         self.reclaim();
         self.touch(seconds);
         self.reclaim();
@@ -161,6 +186,7 @@ impl Guest {
             let back_bytes = (pages.set.bytes - pages.resident_bytes) * pages.touched(seconds) * share;
             pages.resident_bytes += back_bytes;
             self.counters[1] += back_bytes * ours;
+            self.pool_room_bytes += back_bytes * ours;
             if pages.set.touches_per_s * YOUNG_SECONDS >= 1.0 {
                 self.counters[2] += back_bytes * ours;
             }
@@ -186,6 +212,9 @@ impl Guest {
                 (short_bytes - room_bytes).clamp(0.0, self.configured_bytes - self.actual_bytes);
             self.actual_bytes += deflated_bytes;
             short_bytes -= deflated_bytes;
+        }
+        if short_bytes > room_bytes {
+            self.fail(short_bytes - room_bytes);
         }
         // Sums of flows are a little off; a page is more than that.
         while short_bytes > room_bytes + PAGE_SIZE_U64 as f64 {
@@ -213,7 +242,13 @@ impl Guest {
         let zram_bytes = zram_bytes.min(out_bytes);
         self.zram_bytes += zram_bytes;
         self.counters[0] += out_bytes - zram_bytes;
+        self.pool_room_bytes -= out_bytes - zram_bytes;
         self.counters[3] += out_bytes;
+    }
+
+    /// Its disk had room for so much more; the pool hadn't.
+    fn fail(&mut self, bytes: f64) {
+        self.failed_bytes += bytes.min(self.disk_room_bytes() - self.room_bytes());
     }
 
     /// Nothing else can leave: the kernel ends who owns the largest set, which frees so much.
@@ -230,8 +265,13 @@ impl Guest {
         KERNEL_BYTES + resident_bytes + self.zram_bytes * ZRAM_PART
     }
 
-    /// What its disk has room for.
+    /// What can be pushed out to us.
     fn room_bytes(&self) -> f64 {
+        self.disk_room_bytes().min(self.pool_room_bytes)
+    }
+
+    /// What its disk has room for.
+    fn disk_room_bytes(&self) -> f64 {
         (self.swap_bytes - (self.swapped_bytes() - self.zram_bytes)).max(0.0)
     }
 
@@ -265,13 +305,15 @@ impl Guest {
         let [stores, promoted, promoted_young, ..] =
             self.counters.map(|counter| bytes(counter) / PAGE_SIZE_U64);
         let load_ns = promoted * self.load_ns;
-        Counters { stores, loads: promoted, promoted, promoted_young, load_ns, ..Counters::default() }
+        let failed_stores = bytes(self.failed_bytes) / PAGE_SIZE_U64;
+        let counters = Counters { stores, loads: promoted, promoted, promoted_young, ..Counters::default() };
+        Counters { load_ns, failed_stores, ..counters }
     }
 
-    /// Bytes that are swapped out to us.
+    /// Bytes that are swapped out to us, with those that were as its swap was switched off.
     #[must_use]
     pub fn swapped(&self) -> u64 {
-        bytes(self.swapped_bytes() - self.zram_bytes)
+        bytes(self.swapped_bytes() - self.zram_bytes + self.left_bytes)
     }
 
     /// Bytes that are in its own zram.

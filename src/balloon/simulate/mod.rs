@@ -6,13 +6,24 @@ mod scenario;
 
 pub use self::guest::{Guest, Set};
 pub use self::scenario::{SCENARIOS, Scenario, named};
+use std::time::Duration;
+
 use super::Mode;
 use super::snapshot::{Held, Host, Snapshot, Vmm};
 use super::state::State;
 use super::trace::Tick;
+use super::vmm::GuestStats;
 
 /// What a stored page takes in the pool, in parts of it: lz4's ratio on common heaps.
 const RATIO: u64 = 3;
+
+/// What a guest said of itself last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Said {
+    stats: Option<GuestStats>,
+    at_ms: u64,
+    is_late: bool,
+}
 
 /// Guests on a host, under the policy.
 #[derive(Debug)]
@@ -23,6 +34,10 @@ pub struct Simulation {
     states: Vec<State>,
     /// What VMMs say instead of answering.
     silence: Vec<Option<Vmm>>,
+    /// What guests said last of themselves, when, by the boot-time clock in milliseconds, and whether they say no more.
+    said: Vec<Said>,
+    /// Whether the pool is as full as the guests whose pages stay in it make it, and takes no more then.
+    fills: bool,
     /// What the store takes of all guests in a second, in bytes.
     store_bytes_per_s: f64,
 }
@@ -35,12 +50,15 @@ impl Simulation {
         let snapshots = guests.iter().zip(1..).map(|((guest, min_bytes), n)| snapshot(n, guest, *min_bytes));
         let snapshots: Vec<_> = snapshots.collect();
         let (states, silence) = (vec![State::default(); guests.len()], vec![None; guests.len()]);
+        let said = vec![Said::default(); guests.len()];
         Self {
             host,
             guests: guests.into_iter().map(|(guest, _)| guest).collect(),
             snapshots,
             states,
             silence,
+            said,
+            fills: false,
             store_bytes_per_s: f64::INFINITY,
         }
     }
@@ -65,6 +83,23 @@ impl Simulation {
         self.silence[vm] = silence;
     }
 
+    /// Whether a guest's statistics are late from now on: its VMM repeats what it said last.
+    pub fn late(&mut self, vm: usize, is_late: bool) {
+        self.said[vm].is_late = is_late;
+    }
+
+    /// The pool has this maximum, and those guests in it whose pages can't leave for the file: when it is full, stores fail.
+    pub fn fill_pool(&mut self, max_bytes: u64) {
+        (self.host.pool_max_bytes, self.fills) = (max_bytes, true);
+    }
+
+    /// What the pool has room for, in bytes.
+    fn pool_room_bytes(&self) -> u64 {
+        let kept = self.guests.iter().zip(&self.snapshots).filter(|(_, snapshot)| !snapshot.held.writeback);
+        let kept_bytes: u64 = kept.map(|(guest, _)| guest.swapped() / RATIO).sum();
+        self.host.pool_max_bytes.saturating_sub(kept_bytes)
+    }
+
     /// The store takes no more than this of all guests in a second.
     pub fn slow_store(&mut self, bytes_per_s: u64) {
         self.store_bytes_per_s = bytes_per_s as f64;
@@ -73,8 +108,12 @@ impl Simulation {
     /// Lets a tick go by.
     pub fn tick(&mut self) -> Tick {
         self.host.now_ms += self.host.interval_ms;
-        for ((snapshot, guest), silence) in self.snapshots.iter_mut().zip(&self.guests).zip(&self.silence) {
-            look(snapshot, guest);
+        if self.fills {
+            self.host.pool_bytes = self.host.pool_max_bytes - self.pool_room_bytes();
+        }
+        let guests = self.guests.iter().zip(&mut self.said);
+        for ((snapshot, (guest, said)), silence) in self.snapshots.iter_mut().zip(guests).zip(&self.silence) {
+            look(snapshot, guest, said, self.host.now_ms);
             if let Some(silence) = silence {
                 snapshot.vmm = silence.clone();
             }
@@ -83,7 +122,11 @@ impl Simulation {
         let seconds = self.host.interval_ms as f64 / 1000.0;
         let mut left_bytes = self.store_bytes_per_s * seconds;
         let guests = self.guests.len();
-        for (number, (guest, step)) in self.guests.iter_mut().zip(&tick.vms).enumerate() {
+        for (number, step) in tick.vms.iter().enumerate() {
+            let fills = self.fills && !step.snapshot.held.writeback;
+            let room_bytes = if fills { (self.pool_room_bytes() * RATIO) as f64 } else { f64::INFINITY };
+            let guest = &mut self.guests[number];
+            guest.pool_takes(room_bytes);
             let actual_bytes = guest.memory().actual_bytes;
             let before = guest.counters().stores;
             guest.push_out_at_most(left_bytes / (guests - number) as f64);
@@ -116,9 +159,15 @@ fn snapshot(number: u64, guest: &Guest, min_bytes: u64) -> Snapshot {
 }
 
 /// What is new of a guest.
-fn look(snapshot: &mut Snapshot, guest: &Guest) {
+fn look(snapshot: &mut Snapshot, guest: &Guest, said: &mut Said, now_ms: u64) {
     let stored_pages = guest.swapped() / crate::page::PAGE_SIZE_U64;
-    snapshot.vmm = Vmm::Answers(guest.memory());
+    let mut memory = guest.memory();
+    if !said.is_late || said.stats.is_none() {
+        (said.stats, said.at_ms) = (memory.guest, now_ms);
+    }
+    let age = Duration::from_millis(now_ms - said.at_ms);
+    memory.guest = said.stats.map(|stats| GuestStats { age, update: Some(said.at_ms), ..stats });
+    snapshot.vmm = Vmm::Answers(memory);
     snapshot.counters = guest.counters();
     snapshot.held.stored_pages = stored_pages;
     snapshot.held.pool_pages = stored_pages;
