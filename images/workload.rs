@@ -146,11 +146,14 @@ struct Plan {
     overwrite_percent: usize,
     /// Whether it is told on another serial line what to work on.
     orders: bool,
+    /// How long it rests after each pass over what it was told to work on.
+    rest: Duration,
 }
 
 impl Plan {
     fn from_arguments() -> Result<Self, String> {
-        let mut plan = Self { mib: 300, rounds: 2, seed: 1, overwrite_percent: 5, orders: false };
+        let rest = Duration::ZERO;
+        let mut plan = Self { mib: 300, rounds: 2, seed: 1, overwrite_percent: 5, orders: false, rest };
         for argument in std::env::args().skip(1) {
             let parsed =
                 argument.split_once('=').and_then(|(key, value)| Some((key, value.parse::<u32>().ok()?)));
@@ -160,9 +163,10 @@ impl Plan {
                 Some(("seed", n)) => plan.seed = u64::from(n),
                 Some(("overwrite", n @ 0..=100)) => plan.overwrite_percent = n as usize,
                 Some(("orders", n @ 0..=1)) => plan.orders = n == 1,
+                Some(("rest_ms", n)) => plan.rest = Duration::from_millis(n.into()),
                 _ => {
                     return Err(format!(
-                        "{argument:?} is not mib=, rounds=, seed=, overwrite= or orders= and a number"
+                        "{argument:?} is not mib=, rounds=, seed=, overwrite=, orders= or rest_ms= and a number"
                     ));
                 }
             }
@@ -254,6 +258,7 @@ impl Workload {
                     self.bad += u64::from(page.0[0] != *word);
                     touched += 1;
                 }
+                thread::sleep(self.plan.rest);
             }
             let passes = touched as f64 / (hot_mib * 256) as f64 / began.elapsed().as_secs_f64();
             println!("BALLAST-GUEST PROGRESS hot={hot_mib} passes_per_s={passes:.1} bad={}", self.bad);

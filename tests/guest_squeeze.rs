@@ -29,6 +29,10 @@ const HOT_MIB: u64 = 48;
 /// What its kernel needs beside that, at least.
 const KERNEL_MIB: u64 = 64;
 
+/// What it rests after each pass over that: three emulated processors that never do have no time left on two cores for what
+/// is looked at here.
+const REST_MS: u64 = 20;
+
 /// What two guests may have together: less than they were booted with, and less than both need to work.
 const BUDGET_MIB: u64 = 600;
 
@@ -59,7 +63,7 @@ impl Guest {
         std::fs::create_dir(&directory).unwrap();
         let orders = directory.join("orders");
         let append = format!(
-            "console=ttyS0 quiet panic=-1 ballast.mib={HELD_MIB} ballast.rounds=1 ballast.overwrite=0 ballast.orders=1 ballast.page_cluster=0"
+            "console=ttyS0 quiet panic=-1 ballast.mib={HELD_MIB} ballast.rounds=1 ballast.overwrite=0 ballast.orders=1 ballast.rest_ms={REST_MS} ballast.page_cluster=0"
         );
         let mut command = Command::new("qemu-system-x86_64");
         command.args([
@@ -199,24 +203,41 @@ fn check_memory_is_the_hosts(daemon: &Daemon, guest: &Guest) {
     );
 }
 
+/// What a guest has at a tick, and what it is to have, in MiB.
+struct Has {
+    actual_mib: u64,
+    target_mib: u64,
+}
+
 /// At no tick, once they are within it, do the guests together have more than the budget, but for what a look at one
-/// after the other may see double.
+/// after the other may see double, and for the rescue of one that was about to kill: it gets its share at once, while who
+/// has more than a share gives it back.
 fn check_budget_was_kept(dir: &Path) {
     const SLACK_MIB: u64 = 8;
     let trace = BufReader::new(File::open(dir.join("state/balloon.trace")).unwrap());
     let ticks = trace::read(trace).map(Result::unwrap);
-    let sums = ticks.filter_map(|tick| {
-        let actual = tick.vms.iter().map(|step| match &step.snapshot.vmm {
-            Vmm::Answers(memory) => Some(memory.actual_bytes / MIB),
+    let ticks = ticks.filter_map(|tick| {
+        let has = tick.vms.iter().map(|step| match &step.snapshot.vmm {
+            Vmm::Answers(memory) => {
+                let target_mib = step.decision.target_bytes / MIB;
+                Some(Has { actual_mib: memory.actual_bytes / MIB, target_mib })
+            }
             Vmm::Silent(_) | Vmm::Gone(_) => None,
         });
-        actual.sum::<Option<u64>>()
+        has.collect::<Option<Vec<_>>>()
     });
-    let within: Vec<u64> = sums.skip_while(|mib| *mib > BUDGET_MIB).collect();
-    println!("{} ticks within the budget, {:?} MiB at most", within.len(), within.iter().max());
+    let sum = |guests: &[Has]| guests.iter().map(|guest| guest.actual_mib).sum::<u64>();
+    let within: Vec<_> = ticks.skip_while(|guests| sum(guests) > BUDGET_MIB).collect();
+    let most_mib = within.iter().map(|guests| sum(guests)).max();
+    println!("{} ticks within the budget, {most_mib:?} MiB at most", within.len());
     assert!(within.len() > 30, "{} ticks", within.len());
-    let over: Vec<_> = within.iter().enumerate().filter(|(_, mib)| **mib > BUDGET_MIB + SLACK_MIB).collect();
-    assert!(over.is_empty(), "ticks since they were within the budget, and MiB that both had: {over:?}");
+    let keeps_more =
+        |guest: &Has| guest.actual_mib > BUDGET_MIB / 2 + SLACK_MIB && guest.target_mib >= guest.actual_mib;
+    for (tick, guests) in within.iter().enumerate() {
+        let over = sum(guests) > BUDGET_MIB + SLACK_MIB;
+        let words: Vec<_> = guests.iter().map(|guest| (guest.actual_mib, guest.target_mib)).collect();
+        assert!(!over || !guests.iter().any(keeps_more), "tick {tick}: had and to have, in MiB: {words:?}");
+    }
 }
 
 #[test]
