@@ -169,14 +169,14 @@ impl Bitmap for Log<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::device::guest_memory::{Memory, Region};
     use rustix::fs::{MemfdFlags, memfd_create};
     use std::os::unix::fs::FileExt;
     use vm_memory::{Bytes, GuestAddress};
 
-    fn file(bytes: u64) -> File {
+    pub fn file(bytes: u64) -> File {
         let file = File::from(memfd_create("test", MemfdFlags::CLOEXEC).unwrap());
         file.set_len(bytes).unwrap();
         file
@@ -193,7 +193,8 @@ mod tests {
         (Memory::from_regions(vec![region]).unwrap(), log_file, log)
     }
 
-    fn marked(log: &File) -> Vec<u64> {
+    /// The pages whose bits are set.
+    pub fn marked(log: &File) -> Vec<u64> {
         let mut bytes = [0; 8];
         log.read_exact_at(&mut bytes, 0).unwrap();
         let bits = u64::from_le_bytes(bytes);

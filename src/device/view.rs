@@ -106,22 +106,15 @@ impl<'a> View<'a> {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::os::unix::fs::FileExt;
     use std::sync::Arc;
 
-    use rustix::fs::{MemfdFlags, memfd_create};
     use vm_memory::FileOffset;
 
     use super::*;
     use crate::device::dirty_log::DirtyLog;
+    use crate::device::dirty_log::tests::{file, marked};
 
     const PAGE: u64 = 4096;
-
-    fn file(bytes: u64) -> File {
-        let file = File::from(memfd_create("test", MemfdFlags::CLOEXEC).unwrap());
-        file.set_len(bytes).unwrap();
-        file
-    }
 
     /// Pages 2 and 3, 4 and 5, a hole, and 8 and 9, logged; and the log's file.
     fn memory() -> (Memory, File) {
@@ -132,13 +125,6 @@ mod tests {
             Region::map(memory, 8192, GuestAddress(page * PAGE), Some(Arc::clone(&log))).unwrap()
         };
         (Memory::from_regions(vec![region(2), region(4), region(8)]).unwrap(), log_file)
-    }
-
-    fn marked(log: &File) -> Vec<u64> {
-        let mut bytes = [0; 8];
-        log.read_exact_at(&mut bytes, 0).unwrap();
-        let bits = u64::from_le_bytes(bytes);
-        (0..64).filter(|page| bits >> page & 1 == 1).collect()
     }
 
     #[test]
