@@ -210,8 +210,9 @@ struct Has {
 }
 
 /// At no tick, once they are within it, do the guests together have more than the budget, but for what a look at one
-/// after the other may see double, and for the rescue of one that was about to kill: it gets its share at once, while who
-/// has more than a share gives it back.
+/// after the other may see double, and for the rescue of one that was about to kill: it gets its share at once and no
+/// more, while who has more than a share gives it back, and until they are within it again what they are to have together
+/// never grows.
 fn check_budget_was_kept(dir: &Path) {
     const SLACK_MIB: u64 = 8;
     let trace = BufReader::new(File::open(dir.join("state/balloon.trace")).unwrap());
@@ -233,10 +234,19 @@ fn check_budget_was_kept(dir: &Path) {
     assert!(within.len() > 30, "{} ticks", within.len());
     let keeps_more =
         |guest: &Has| guest.actual_mib > BUDGET_MIB / 2 + SLACK_MIB && guest.target_mib >= guest.actual_mib;
+    let mut before_mib = None;
     for (tick, guests) in within.iter().enumerate() {
-        let over = sum(guests) > BUDGET_MIB + SLACK_MIB;
+        if sum(guests) <= BUDGET_MIB + SLACK_MIB {
+            before_mib = None;
+            continue;
+        }
         let words: Vec<_> = guests.iter().map(|guest| (guest.actual_mib, guest.target_mib)).collect();
-        assert!(!over || !guests.iter().any(keeps_more), "tick {tick}: had and to have, in MiB: {words:?}");
+        assert!(!guests.iter().any(keeps_more), "tick {tick}: had and to have, in MiB: {words:?}");
+        let share_at_most = |guest: &Has| guest.target_mib <= BUDGET_MIB / 2 + SLACK_MIB;
+        assert!(guests.iter().any(share_at_most), "tick {tick}: nobody was rescued: {words:?}");
+        let targets_mib = guests.iter().map(|guest| guest.target_mib).sum::<u64>();
+        assert!(before_mib.is_none_or(|before| targets_mib <= before), "tick {tick}: it grows: {words:?}");
+        before_mib = Some(targets_mib);
     }
 }
 

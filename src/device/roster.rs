@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use event_manager::{RemoteEndpoint, SubscriberId};
 use parking_lot::Mutex;
 
-use super::ring::{Peek, Ring};
+use super::ring::Ring;
 
 /// The rings of one worker that want something. Its lock is held for a few instructions, and nothing is taken under
 /// it.
@@ -21,34 +21,17 @@ pub struct Roster {
     endpoint: RemoteEndpoint<Ring>,
 }
 
-/// A ring that is to have a turn.
-#[derive(Debug)]
-pub struct Turn {
-    /// Which.
-    pub ring: SubscriberId,
-    /// What says that it doesn't need it yet.
-    pub peek: Option<Peek>,
-}
-
-#[derive(Debug)]
-struct Active {
-    ring: SubscriberId,
-    /// Somebody put it on the list since its last turn.
-    called: bool,
-}
-
 #[derive(Debug, Default)]
 struct Lists {
     /// Rings that have work or had some a moment ago.
-    active: Vec<Active>,
+    active: Vec<SubscriberId>,
     /// Rings with stores that wait for room, or that wait otherwise for what nobody tells them of.
     waiting: Vec<SubscriberId>,
 }
 
-fn insert(list: &mut Vec<Active>, ring: SubscriberId) {
-    match list.iter_mut().find(|active| active.ring == ring) {
-        Some(active) => active.called = true,
-        None => list.push(Active { ring, called: true }),
+fn insert(list: &mut Vec<SubscriberId>, ring: SubscriberId) {
+    if !list.contains(&ring) {
+        list.push(ring);
     }
 }
 
@@ -78,7 +61,7 @@ impl Roster {
 
     /// Takes a ring off the list of those that have turns.
     pub fn remove(&self, ring: SubscriberId) {
-        self.lists.lock().active.retain(|active| active.ring != ring);
+        self.lists.lock().active.retain(|other| *other != ring);
     }
 
     /// Forgets a ring that is gone, whatever it waited for.
@@ -87,18 +70,10 @@ impl Roster {
         self.set_waiting(ring, false);
     }
 
-    /// Makes `round` the rings that are to have a turn. What their last ones left there stays, unless they were called.
-    pub fn copy_to(&self, round: &mut Vec<Turn>) {
-        let mut lists = self.lists.lock();
-        round.truncate(lists.active.len());
-        for (index, active) in lists.active.iter_mut().enumerate() {
-            let (ring, called) = (active.ring, std::mem::take(&mut active.called));
-            match round.get_mut(index) {
-                Some(turn) if turn.ring == ring && !called => {}
-                Some(turn) => *turn = Turn { ring, peek: None },
-                None => round.push(Turn { ring, peek: None }),
-            }
-        }
+    /// Makes `round` the rings that are to have a turn.
+    pub fn copy_to(&self, round: &mut Vec<SubscriberId>) {
+        round.clear();
+        round.extend_from_slice(&self.lists.lock().active);
     }
 
     /// Notes whether a ring has stores that wait for room.
@@ -166,91 +141,5 @@ impl Roster {
         if self.asleep.swap(false, Ordering::SeqCst) {
             self.wake();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::time::Duration;
-
-    use event_manager::{EventManager, SubscriberOps};
-    use vhost_user_backend::VringT;
-
-    use super::*;
-    use crate::device::guest_memory::Memory;
-    use crate::device::ring::{GuestMemory, Owner, Vring};
-    use crate::device::vm::DeviceVm;
-
-    /// A roster with three rings that are to have a turn.
-    fn three() -> (EventManager<Ring>, Arc<Roster>, [SubscriberId; 3]) {
-        let mut manager = EventManager::<Ring>::new().unwrap();
-        let roster = Arc::new(Roster::new(manager.remote_endpoint()));
-        let memory = GuestMemory::new(Memory::new());
-        let rings = [(); 3].map(|()| {
-            let owner = Owner { vm: Arc::new(DeviceVm::new("web1", 1, false, None)), session: 1 };
-            let vring = Vring::new(memory.clone(), 16).unwrap();
-            manager.add_subscriber(Ring::new(
-                owner,
-                vring,
-                memory.clone(),
-                None,
-                Duration::ZERO,
-                Arc::clone(&roster),
-            ))
-        });
-        rings.iter().for_each(|ring| roster.put(*ring));
-        (manager, roster, rings)
-    }
-
-    /// As after turns that found nothing more to do.
-    fn leave_peeks(round: &mut [Turn]) {
-        let memory = GuestMemory::new(Memory::new());
-        let vring = Vring::new(memory.clone(), 16).unwrap();
-        for turn in round {
-            turn.peek = Some(Peek::at(vring.get_ref().get_queue(), memory.clone()));
-        }
-    }
-
-    fn look(round: &[Turn]) -> Vec<(SubscriberId, bool)> {
-        round.iter().map(|turn| (turn.ring, turn.peek.is_some())).collect()
-    }
-
-    #[test]
-    fn what_a_turn_left_stays_until_the_ring_is_called() {
-        let (_manager, roster, [a, b, c]) = three();
-        let mut round = Vec::new();
-        roster.copy_to(&mut round);
-        assert_eq!(look(&round), [(a, false), (b, false), (c, false)]);
-        leave_peeks(&mut round);
-        roster.copy_to(&mut round);
-        assert_eq!(look(&round), [(a, true), (b, true), (c, true)]);
-        roster.call(b);
-        roster.copy_to(&mut round);
-        assert_eq!(look(&round), [(a, true), (b, false), (c, true)], "a ring that is called has a turn");
-        roster.set_waiting(a, true);
-        roster.room_made();
-        roster.copy_to(&mut round);
-        assert_eq!(look(&round), [(a, false), (b, false), (c, true)], "and one that room was made for");
-        roster.copy_to(&mut round);
-        assert_eq!(look(&round), [(a, false), (b, false), (c, true)]);
-    }
-
-    #[test]
-    fn what_one_ring_left_is_never_taken_for_anothers() {
-        let (_manager, roster, [a, b, c]) = three();
-        let mut round = Vec::new();
-        roster.copy_to(&mut round);
-        leave_peeks(&mut round);
-        roster.remove(b);
-        roster.copy_to(&mut round);
-        assert_eq!(look(&round), [(a, true), (c, false)]);
-        roster.remove(a);
-        roster.put(a);
-        roster.copy_to(&mut round);
-        assert_eq!(look(&round), [(c, false), (a, false)]);
-        [a, c].iter().for_each(|ring| roster.remove(*ring));
-        roster.copy_to(&mut round);
-        assert!(round.is_empty());
     }
 }

@@ -17,7 +17,6 @@ use vhost::vhost_user::{
 };
 use vhost_user_backend::VringT;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use virtio_queue::QueueT;
 
 use super::attached::{Attached, Startable};
 use super::dirty_log::DirtyLog;
@@ -51,16 +50,6 @@ struct SessionQueue<S> {
     enabled: bool,
     /// Where the ring runs, while it does.
     seat: Option<S>,
-}
-
-impl<S> SessionQueue<S> {
-    /// Whether it runs, at other addresses than these.
-    fn runs_elsewhere(&self, descriptor: u64, available: u64, used: u64) -> bool {
-        let vring = self.vring.get_ref();
-        let queue = vring.get_queue();
-        let now = (queue.desc_table(), queue.avail_ring(), queue.used_ring());
-        self.seat.is_some() && now != (descriptor, available, used)
-    }
 }
 
 fn event(file: Option<File>) -> VhostResult<Option<File>> {
@@ -235,10 +224,6 @@ impl<D: Attached> VhostUserBackendReqHandlerMut for Session<D> {
         let descriptor = self.memory.guest_address(descriptor)?;
         let available = self.memory.guest_address(available)?;
         let used = self.memory.guest_address(used)?;
-        // QEMU names the same again when a migration begins or ends.
-        if self.queue(index)?.runs_elsewhere(descriptor, available, used) {
-            self.stop(index, Ending::Settle)?;
-        }
         let queue = self.queue(index)?;
         queue
             .vring

@@ -11,15 +11,14 @@ use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, RemoteEndpoint, SubscriberId, SubscriberOps};
 
-use super::ring::{Ending, Peek, Progress, Ring, Workbench};
-use super::roster::{Roster, Turn};
+use super::ring::{Ending, Progress, Ring, Workbench};
+use super::roster::Roster;
 use crate::threads::{self, Role};
 
-/// How often the event loop is asked for kicks, control calls and timers while rings are busy: what a guest that just woke
-/// up waits for at most, at a cost of a hundredth.
+/// How often the event loop is asked for kicks, control calls and timers while rings are being looked at: what a guest
+/// that just woke up waits for at most, at a cost of a hundredth.
 const EVENTS_EVERY: Duration = Duration::from_micros(50);
-/// The same while none has anything to do, and who asks has the time.
-const EVENTS_EVERY_IDLE: Duration = Duration::from_micros(10);
+const EVENTS_EVERY_LOOKS: u32 = 64;
 /// Pages that a ring may work on before the next one has its turn. It is what a VM's load waits for behind a neighbour
 /// that stores without a pause.
 const SHARED_TURN_PAGES: u32 = 2;
@@ -159,22 +158,21 @@ struct Loop {
 
 impl Loop {
     fn run(&mut self, stop: &AtomicBool) {
-        let mut round: Vec<Turn> = Vec::new();
+        let mut round: Vec<SubscriberId> = Vec::new();
         let mut last_busy = Instant::now();
-        let (mut now, mut last_events) = (last_busy, last_busy);
+        let (mut last_events, mut looks) = (last_busy, 0u32);
         while !stop.load(Ordering::Acquire) {
-            let every = if now == last_busy { EVENTS_EVERY } else { EVENTS_EVERY_IDLE };
-            if round.is_empty() || now.saturating_duration_since(last_events) >= every {
+            let due = last_busy.saturating_duration_since(last_events) >= EVENTS_EVERY;
+            if round.is_empty() || due || looks >= EVENTS_EVERY_LOOKS {
+                (last_events, looks) = (last_busy, 0);
                 self.handle_events(round.is_empty());
-                // It may have slept.
-                last_events = Instant::now();
-                self.roster.copy_to(&mut round);
             }
-            let busy = self.round(&mut round);
-            now = Instant::now();
+            self.roster.copy_to(&mut round);
+            let busy = self.round(&round);
+            looks = looks.saturating_add(1);
             if busy {
-                last_busy = now;
-            } else if now.saturating_duration_since(last_busy) >= self.poll {
+                last_busy = Instant::now();
+            } else if last_busy.elapsed() >= self.poll {
                 self.sleep(&round);
             } else {
                 std::hint::spin_loop();
@@ -205,14 +203,11 @@ impl Loop {
     }
 
     /// Gives every active ring a turn; says whether any found something to do.
-    fn round(&mut self, round: &mut [Turn]) -> bool {
+    fn round(&mut self, round: &[SubscriberId]) -> bool {
         let turn_pages = if round.len() > 1 { SHARED_TURN_PAGES } else { LONE_TURN_PAGES };
         let mut busy = false;
-        for Turn { ring: id, peek } in round {
-            if peek.as_ref().is_some_and(Peek::is_idle) {
-                continue;
-            }
-            match self.manager.subscriber_mut(*id).map(|ring| ring.turn(&mut self.bench, turn_pages, peek)) {
+        for id in round {
+            match self.manager.subscriber_mut(*id).map(|ring| ring.turn(&mut self.bench, turn_pages)) {
                 Ok(Progress::Busy) => busy = true,
                 Ok(Progress::Idle | Progress::Parked) => {}
                 // It was stopped.
@@ -223,9 +218,9 @@ impl Loop {
     }
 
     /// Has every ring ask for a kick, and forgets those that have nothing to do.
-    fn sleep(&mut self, round: &[Turn]) {
-        for turn in round {
-            if let Ok(ring) = self.manager.subscriber_mut(turn.ring) {
+    fn sleep(&mut self, round: &[SubscriberId]) {
+        for id in round {
+            if let Ok(ring) = self.manager.subscriber_mut(*id) {
                 ring.sleep();
             }
         }

@@ -2,6 +2,7 @@
 another worker, the evenness of its service times, and what its shrinker costs those who load."""
 
 import contextlib
+import functools
 import pathlib
 import tempfile
 import time
@@ -37,9 +38,9 @@ def quantile_ns(counts, wanted):
     raise Failed("the daemon served no requests")
 
 
-def of_codec(bench, cells, pages):
+def of_codec(alone, cells):
     """Store and load at depth 32 beside compressor, checksum and one copy alone."""
-    alone = bench.codec_alone(pages)
+    alone = alone()
     for operation in ("store", "load"):
         ratio = throughput(cells, USUAL, operation) / alone[operation]["pages_per_second"]
         note = f"alone {alone[operation]['pages_per_second'] / 1000:.0f} k pages/s in the first round"
@@ -67,7 +68,7 @@ def of_workers(bench, directory, binary, pages):
         yield f"{operation}, two workers, of one's", ratio, (">=", 1.8), note
 
 
-def of_evenness(bench, directory, binary, pages):
+def of_evenness(bench, directory, binary, pages, alone):
     """p99.9 beside p50 of the time inside the daemon, mixed load, one request at a time."""
     with Ballast(directory, binary).up() as up:
         bench(up.sockets, pages, "store")
@@ -80,10 +81,10 @@ def of_evenness(bench, directory, binary, pages):
         goal = ("<=", 4.0) if counts is both else None
         yield f"service time of {what}, depth 1, mixed, p99.9 of p50", p999 / p50, goal, \
               f"{p50 / 1000:.1f} and {p999 / 1000:.1f} µs"
-    alone = bench.codec_alone(pages)
+    alone = alone()
     for operation in ("store", "load"):
         p50, p999 = (alone[operation][key] for key in ("ns_p50", "ns_p999"))
-        yield f"the same of the codec, checksum and one copy alone, {operation}: the machine's own", p999 / p50, None, \
+        yield f"the same of the codec, checksum and one copy alone, {operation}, for comparison", p999 / p50, None, \
               f"{p50 / 1000:.1f} and {p999 / 1000:.1f} µs"
 
 
@@ -123,10 +124,11 @@ def of_shrinker(bench, directory, binary, pages, file_dir):
 def measure(bench, directory, binary, pages, cells, file_dir):
     """All of them: (what, ratio or None, goal, note), a note saying why where there is no ratio."""
     found = []
-    for name, parts in (("store and load, of the codec alone", lambda: of_codec(bench, cells, pages)),
+    alone = functools.cache(lambda: bench.codec_alone(pages))
+    for name, parts in (("store and load, of the codec alone", lambda: of_codec(alone, cells)),
                         ("256 VMs, of one", lambda: of_crowd(cells)),
                         ("two workers, of one", lambda: of_workers(bench, directory, binary, pages)),
-                        ("evenness of service times", lambda: of_evenness(bench, directory, binary, pages)),
+                        ("evenness of service times", lambda: of_evenness(bench, directory, binary, pages, alone)),
                         ("loads beside the shrinker", lambda: of_shrinker(bench, directory, binary, pages, file_dir))):
         try:
             found += parts()

@@ -3,7 +3,6 @@
 //! worker's thread from start to stop; a ring that makes no sense is latched as broken and left alone.
 
 mod jobs;
-mod peek;
 mod waiting;
 mod work;
 
@@ -29,7 +28,6 @@ use super::vm::{DeviceVm, WaitingShare};
 use crate::page::Page;
 use crate::store::codec::Scratch;
 use jobs::{Jobs, Taken};
-pub use peek::Peek;
 
 /// The guest's memory as the session changes it.
 pub type GuestMemory = GuestMemoryAtomic<Memory>;
@@ -170,13 +168,9 @@ impl Ring {
         self.roster.put(id);
     }
 
-    /// Works for one turn, on so many pages at most. While the `peek` that it leaves finds the ring idle, and nobody has
-    /// called the ring, it needs no other one.
-    pub fn turn(&mut self, bench: &mut Workbench, pages: u32, peek: &mut Option<Peek>) -> Progress {
-        let progress = self.take_turn(bench, pages, peek);
-        if progress == Progress::Parked {
-            *peek = None;
-        }
+    /// Works for one turn, on so many pages at most.
+    pub fn turn(&mut self, bench: &mut Workbench, pages: u32) -> Progress {
+        let progress = self.take_turn(bench, pages);
         self.waits.set(self.jobs.waiting.len() as u64);
         let later = self.waits.any() || self.jobs.stalled_by_others();
         if let Some(id) = self.id
@@ -189,7 +183,7 @@ impl Ring {
         progress
     }
 
-    fn take_turn(&mut self, bench: &mut Workbench, pages: u32, peek: &mut Option<Peek>) -> Progress {
+    fn take_turn(&mut self, bench: &mut Workbench, pages: u32) -> Progress {
         if self.phase == Phase::Waiting && self.stop.is_none() {
             if !self.vm.claim(self.session, self.id, &self.roster) {
                 return Progress::Parked;
@@ -200,7 +194,7 @@ impl Ring {
             self.id.inspect(|id| self.roster.remove(*id));
             return Progress::Parked;
         }
-        self.work(bench, pages, peek).unwrap_or_else(|Broken| {
+        self.work(bench, pages).unwrap_or_else(|Broken| {
             self.phase = self.broken();
             Progress::Parked
         })

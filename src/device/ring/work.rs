@@ -9,7 +9,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddress, GuestAddressSpace};
 
 use super::jobs::{Job, Parsed, Taken};
-use super::{Broken, Ending, Peek, Progress, Ring, Workbench};
+use super::{Broken, Ending, Progress, Ring, Workbench};
 use crate::crash_point;
 use crate::device::blk::config_space::SECTOR_BYTES;
 use crate::device::blk::execute::{Execution, Outcome, Turn};
@@ -53,14 +53,9 @@ enum Step {
 }
 
 impl Ring {
-    pub(super) fn work(
-        &mut self,
-        bench: &mut Workbench,
-        budget_pages: u32,
-        peek: &mut Option<Peek>,
-    ) -> Result<Progress, Broken> {
+    pub(super) fn work(&mut self, bench: &mut Workbench, budget_pages: u32) -> Result<Progress, Broken> {
         let memory = self.memory.memory();
-        if self.has_lost(&memory) {
+        if is_lost(&memory) || self.inflight.as_ref().is_some_and(InflightQueue::is_lost) {
             return Err(Broken);
         }
         let vring = self.vring.clone();
@@ -70,7 +65,6 @@ impl Ring {
         self.jobs.waiting.look(self.roster.room(), self.stop.is_some(), places);
         self.take_heads(vring.get_queue_mut(), &memory)?;
         if !self.jobs.any_to_do() {
-            self.leave(peek, vring.get_queue(), &memory);
             return Ok(Progress::Idle);
         }
         let vm = Arc::clone(&self.vm);
@@ -103,29 +97,12 @@ impl Ring {
         if answers > 0 && vring.needs_notification()? {
             doorbell::call(&vring)?;
         }
-        let log = turn.log;
-        self.leave(peek, vring.get_queue(), &memory);
         drop(vring);
-        for line in log {
+        for line in turn.log {
             tracing::warn!(vm = vm.name(), "{line}");
         }
         // A store that was tried in vain is no reason to keep looking.
         Ok(if worked { Progress::Busy } else { Progress::Idle })
-    }
-
-    /// Whether the VMM has taken away what the ring works with.
-    fn has_lost(&self, memory: &Memory) -> bool {
-        is_lost(memory) || self.inflight.as_ref().is_some_and(InflightQueue::is_lost)
-    }
-
-    /// Leaves a peek where the ring waits for its guest alone. One whose memory was found lost in this turn is to find that
-    /// out.
-    fn leave(&self, peek: &mut Option<Peek>, queue: &Queue, memory: &Memory) {
-        let waits = self.stop.is_none() && self.jobs.is_empty() && !self.has_lost(memory);
-        *peek = waits.then(|| match peek.take() {
-            Some(before) => before.again(queue),
-            None => Peek::at(queue, self.memory.clone()),
-        });
     }
 
     /// Heads that may be taken now: a guest that offers one head over and over has no more than a ring's worth.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ballast::device::guest_memory::{Memory, Region};
 use ballast::device::inflight::InflightRegion;
-use ballast::device::ring::{Ending, GuestMemory, Owner, Peek, Progress, Ring, Vring, Workbench};
+use ballast::device::ring::{Ending, GuestMemory, Owner, Ring, Vring, Workbench};
 use ballast::device::roster::Roster;
 use ballast::device::session::QUEUE_SIZE_MAX;
 use ballast::device::signals;
@@ -62,8 +62,6 @@ struct Guest {
     size: u16,
     available_index: u16,
     running: Option<SubscriberId>,
-    /// What the ring left in its last turn.
-    peek: Option<Peek>,
 }
 
 impl Bench {
@@ -123,12 +121,9 @@ impl Bench {
         }
     }
 
-    fn turn(&mut self, guest: &mut Guest, pages: u32) {
+    fn turn(&mut self, guest: &Guest, pages: u32) {
         if let Some(id) = guest.running {
-            let idle = guest.peek.as_ref().is_some_and(Peek::is_idle);
-            let ring = self.manager.subscriber_mut(id).expect("it is there");
-            let progress = ring.turn(&mut self.workbench, pages, &mut guest.peek);
-            assert!(!idle || progress == Progress::Idle, "it would have been left alone");
+            self.manager.subscriber_mut(id).expect("it is there").turn(&mut self.workbench, pages);
         }
     }
 
@@ -140,7 +135,7 @@ impl Bench {
         let ring = Ring::new(owner, vring, memory, inflight, Duration::ZERO, roster);
         let id = self.manager.add_subscriber(ring);
         self.manager.subscriber_mut(id).expect("it was added").activate(id);
-        (guest.running, guest.peek) = (Some(id), None);
+        guest.running = Some(id);
     }
 
     fn stop(&mut self, guest: &mut Guest, ending: Ending) {
@@ -190,8 +185,7 @@ impl Guest {
             let (region, file, _) = InflightRegion::create(1, size, &[7; 16]).expect("a region");
             (Arc::new(region), file)
         });
-        let mut guest =
-            Self { vring, memory, file, inflight, size, available_index: 0, running: None, peek: None };
+        let mut guest = Self { vring, memory, file, inflight, size, available_index: 0, running: None };
         guest.resize(size);
         guest.vring.set_queue_info(0, AVAILABLE, USED).expect("they are aligned");
         if flags & 4 != 0 {
