@@ -89,12 +89,39 @@ const GROWTH_MIB: u64 = 4;
 #[derive(Clone, Copy, Debug)]
 struct Life {
     works_on_mib: u64,
+    /// By how much that grew in this tick, and in the one before.
+    grown_mib: [u64; 2],
     /// Whether it was found not to swap, or has killed and never swapped.
     found_dry: bool,
     /// Ticks since its swap was switched off, if it was later than it was used.
     off_ticks: u64,
-    /// Ticks since its statistics were late last.
+    /// Ticks since its statistics were late last, and whether it grew while they were.
     heard_ticks: u64,
+    grown_unseen: bool,
+}
+
+impl Life {
+    fn working_on(works_on_mib: u64) -> Self {
+        Self {
+            works_on_mib,
+            grown_mib: [0; 2],
+            found_dry: false,
+            off_ticks: 0,
+            heard_ticks: HEARD_TICKS,
+            grown_unseen: false,
+        }
+    }
+
+    fn work_on(&mut self, mib: u64) {
+        self.grown_mib = [mib.saturating_sub(self.works_on_mib), self.grown_mib[0]];
+        self.works_on_mib = mib;
+    }
+
+    fn hear(&mut self, is_late: bool) {
+        self.heard_ticks = if is_late { 0 } else { self.heard_ticks + 1 };
+        let grows = is_late && self.grown_mib[0] > 0;
+        self.grown_unseen = grows || (self.grown_unseen && self.heard_ticks < HEARD_TICKS);
+    }
 }
 
 /// After so many ticks with statistics what was done without them is made good.
@@ -107,17 +134,19 @@ fn is_excused(story: &Story, step: &Step, life: Life, share_mib: u64) -> bool {
     let needs_mib = life.works_on_mib + cold_mib + 44;
     // Whether a guest swaps is found out by taking what it has to spare, a sixty-fourth at a time; once, and while it rests.
     let Some(look) = step.state.look else { return false };
-    let is_at_rest = look.growth_bytes <= look.actual_bytes / 256;
+    let is_at_rest = life.grown_mib[1] * MIB <= look.actual_bytes / 256;
     let is_tried = match trouble {
         Trouble::SwapOff => step.state.dry_bytes > 0 && !life.found_dry && is_at_rest,
         // It has as little to spare as one that swaps may have, until it is seen that it doesn't any more.
         Trouble::SwapOffLater(_) => !life.found_dry,
         _ => false,
     };
-    // What grows where nobody sees it, with nowhere to push anything, nobody can help; and what it said it had to spare may
-    // have been taken more than once.
-    let is_unseen = life.heard_ticks < HEARD_TICKS && !matches!(trouble, Trouble::None);
-    needs_mib > share_mib || (is_tried && !deflates) || is_unseen
+    // What grows where nobody sees it, with nowhere to push anything, nobody can help.
+    let grew_unseen = life.grown_unseen && !matches!(trouble, Trouble::None);
+    // One that says nothing any more before it was found out is taken to swap, as one that never says anything.
+    let may_swap = life.heard_ticks < HEARD_TICKS && !life.found_dry;
+    let is_unheard = may_swap && matches!(trouble, Trouble::SwapOff | Trouble::SwapOffLater(_));
+    needs_mib > share_mib || (is_tried && !deflates) || grew_unseen || is_unheard
 }
 
 /// What a guest works on in this tick, on its way to so much.
@@ -141,7 +170,11 @@ fn phases() -> impl Strategy<Value = Vec<Phase>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 8000, failure_persistence: None, ..ProptestConfig::default() })]
+    // `PROPTEST_CASES` asks for more.
+    #![proptest_config({
+        let config = ProptestConfig::default();
+        ProptestConfig { cases: config.cases.max(8000), failure_persistence: None, ..config }
+    })]
 
     #[test]
     fn nobody_is_killed_or_below_its_least_whatever_the_host_lacks_and_wherever_pages_cannot_go(
@@ -159,8 +192,7 @@ proptest! {
             simulation.host().pool_start_bytes = Some(mib * MIB * 39 / 40);
         }
         let share_mib = budget_percent.map_or(512, |percent| 512 * percent / 100);
-        let life = |story: &Story| Life { works_on_mib: story.0, found_dry: false, off_ticks: 0, heard_ticks: HEARD_TICKS };
-        let mut lives: Vec<Life> = stories.iter().map(life).collect();
+        let mut lives: Vec<Life> = stories.iter().map(|story| Life::working_on(story.0)).collect();
         let mut number = 0;
         for (pressure, pool_full, ticks, percents, late) in phases {
             simulation.host().pressure = pressure;
@@ -173,8 +205,8 @@ proptest! {
                 let kills = simulation.guests().iter().map(oom_kills).collect::<Vec<_>>();
                 for (vm, (story, life)) in stories.iter().zip(&mut lives).enumerate() {
                     let to_mib = story.0 * percents[vm] / 100;
-                    life.works_on_mib = grown(life.works_on_mib, to_mib, story.4, pool_mib.is_some());
-                    life.heard_ticks = if late[vm] { 0 } else { life.heard_ticks + 1 };
+                    life.work_on(grown(life.works_on_mib, to_mib, story.4, pool_mib.is_some()));
+                    life.hear(late[vm]);
                     simulation.late(vm, late[vm]);
                     let guest = &mut simulation.guests()[vm];
                     guest.work_on(&[set(life.works_on_mib, story.1), set(story.2, 1e-5)]);

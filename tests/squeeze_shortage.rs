@@ -145,6 +145,37 @@ fn a_guest_whose_swap_was_switched_off_is_tried_by_little_more_than_a_sixteenth(
     assert_eq!(state.dry_loads, Some(0));
 }
 
+/// It killed as it was tried, which freed a lot: it is not tried again, whatever the host lacks.
+#[test]
+fn a_guest_without_swap_that_killed_is_left_all_it_uses_however_much_the_kill_freed() {
+    let (mut seen, mut state) = (seen(6), State { dry_bytes: 8 * MIB, ..State::default() });
+    seen.pressure = Pressure::Severe;
+    seen.decide(0, &mut state);
+    (seen.stats.oom_kills, seen.stats.available_bytes) = (Some(1), Some(80 * MIB));
+    let decision = seen.decide(1, &mut state);
+    assert!(matches!(decision.reason, Reason::Relaxed(_, Distress::OomKill)), "{decision:?}");
+    seen.memory.actual_bytes = decision.target_bytes;
+    seen.stats.available_bytes = Some(6 * MIB);
+    for tick in 2..200 {
+        let then = seen.decide(tick, &mut state);
+        assert!(then.target_bytes >= decision.target_bytes, "{tick}: {then:?}");
+    }
+}
+
+/// It repeats what it said last while it is squeezed: what was taken since is not there to be taken again.
+#[test]
+fn what_a_guest_said_once_that_it_has_to_spare_is_taken_once() {
+    let (mut seen, mut state) =
+        (seen(74), State { dry_loads: Some(0), dry_until_ms: u64::MAX, ..State::default() });
+    seen.pressure = Pressure::Severe;
+    seen.stats.update = Some(7);
+    for tick in 0..50 {
+        seen.memory.actual_bytes = seen.decide(tick, &mut state).target_bytes;
+    }
+    // It uses 438 MiB, and keeps a sixteenth of what it has.
+    assert_eq!(seen.memory.actual_bytes / MIB, 467);
+}
+
 /// A sixteenth was taken of a guest that still has something to spare, and so had nothing to push out yet; it is left alone, and
 /// the host is short of memory.
 #[test]

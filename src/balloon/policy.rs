@@ -163,7 +163,9 @@ struct Tick<'a> {
 
 impl Tick<'_> {
     fn decide(&self, state: &mut State) -> (u64, Reason) {
-        let has_headroom = self.signals.available_bytes.is_some_and(|bytes| bytes >= self.headroom_bytes());
+        // What a kill has freed was no headroom before it.
+        let has_headroom = self.signals.oom_kills == 0
+            && self.signals.available_bytes.is_some_and(|bytes| bytes >= self.headroom_bytes());
         if self.pushes_out() || has_headroom {
             state.dry_bytes = 0;
         }
@@ -207,16 +209,16 @@ impl Tick<'_> {
     /// show whether it swaps and never did, only what it doesn't use; until it is known to swap, or to swap still, a small step
     /// more; and else so much that it keeps its leeway.
     fn takeable_bytes(&self, state: &State) -> u64 {
-        let available_bytes = self.signals.available_bytes.unwrap_or(0);
-        let left_bytes = LEFT_GROWTHS.saturating_mul(self.signals.grown_bytes);
-        let unused_bytes = available_bytes.saturating_sub(left_bytes.max(self.least_headroom_bytes()));
+        let left_bytes = self.signals.left_bytes;
+        let kept_bytes = LEFT_GROWTHS.saturating_mul(self.signals.grown_bytes);
+        let unused_bytes = left_bytes.saturating_sub(kept_bytes.max(self.least_headroom_bytes()));
         let is_spared = self.host.now_ms < state.spared_until_ms;
         if is_spared || self.nowhere_to_go(state).is_some() {
             return unused_bytes;
         }
         let room_bytes = self.places().map(|place| place.room_bytes()).min().unwrap_or(u64::MAX);
-        let leeway_bytes = room_bytes.saturating_add(available_bytes);
-        let pushed_bytes = leeway_bytes.saturating_sub(left_bytes.max(self.leeway_bytes()));
+        let leeway_bytes = room_bytes.saturating_add(left_bytes);
+        let pushed_bytes = leeway_bytes.saturating_sub(kept_bytes.max(self.leeway_bytes()));
         let is_tried = state.dry_bytes > self.memory.actual_bytes / DRY_PART;
         let tried_bytes = unused_bytes.saturating_add(self.cold_step_bytes());
         // One that was heard once and was not found out is taken to push out, as one that never says anything.
@@ -392,7 +394,7 @@ impl Tick<'_> {
     fn spare_bytes(&self) -> u64 {
         let back_bytes = self.signals.promoted.saturating_mul(PAGE_SIZE_U64);
         let kept_bytes = self.headroom_bytes().saturating_add(back_bytes.saturating_mul(REFILL_TICKS));
-        self.signals.available_bytes.unwrap_or(0).saturating_sub(kept_bytes)
+        self.signals.left_bytes.saturating_sub(kept_bytes)
     }
 
     fn headroom_bytes(&self) -> u64 {

@@ -85,6 +85,8 @@ pub(super) struct Signals {
     pub pain_now_percent: u64,
     /// Memory that the guest could use without swapping, in bytes, if it says so.
     pub available_bytes: Option<u64>,
+    /// What of that is left to be taken for certain, in bytes: some may have been since it said so.
+    pub left_bytes: u64,
     /// Whether it says so now and then, but has not for too long.
     pub is_stale: bool,
     /// What it began to use since the last look, in bytes: room that it made by pushing pages out counts.
@@ -194,6 +196,8 @@ pub(super) fn next(
         pain_percent: pain_percent(look.promotion_ppm, look.stall_ppm),
         pain_now_percent: pain_percent(promotion_ppm, stall_ppm),
         available_bytes,
+        left_bytes: available_bytes
+            .map_or(0, |bytes| if is_news { bytes } else { left_bytes(last, memory, now, bytes) }),
         is_stale: memory.guest.is_some() && guest.is_none(),
         grown_bytes,
         promoted,
@@ -253,6 +257,17 @@ fn grown_bytes(last: &Look, now: &Counters, used_bytes: u64, told: Option<Pages>
     let Pages { back, out } = told.unwrap_or(seen);
     let bytes = |pages: u64| pages.saturating_mul(PAGE_SIZE_U64);
     since(used_bytes.saturating_add(bytes(out)), before_bytes.saturating_add(bytes(back)))
+}
+
+/// What is left of what a guest said could be used, when nothing new was said: its balloon has grown since, perhaps by what it
+/// pushed out, and what came back took its place. It may be more: pages that we still have a copy of leave without a store.
+fn left_bytes(last: &Look, memory: &GuestMemory, now: &Counters, said_bytes: u64) -> u64 {
+    let Some(used_bytes) = last.used_bytes else { return said_bytes };
+    let before = &last.said_counters;
+    let bytes = |now: u64, before: u64| since(now, before).saturating_mul(PAGE_SIZE_U64);
+    let used_bytes = used_bytes.saturating_add(bytes(now.promoted, before.promoted));
+    let used_bytes = used_bytes.saturating_sub(bytes(now.stores, before.stores));
+    said_bytes.min(memory.actual_bytes.saturating_sub(used_bytes))
 }
 
 /// What the guest works with: all but what nobody uses.
@@ -324,6 +339,33 @@ mod tests {
             let (memory, snapshot) = look(actual, update, available, stores);
             let signals = next(&last, n * TICK_MS, TICK_MS, &memory, &snapshot).unwrap();
             assert_eq!(signals.grown_bytes, grown * MIB, "look {n}");
+            last = signals.look;
+        }
+    }
+
+    #[test]
+    fn what_was_taken_since_it_was_said_is_not_to_spare() {
+        let (memory, snapshot) = look(512, 1, 100, 0);
+        let mut last = first(0, &memory, &snapshot);
+        let pages = |mib: u64| mib * MIB / PAGE_SIZE_U64;
+        // What it has, how often it has said what is available, how much that is, what it has pushed out so far, what has come
+        // back; and what it has to spare.
+        let looks = [
+            (512, 1, 100, 0, 0, 100),
+            (482, 1, 100, 0, 0, 70),
+            // It was given some back, and pushed 20 MiB out; then 30 come back.
+            (492, 1, 100, 20, 0, 100),
+            (492, 1, 100, 20, 30, 70),
+            // What it may have more than it said nobody knows.
+            (532, 1, 100, 20, 30, 100),
+            (532, 2, 90, 20, 30, 90),
+            (382, 2, 90, 20, 30, 0),
+        ];
+        for (n, (actual, update, available, out, back, left)) in (1..).zip(looks) {
+            let (memory, mut snapshot) = look(actual, update, available, pages(out));
+            snapshot.counters.promoted = pages(back);
+            let signals = next(&last, n * TICK_MS, TICK_MS, &memory, &snapshot).unwrap();
+            assert_eq!(signals.left_bytes, left * MIB, "look {n}");
             last = signals.look;
         }
     }

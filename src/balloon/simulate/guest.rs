@@ -10,7 +10,7 @@ const MIB: f64 = 1_048_576.0;
 /// What a balloon moves in a second, and what a guest can fault in.
 const BALLOON_BYTES_PER_S: f64 = 256.0 * MIB;
 const FAULT_BYTES_PER_S: f64 = 200.0 * MIB;
-/// What the kernel takes for itself, and what it keeps free.
+/// What the kernel takes for itself, and what it keeps free while it can push something out: before it kills it uses that.
 const KERNEL_BYTES: f64 = 40.0 * MIB;
 const WATERMARK_BYTES: f64 = 4.0 * MIB;
 /// A load out of the pool as the guest sees it.
@@ -207,9 +207,10 @@ impl Guest {
         let zram_bytes = (short_bytes / (1.0 - ZRAM_PART)).min(self.zram_room_bytes());
         short_bytes += zram_bytes * ZRAM_PART;
         let room_bytes = self.room_bytes() + zram_bytes;
+        let full_bytes = room_bytes + WATERMARK_BYTES;
         if self.deflates {
             let deflated_bytes =
-                (short_bytes - room_bytes).clamp(0.0, self.configured_bytes - self.actual_bytes);
+                (short_bytes - full_bytes).clamp(0.0, self.configured_bytes - self.actual_bytes);
             self.actual_bytes += deflated_bytes;
             short_bytes -= deflated_bytes;
         }
@@ -217,9 +218,10 @@ impl Guest {
             self.fail(short_bytes - room_bytes);
         }
         // Sums of flows are a little off; a page is more than that.
-        while short_bytes > room_bytes + PAGE_SIZE_U64 as f64 {
+        while short_bytes > full_bytes + PAGE_SIZE_U64 as f64 {
             short_bytes -= self.kill();
         }
+        short_bytes = short_bytes.min(room_bytes);
         if short_bytes <= 0.0 {
             return;
         }
