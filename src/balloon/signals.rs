@@ -196,8 +196,7 @@ pub(super) fn next(
         pain_percent: pain_percent(look.promotion_ppm, look.stall_ppm),
         pain_now_percent: pain_percent(promotion_ppm, stall_ppm),
         available_bytes,
-        left_bytes: available_bytes
-            .map_or(0, |bytes| if is_news { bytes } else { left_bytes(last, memory, now, bytes) }),
+        left_bytes: available_bytes.map_or(0, |bytes| left_bytes(&look, bytes)),
         is_stale: memory.guest.is_some() && guest.is_none(),
         grown_bytes,
         promoted,
@@ -259,15 +258,15 @@ fn grown_bytes(last: &Look, now: &Counters, used_bytes: u64, told: Option<Pages>
     since(used_bytes.saturating_add(bytes(out)), before_bytes.saturating_add(bytes(back)))
 }
 
-/// What is left of what a guest said could be used, when nothing new was said: its balloon has grown since, perhaps by what it
-/// pushed out, and what came back took its place. It may be more: pages that we still have a copy of leave without a store.
-fn left_bytes(last: &Look, memory: &GuestMemory, now: &Counters, said_bytes: u64) -> u64 {
-    let Some(used_bytes) = last.used_bytes else { return said_bytes };
-    let before = &last.said_counters;
-    let bytes = |now: u64, before: u64| since(now, before).saturating_mul(PAGE_SIZE_U64);
-    let used_bytes = used_bytes.saturating_add(bytes(now.promoted, before.promoted));
-    let used_bytes = used_bytes.saturating_sub(bytes(now.stores, before.stores));
-    said_bytes.min(memory.actual_bytes.saturating_sub(used_bytes))
+/// What is left of what a guest said could be used: since it said so its balloon has grown, perhaps by what it pushed out, and
+/// what came back took its place. It may be more: pages that we still have a copy of leave without a store.
+fn left_bytes(look: &Look, said_bytes: u64) -> u64 {
+    let Some(used_bytes) = look.used_bytes else { return said_bytes };
+    let (now, then) = (&look.counters, &look.said_counters);
+    let bytes = |now: u64, then: u64| since(now, then).saturating_mul(PAGE_SIZE_U64);
+    let used_bytes = used_bytes.saturating_add(bytes(now.promoted, then.promoted));
+    let used_bytes = used_bytes.saturating_sub(bytes(now.stores, then.stores));
+    said_bytes.min(look.actual_bytes.saturating_sub(used_bytes))
 }
 
 /// What the guest works with: all but what nobody uses.
