@@ -32,6 +32,10 @@ const SHORT: u64 = 10_000;
 /// How often a step is done in the longer of two runs, and in the shorter: what they have in common counts for neither.
 const TIMES: [u64; 2] = [1024, 512];
 
+/// What a page takes beside its codec is guarded on its own: a tenth of the whole is more than all of it.
+const BESIDE_CODEC: [(&str, &str); 2] =
+    [("page stored", "lz4, compress"), ("page loaded", "lz4, decompress")];
+
 /// In a process that valgrind counts: which step is to be done, and how often.
 const STEP: &str = "BALLAST_COST_STEP";
 
@@ -114,6 +118,13 @@ fn a_page_costs_what_it_did() {
             TIMES.map(|times| scope.spawn(move || instructions(step, times))).map(|run| run.join().unwrap())
         });
         found.push((format!("instructions, {name}"), (more - less) / (TIMES[0] - TIMES[1])));
+    }
+    for (whole, part) in BESIDE_CODEC {
+        let number = |wanted: &str| {
+            let name = format!("instructions, {wanted}");
+            found.iter().find(|(name_of, _)| *name_of == name).unwrap().1
+        };
+        found.push((format!("instructions, {whole} without {part}"), number(whole) - number(part)));
     }
     let mut text =
         "# What tests/cost.rs found, and compares with. BALLAST_COST=write tests/run --test cost\n"

@@ -8,6 +8,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ballast::ids::Slot;
@@ -17,7 +18,7 @@ use ballast::reclaim::shrinker::{Options, Shrinker};
 use ballast::store::Store;
 use ballast::store::codec::{Compressor, Scratch, train};
 use ballast::store::lru::Age;
-use ballast::store::vm::{LoadError, Loaded, VmStore};
+use ballast::store::vm::{LoadError, Loaded, Recompressed, VmStore};
 use support::{SLOTS, open_store, page_of, records};
 
 const PAGES: u32 = 3000;
@@ -270,4 +271,32 @@ fn no_more_is_compressed_anew_at_a_time_than_its_share_of_a_core_allows() {
 
 fn shrinker_stats(store: &Store) -> u64 {
     store.ready("web1").unwrap().accounting().events.recompressed_pages
+}
+
+/// A guest writes a page again and again while it is compressed anew: that there is no room would end the pass for its VM.
+#[test]
+fn a_page_that_changes_meanwhile_is_not_taken_for_one_without_room() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = open(dir.path());
+    let (vm, cold) = (store.ready("web1").unwrap(), store.shared().pools.cold().unwrap());
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut scratch = Scratch::default();
+            for seed in (0..).take_while(|_| !is_over.load(Ordering::Relaxed)) {
+                vm.store(Slot(1), &records(seed), Age::from_bits(0), &mut scratch).unwrap();
+            }
+        });
+        let (mut scratch, start, mut changed) = (Scratch::default(), Instant::now(), 0);
+        while changed < 10 && start.elapsed() < Duration::from_secs(60) {
+            match vm.recompress(Slot(1), cold, &mut scratch) {
+                Recompressed::Changed => changed += 1,
+                Recompressed::NoRoom => break,
+                Recompressed::Kept | Recompressed::Moved(_) | Recompressed::Shared => {}
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+        assert_eq!(changed, 10);
+    });
+    store.validate();
 }

@@ -335,6 +335,7 @@ impl Recompression {
                     self.trainer.observe(vm.id(), payload_bytes);
                 }
             }
+            Recompressed::Changed => self.busy |= of_drain,
             Recompressed::NoRoom => {
                 self.no_room |= matches!(goal, Goal::Cold(_));
                 self.without_room += u64::from(of_drain);

@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 import re
 import shlex
+import stat
 import time
 
 from common import MIB, PAGE_BYTES, Failed, ballast_daemon, read, running, say, wait_for
@@ -190,8 +191,13 @@ class Ballast:
 
     @staticmethod
     def memory(state, pid):
-        files = [path for path in state.rglob("*") if path.is_file()]
-        backed = {path.relative_to(state): path.stat().st_blocks * 512 for path in files}
+        backed = {}
+        for path in state.rglob("*"):
+            # The daemon is at work: what it has just replaced or removed takes nothing.
+            with contextlib.suppress(FileNotFoundError):
+                found = path.lstat()
+                if stat.S_ISREG(found.st_mode):
+                    backed[path.relative_to(state)] = found.st_blocks * 512
         arena = sum(size for path, size in backed.items() if "arena" in path.name)
         return {
             "the arena (st_blocks)": arena,

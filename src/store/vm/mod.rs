@@ -93,6 +93,7 @@ pub enum StoreError {
 }
 
 /// What became of an entry that was to be published.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Published {
     Yes,
     /// The slot has another generation than the one expected.

@@ -50,7 +50,7 @@ impl VmStore {
     /// Publishes that the page in `slot` is at `place` in the writeback file. False when the slot has changed since
     /// `expected`; the place is then free again.
     pub fn write_back(&self, slot: Slot, expected: Generation, place: Place) -> bool {
-        self.settle(slot, expected, Entry::File(place), PoolId::EARLIER, Cause::WriteBack)
+        self.settle(slot, expected, Entry::File(place), PoolId::EARLIER, Cause::WriteBack) == Published::Yes
     }
 
     /// The generation of `slot` if its page is at `place` in the writeback file.
@@ -68,7 +68,7 @@ impl VmStore {
     /// Publishes that the record of `slot` was moved to `place`. False when the slot has changed since `expected`; the
     /// place is then free again.
     pub fn move_in_file(&self, slot: Slot, expected: Generation, place: Place) -> bool {
-        self.settle(slot, expected, Entry::File(place), PoolId::EARLIER, Cause::Clean)
+        self.settle(slot, expected, Entry::File(place), PoolId::EARLIER, Cause::Clean) == Published::Yes
     }
 
     /// Moves an object of the arena, for all who share it. False when it is not the slot's (any more): nothing was moved,
@@ -107,10 +107,10 @@ impl VmStore {
         entry: Entry,
         made_by: PoolId,
         cause: Cause,
-    ) -> bool {
+    ) -> Published {
         let change = Change { entry, pool: made_by, cause };
-        let published = matches!(self.publish(slot, change, Some(expected)), Published::Yes);
-        if !published {
+        let published = self.publish(slot, change, Some(expected));
+        if published != Published::Yes {
             self.free(entry);
         }
         published

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::change::Cause;
 use super::tag::{Generation, Tag};
-use super::{LoadError, StoreError, VmStore};
+use super::{LoadError, Published, StoreError, VmStore};
 use crate::ids::Slot;
 use crate::page::{Page, ZERO_PAGE};
 use crate::store::accounting::object_bytes;
@@ -24,8 +24,21 @@ pub enum Recompressed {
     Moved(usize),
     /// It is the same as another page of that pool, and kept as that from now on.
     Shared,
-    /// To be tried again when there is room, in the pool or below its VM's limit; or it changed meanwhile.
+    /// To be tried again when there is room, in the pool or below its VM's limit.
     NoRoom,
+    /// The slot was changed or its object moved meanwhile: what is there now is looked at in the next pass.
+    Changed,
+}
+
+impl Recompressed {
+    /// This, if its entry was published; else what became of the page.
+    pub(super) fn if_is(self, published: Published) -> Self {
+        match published {
+            Published::Yes => self,
+            Published::Stale => Self::Changed,
+            Published::OverLimit => Self::NoRoom,
+        }
+    }
 }
 
 /// What is known of an object without looking at it.
@@ -86,18 +99,19 @@ impl VmStore {
         }
         let outcome = match self.compress_anew(slot, length, (&page, made, tag.pool()), to, scratch) {
             Ok(Some(location)) => {
-                match self.settle(slot, expected, Entry::Arena(location), to.id, Cause::Recompress) {
-                    true => Recompressed::Moved(location.payload_bytes),
-                    false => return Recompressed::NoRoom,
-                }
+                let entry = Entry::Arena(location);
+                let published = self.settle(slot, expected, entry, to.id, Cause::Recompress);
+                Recompressed::Moved(location.payload_bytes).if_is(published)
             }
             Ok(None) => {
                 self.adopt_into(slot, expected, to.id);
                 Recompressed::Kept
             }
-            Err(_) => return Recompressed::NoRoom,
+            Err(_) => Recompressed::NoRoom,
         };
-        if let Some(hint) = hint {
+        if let Some(hint) = hint
+            && matches!(outcome, Recompressed::Moved(_) | Recompressed::Kept)
+        {
             self.twins.lock().insert(hint, slot);
         }
         outcome

@@ -97,10 +97,7 @@ impl VmStore {
         let outcome = same.map(|_| {
             self.twins.lock().count_saved(self.charged_bytes(Entry::Shared(held)));
             let change = Change { entry: Entry::Shared(held), pool: to.id, cause: Cause::Share };
-            match self.publish(slot, change, Some(expected)) {
-                Published::Yes => Recompressed::Shared,
-                Published::Stale | Published::OverLimit => Recompressed::NoRoom,
-            }
+            Recompressed::Shared.if_is(self.publish(slot, change, Some(expected)))
         });
         self.let_go(held);
         outcome
