@@ -185,8 +185,8 @@ class Ballast:
             # What is left of the work: the memory between objects.
             time.sleep(3)
             memory = self.memory(daemon.state, daemon.pid)
-            # Pages that come back to lz4 because they are loaded would do so as slowly as on any host.
-            daemon.reload('cold_cpu = "100%"', 'cold_cpu = "10%"')
+            # Pages that come back to lz4 because they are loaded do so as slowly as on any host, and get cold again as late.
+            daemon.reload('cold_after = "1s"\ncold_cpu = "100%"', 'cold_after = "5m"\ncold_cpu = "10%"')
             return memory, bench(socket, pages, "latency")
 
     @staticmethod
