@@ -65,6 +65,9 @@ impl CodecFigures {
     }
 }
 
+/// A page that takes longer is counted as this, in nanoseconds.
+const PAGE_NS_MAX: u64 = 1_000_000_000;
+
 /// The time of each page.
 struct Each {
     last: Instant,
@@ -73,7 +76,8 @@ struct Each {
 
 impl Each {
     fn begin() -> Self {
-        Self { last: Instant::now(), times: Histogram::new(2).expect("two digits are allowed") }
+        let times = Histogram::new_with_bounds(1, PAGE_NS_MAX, 2).expect("two digits are allowed");
+        Self { last: Instant::now(), times }
     }
 
     /// One page is done.
@@ -263,7 +267,8 @@ mod tests {
         assert!(report.object_bytes > 300 * 100 && report.object_bytes < 300 * 4096);
         for figures in [report.store, report.load] {
             assert!((figures.ns_per_page * figures.pages_per_second / 1e9 - 1.0).abs() < 1e-6);
-            assert!(0 < figures.ns_p50 && figures.ns_p50 <= figures.ns_p999);
+            // No processor has done a page in less.
+            assert!(50 < figures.ns_p50 && figures.ns_p50 <= figures.ns_p999);
         }
     }
 }
