@@ -165,6 +165,23 @@ fn the_codec_is_measured_without_a_back_end() {
 }
 
 #[test]
+fn a_dictionary_is_learned_from_pages_that_are_not_measured_or_it_is_said_why_not() {
+    let learned = ["--codec-alone", "--pages", "500", "--compressor", "zstd:1+dictionary"];
+    let (code, stdout, stderr) = bench_with(&learned);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(
+        stdout.starts_with("zstd:1+dictionary alone: 500 pages (2048 synthetic pages cycled)"),
+        "{stdout}"
+    );
+    assert!(stdout.contains("a dictionary of 1024 other pages takes "), "{stdout}");
+    let dir = tempfile::tempdir().unwrap();
+    let few = dir.path().join("few.pages");
+    std::fs::write(&few, vec![1; 100 * 4096]).unwrap();
+    let (code, _, stderr) = bench_with(&[&learned[..], &["--corpus", few.to_str().unwrap()]].concat());
+    assert!(code == Some(1) && stderr.contains("50 pages are too few"), "{stderr}");
+}
+
+#[test]
 fn the_text_has_the_ratio_or_says_that_there_is_none() {
     let (_dir, daemon) = daemon();
     let (code, stdout, stderr) = bench(&daemon.socket("web1"), &["--phases", "store,load"]);

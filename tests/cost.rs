@@ -88,7 +88,7 @@ fn bytes() -> [(String, u64); 2] {
         vm.store(Slot(slot), &page, Age::from_bits(0), &mut scratch).unwrap();
     }
     let stored = bytes_a_page(&store);
-    let cold = ColdOptions { after: Duration::from_secs(1), cpu_percent: 100 };
+    let cold = ColdOptions { after: Duration::from_secs(1), cpu_percent: 100, ..ColdOptions::default() };
     let mut shrinker = Shrinker::new(Arc::clone(&store), Options { cold, ..Options::default() }, || {});
     let cold = store.shared().pools.cold().unwrap().id;
     let (mut rests, start) = (0, Instant::now());

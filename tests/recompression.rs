@@ -18,7 +18,8 @@ use ballast::reclaim::shrinker::{Options, Shrinker};
 use ballast::store::Store;
 use ballast::store::codec::{Compressor, Scratch, train};
 use ballast::store::lru::Age;
-use ballast::store::vm::{LoadError, Loaded, Recompressed, VmStore};
+use ballast::store::vm::{Limits, LoadError, Loaded, Recompressed, VmStore};
+use support::file::open_with_file;
 use support::{SLOTS, open_store, page_of, records};
 
 const PAGES: u32 = 3000;
@@ -31,12 +32,15 @@ fn open(dir: &Path) -> Arc<Store> {
 }
 
 fn shrinker(store: &Arc<Store>, after: Duration) -> Shrinker {
-    let cold = ColdOptions { after, cpu_percent: 100 };
+    shrinker_with(store, ColdOptions { after, cpu_percent: 100, ..ColdOptions::default() })
+}
+
+fn shrinker_with(store: &Arc<Store>, cold: ColdOptions) -> Shrinker {
     Shrinker::new(Arc::clone(store), Options { cold, ..Options::default() }, || {})
 }
 
 /// Takes steps until `done`, which has to come.
-fn turn_until(shrinker: &mut Shrinker, done: impl Fn() -> bool) {
+fn turn_until(shrinker: &mut Shrinker, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < Duration::from_secs(120), "it never comes to that");
@@ -256,8 +260,8 @@ fn no_more_is_compressed_anew_at_a_time_than_its_share_of_a_core_allows() {
         store.shared().pools.set_cold(Some(Compressor::Zstd(19))).unwrap();
         let store = Arc::new(store);
         store_all(&store, &["web1"], Age::now());
-        let cold = ColdOptions { after: Duration::ZERO, cpu_percent };
-        let mut shrinker = Shrinker::new(Arc::clone(&store), Options { cold, ..Options::default() }, || {});
+        let cold = ColdOptions { after: Duration::ZERO, cpu_percent, ..ColdOptions::default() };
+        let mut shrinker = shrinker_with(&store, cold);
         let moved = || shrinker_stats(&store);
         while moved() == 0 {
             shrinker.turn();
@@ -299,4 +303,65 @@ fn a_page_that_changes_meanwhile_is_not_taken_for_one_without_room() {
         assert_eq!(changed, 10);
     });
     store.validate();
+}
+
+/// With `+dictionary` in `compressor` it is the pages that are stored which tell whether their dictionary still suits them.
+#[test]
+fn a_guest_that_stores_other_pages_than_it_used_to_gets_another_dictionary() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let compressor = Compressor::ZstdWithDictionary(1);
+    let store = Arc::new(open_store(dir.path(), &["web1"], compressor, 1 << 30, 1 << 30));
+    let vm = store.ready("web1").unwrap();
+    // How often it is looked.
+    let after = Duration::from_millis(500);
+    let mut shrinker =
+        shrinker_with(&store, ColdOptions { after, cpu_percent: 100, retrain_after: Duration::ZERO });
+    let (mut scratch, mut kept) = (Scratch::default(), vec![ZERO_PAGE; PAGES as usize]);
+    let mut next = 0_u32;
+    let mut guest = |of: fn(u64) -> Page, until: &dyn Fn() -> bool| {
+        turn_until(&mut shrinker, || {
+            for seed in next..next + 500 {
+                let slot = seed % PAGES;
+                let page = &mut kept[slot as usize];
+                *page = of(u64::from(seed));
+                vm.store(Slot(slot), page, Age::now(), &mut scratch).unwrap();
+            }
+            next += 500;
+            until()
+        });
+    };
+    let dictionaries = || vm.dictionaries().count();
+    guest(records, &|| dictionaries() == 1);
+    let start = Instant::now();
+    guest(records, &|| start.elapsed() > Duration::from_secs(3));
+    assert_eq!(dictionaries(), 1, "they are what they were");
+    guest(|seed| records(seed).map(|byte| byte.to_ascii_uppercase()), &|| dictionaries() == 2);
+    let mut found = ZERO_PAGE;
+    for (slot, page) in (0..).map(Slot).zip(&kept) {
+        vm.check(slot, &mut found, &mut scratch).unwrap();
+        assert!(found == *page, "{slot:?}");
+    }
+}
+
+/// A host that is short of memory needs its processors for what makes room.
+#[test]
+fn nothing_is_compressed_anew_while_pages_have_to_leave() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = Arc::new(open_with_file(dir.path(), &[("web1", SLOTS, Limits::NONE)], 1 << 30, 1 << 30));
+    store.shared().pools.set_cold(Some(Compressor::Zstd(1))).unwrap();
+    let (vm, mut scratch) = (store.ready("web1").unwrap(), Scratch::default());
+    for slot in 0..SLOTS {
+        vm.store(Slot(slot), &page_of(2, u64::from(slot)), Age::from_bits(0), &mut scratch).unwrap();
+    }
+    let held_bytes = vm.accounting().held.pool_bytes;
+    vm.set_limits(Limits { limit_bytes: held_bytes / 16, ..Limits::NONE });
+    let mut shrinker = shrinker(&store, Duration::from_secs(60));
+    let mut steps = 0;
+    while vm.accounting().held.pool_bytes > held_bytes / 8 {
+        shrinker.turn();
+        steps += 1;
+        assert_eq!(shrinker_stats(&store), 0, "after {steps} steps");
+    }
+    assert!(steps > 16, "{steps}: after so many all else has a turn");
+    turn_until(&mut shrinker, || shrinker_stats(&store) > 0);
 }

@@ -1,6 +1,7 @@
 //! What a daemon can't be faster than with one worker: compressor, checksum and one copy of each page, alone, on one core
 //! and on the pages that a back end would get. It uses the store's own codec and header, so that a change to them changes
-//! both sides of a comparison; no arena, no tables, no rings, no other thread.
+//! both sides of a comparison; no arena, no tables, no rings, no other thread. A dictionary is learned from every second page
+//! at most, and only the pages between those are measured.
 
 use std::fmt;
 use std::hint::black_box;
@@ -13,7 +14,9 @@ use super::source::{Shuffle, Source};
 use super::{BenchArgs, DEFAULT_PAGES, Error};
 use crate::ids::{Bytes, Owner, Slot, VmId};
 use crate::page::{Page, ZERO_PAGE};
-use crate::store::codec::{Compressor, Kept, Scratch};
+use crate::store::codec::{
+    Compressor, Dictionary, DictionaryNumber, Encoder, Kept, Scratch, TrainError, train,
+};
 use crate::store::entry::Entry;
 use crate::store::{object, same_filled};
 
@@ -26,6 +29,10 @@ pub struct CodecReport {
     pub synthetic: bool,
     /// Pages before they repeat.
     pub corpus_pages: u64,
+    /// Others that a dictionary was learned from.
+    pub learned_pages: u64,
+    /// What the dictionary takes for reading with it and for writing.
+    pub dictionary_bytes: u64,
     /// Bytes of all objects, headers included.
     pub object_bytes: u64,
     /// Each page copied once, looked at whether it is same-filled, else compressed, sealed and put behind the one before.
@@ -65,6 +72,8 @@ impl CodecFigures {
     }
 }
 
+/// Most pages that a dictionary is learned from, as in the daemon.
+const LEARNED_PAGES_MAX: u64 = 1024;
 /// A page that takes longer is counted as this, in nanoseconds.
 const PAGE_NS_MAX: u64 = 1_000_000_000;
 
@@ -102,32 +111,60 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Error> {
 
 fn measure(args: &BenchArgs) -> Result<CodecReport, Error> {
     let source = Source::open(&args.corpus, 0)?;
+    let codec = Codec::new(args.compressor, &source)?;
     let pages = args.pages.unwrap_or(DEFAULT_PAGES);
     let (mut scratch, mut stored) = (Scratch::default(), Stored::default());
     // By the page first, for the clock takes time as well; and so the memory for all objects is there when it counts.
     let mut each_store = Each::begin();
-    store(&source, pages, args.compressor, &mut scratch, &mut stored, || each_store.page());
+    codec.store(pages, &mut scratch, &mut stored, || each_store.page());
     let mut each_load = Each::begin();
-    load(&source, &stored, &mut scratch, false, || each_load.page());
+    codec.load(&stored, &mut scratch, false, || each_load.page());
     let start = Instant::now();
-    store(&source, pages, args.compressor, &mut scratch, &mut stored, || ());
+    codec.store(pages, &mut scratch, &mut stored, || ());
     let store_time = start.elapsed();
     let start = Instant::now();
-    load(&source, &stored, &mut scratch, false, || ());
+    codec.load(&stored, &mut scratch, false, || ());
     let load_time = start.elapsed();
     // What didn't come counts as wrong here too.
-    let mismatched_pages = load(&source, &stored, &mut scratch, true, || ());
+    let mismatched_pages = codec.load(&stored, &mut scratch, true, || ());
     if mismatched_pages > 0 {
         return Err(Error::Damage { mismatched_pages, failed_requests: 0 });
     }
+    let learned = codec.learned.as_ref();
     Ok(CodecReport {
         compressor: args.compressor.to_string(),
         synthetic: source.is_synthetic(),
-        corpus_pages: source.distinct(),
+        corpus_pages: codec.distinct(),
+        learned_pages: learned.map_or(0, |learned| learned.pages),
+        dictionary_bytes: learned.map_or(0, Learned::memory_bytes),
         object_bytes: stored.objects.len() as u64,
         store: CodecFigures::new(pages, store_time, &each_store),
         load: CodecFigures::new(pages, load_time, &each_load),
     })
+}
+
+/// A dictionary, and how many pages it was learned from.
+struct Learned {
+    dictionary: Dictionary,
+    encoder: Encoder,
+    pages: u64,
+}
+
+impl Learned {
+    fn new(level: i32, source: &Source) -> Result<Self, TrainError> {
+        let step = source.distinct().div_ceil(2 * LEARNED_PAGES_MAX).max(1);
+        let positions = (0..source.distinct() / 2).step_by(usize::try_from(step).unwrap_or(1));
+        let sample: Vec<&[u8]> = positions.map(|nth| source.bytes_at(source.index(2 * nth, 0), 1)).collect();
+        let bytes = train(&sample.concat())?;
+        let number = DictionaryNumber::new(1).ok_or(TrainError::NothingInCommon)?;
+        let dictionary = Dictionary::new("bench", number, bytes).ok_or(TrainError::NothingInCommon)?;
+        let encoder = dictionary.encoder(level).ok_or(TrainError::NothingInCommon)?;
+        Ok(Self { dictionary, encoder, pages: sample.len() as u64 })
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        (self.dictionary.memory_bytes() + self.encoder.memory_bytes()) as u64
+    }
 }
 
 /// What was stored: a page's entry, or where its object ends.
@@ -146,69 +183,94 @@ fn owner(position: u64) -> Owner {
     Owner { vm: VmId(1), slot: Slot(u32::try_from(position).unwrap_or(u32::MAX)) }
 }
 
-/// Stores all pages, in the memory of those that were stored before; `each` is called after each of them.
-fn store(
-    source: &Source,
-    pages: u64,
+/// What is measured, and on which pages.
+struct Codec<'a> {
     compressor: Compressor,
-    scratch: &mut Scratch,
-    stored: &mut Stored,
-    mut each: impl FnMut(),
-) {
-    stored.kept.clear();
-    stored.objects.clear();
-    let mut page: Box<Page> = Box::new(ZERO_PAGE);
-    for position in 0..pages {
-        page.copy_from_slice(black_box(source.bytes_at(source.index(position, 0), 1)));
-        stored.kept.push(match scratch.keep(compressor, None, &page) {
-            Kept::Entry(entry) => Place::Entry(entry),
-            Kept::Object(coding, object) => {
-                object::seal(object, owner(position), coding);
-                let at = stored.objects.len();
-                stored.objects.extend_from_slice(object);
-                Place::Object { at, length: object.len() }
-            }
-        });
-        each();
-    }
+    learned: Option<Learned>,
+    source: &'a Source,
 }
 
-/// Loads all pages; `compare` says whether to compare them, which a daemon doesn't, and `each` is called after each of them.
-/// Returns how many came back wrong.
-fn load(
-    source: &Source,
-    stored: &Stored,
-    scratch: &mut Scratch,
-    compare: bool,
-    mut each: impl FnMut(),
-) -> u64 {
-    let mut page: Box<Page> = Box::new(ZERO_PAGE);
-    let mut guest: Box<Page> = Box::new(ZERO_PAGE);
-    let mut wrong = 0;
-    for position in Shuffle::new(stored.kept.len() as u64, 2) {
-        let place = &stored.kept[usize::try_from(position).unwrap_or(0)];
-        let came = load_page(place, &stored.objects, owner(position), scratch, &mut page);
-        guest.copy_from_slice(black_box(page.as_slice()));
-        black_box(&mut guest);
-        each();
-        let right = || *source.bytes_at(source.index(position, 0), 1) == *guest.as_slice();
-        wrong += u64::from(!came || compare && !right());
+impl<'a> Codec<'a> {
+    fn new(compressor: Compressor, source: &'a Source) -> Result<Self, Error> {
+        let learned = compressor.dictionary_level().map(|level| Learned::new(level, source)).transpose();
+        Ok(Self { compressor, learned: learned.map_err(Error::Train)?, source })
     }
-    wrong
-}
 
-/// Whether the page came back.
-fn load_page(place: &Place, objects: &[u8], owner: Owner, scratch: &mut Scratch, page: &mut Page) -> bool {
-    match place {
-        Place::Entry(Entry::SameFilled(word)) => {
-            same_filled::fill(page, *word);
-            true
+    /// Pages that are measured before they repeat.
+    fn distinct(&self) -> u64 {
+        self.source.distinct() / if self.learned.is_some() { 2 } else { 1 }
+    }
+
+    /// The page at a position: with a dictionary, none that it was learned from.
+    fn page_at(&self, position: u64) -> &[u8] {
+        let position = match self.learned {
+            Some(_) => 2 * (position % self.distinct()) + 1,
+            None => position,
+        };
+        self.source.bytes_at(self.source.index(position, 0), 1)
+    }
+
+    /// Stores all pages, in the memory of those that were stored before; `each` is called after each of them.
+    fn store(&self, pages: u64, scratch: &mut Scratch, stored: &mut Stored, mut each: impl FnMut()) {
+        stored.kept.clear();
+        stored.objects.clear();
+        let encoder = self.learned.as_ref().map(|learned| &learned.encoder);
+        let mut page: Box<Page> = Box::new(ZERO_PAGE);
+        for position in 0..pages {
+            page.copy_from_slice(black_box(self.page_at(position)));
+            stored.kept.push(match scratch.keep(self.compressor, encoder, &page) {
+                Kept::Entry(entry) => Place::Entry(entry),
+                Kept::Object(coding, object) => {
+                    object::seal(object, owner(position), coding);
+                    let at = stored.objects.len();
+                    stored.objects.extend_from_slice(object);
+                    Place::Object { at, length: object.len() }
+                }
+            });
+            each();
         }
-        Place::Entry(_) => false,
-        Place::Object { at, length } => {
-            scratch.object(*length).copy_from_slice(&objects[*at..at + length]);
-            let Ok((coding, _)) = object::open(scratch.object(*length), owner) else { return false };
-            scratch.decompress(coding.codec, None, *length, page).is_ok()
+    }
+
+    /// Loads all pages; `compare` says whether to compare them, which a daemon doesn't, and `each` is called after each of
+    /// them. Returns how many came back wrong.
+    fn load(&self, stored: &Stored, scratch: &mut Scratch, compare: bool, mut each: impl FnMut()) -> u64 {
+        let mut page: Box<Page> = Box::new(ZERO_PAGE);
+        let mut guest: Box<Page> = Box::new(ZERO_PAGE);
+        let mut wrong = 0;
+        for position in Shuffle::new(stored.kept.len() as u64, 2) {
+            let place = &stored.kept[usize::try_from(position).unwrap_or(0)];
+            let came = self.load_page(place, &stored.objects, owner(position), scratch, &mut page);
+            guest.copy_from_slice(black_box(page.as_slice()));
+            black_box(&mut guest);
+            each();
+            let right = || *self.page_at(position) == *guest.as_slice();
+            wrong += u64::from(!came || compare && !right());
+        }
+        wrong
+    }
+
+    /// Whether the page came back.
+    fn load_page(
+        &self,
+        place: &Place,
+        objects: &[u8],
+        owner: Owner,
+        scratch: &mut Scratch,
+        page: &mut Page,
+    ) -> bool {
+        match place {
+            Place::Entry(Entry::SameFilled(word)) => {
+                same_filled::fill(page, *word);
+                true
+            }
+            Place::Entry(_) => false,
+            Place::Object { at, length } => {
+                scratch.object(*length).copy_from_slice(&objects[*at..at + length]);
+                let Ok((coding, _)) = object::open(scratch.object(*length), owner) else { return false };
+                let learned = self.learned.as_ref().filter(|_| coding.dictionary.is_some());
+                let dictionary = learned.map(|learned| &learned.dictionary);
+                scratch.decompress(coding.codec, dictionary, *length, page).is_ok()
+            }
         }
     }
 }
@@ -218,12 +280,17 @@ impl fmt::Display for CodecReport {
         let origin = if self.synthetic { "synthetic" } else { "corpus" };
         writeln!(
             f,
-            "{} alone: {} pages ({} {origin} pages cycled), objects of {}",
+            "{} alone: {} pages ({} {origin} pages cycled), objects of {}, {} a page",
             self.compressor,
             self.store.pages,
             self.corpus_pages,
-            Bytes(self.object_bytes)
+            Bytes(self.object_bytes),
+            Bytes(self.object_bytes / self.store.pages.max(1))
         )?;
+        if self.learned_pages > 0 {
+            let takes = Bytes(self.dictionary_bytes);
+            writeln!(f, "a dictionary of {} other pages takes {takes} beside that", self.learned_pages)?;
+        }
         for (name, x) in [("store", &self.store), ("load", &self.load)] {
             writeln!(
                 f,
@@ -242,21 +309,33 @@ mod tests {
 
     #[test]
     fn pages_come_back_from_what_was_measured_and_damage_is_seen() {
-        for compressor in [Compressor::Lz4, Compressor::Zstd(1)] {
+        for compressor in [Compressor::Lz4, Compressor::Zstd(1), Compressor::ZstdWithDictionary(1)] {
             let source = Source::open(&[], 0).unwrap();
+            let codec = Codec::new(compressor, &source).unwrap();
             let mut scratch = Scratch::default();
             let mut pages = 0;
             let mut stored = Stored::default();
-            store(&source, 500, compressor, &mut scratch, &mut stored, || pages += 1);
+            codec.store(500, &mut scratch, &mut stored, || pages += 1);
             assert_eq!(pages, 500);
             // 3 of a hundred are zeros, 2 more repeat a word that may or may not fit an entry.
             let entries = stored.kept.iter().filter(|place| matches!(place, Place::Entry(_))).count();
-            assert!((15..=25).contains(&entries), "{entries}");
-            assert_eq!(load(&source, &stored, &mut scratch, true, || ()), 0);
+            assert!((10..=25).contains(&entries), "{entries}");
+            assert_eq!(codec.load(&stored, &mut scratch, true, || ()), 0);
             stored.objects[100] ^= 1;
-            assert_eq!(load(&source, &stored, &mut scratch, false, || pages += 1), 1);
+            assert_eq!(codec.load(&stored, &mut scratch, false, || pages += 1), 1);
             assert_eq!(pages, 1000);
         }
+    }
+
+    #[test]
+    fn no_page_is_measured_that_a_dictionary_was_learned_from() {
+        let source = Source::open(&[], 0).unwrap();
+        let codec = Codec::new(Compressor::ZstdWithDictionary(9), &source).unwrap();
+        let learned = codec.learned.as_ref().unwrap();
+        assert_eq!(learned.pages, 1024);
+        let measured: Vec<_> = (0..source.distinct()).map(|position| codec.page_at(position)).collect();
+        let is_measured = |nth| measured.iter().any(|page| page.as_ptr() == source.bytes_at(nth, 1).as_ptr());
+        assert!((0..4096).all(|nth| is_measured(nth) == (nth % 2 == 1)));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use std::time::Duration;
 use crate::control::client::ClientError;
 use crate::frontend::{self, Memory};
 use crate::ids::Bytes;
+use crate::store::codec::TrainError;
 
 pub use args::{BenchArgs, Phase};
 pub use codec::{CodecFigures, CodecReport};
@@ -75,6 +76,11 @@ pub enum Error {
         "the corpus holds no whole page of 4096 bytes: give other files, or leave out --corpus for synthetic pages"
     )]
     EmptyCorpus,
+    /// No dictionary comes out of the corpus.
+    #[error(
+        "no dictionary: every second page of the corpus is learned from, so give more pages, or leave \"+dictionary\" out"
+    )]
+    Train(#[source] TrainError),
     /// A socket is there twice.
     #[error("{socket} is given twice: each VM has a socket of its own, and one front end at a time")]
     Twice {

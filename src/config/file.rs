@@ -175,6 +175,7 @@ fn pool(pool: &Pool, host_bytes: u64) -> Result<PoolConfig, ConfigError> {
                 (1..=100).contains(&percent).then_some(percent)
             },
         )?,
+        ..usual
     };
     let deduplicate = Key::new("pool.deduplicate", pool.deduplicate.as_ref());
     let threshold = Key::new("pool.accept_threshold", pool.accept_threshold.as_ref());

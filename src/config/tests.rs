@@ -72,7 +72,7 @@ fn every_key_is_read() {
         max_bytes: 8 << 30,
         compressor: Compressor::Zstd(3),
         cold_compressor: Some(Compressor::ZstdWithDictionary(15)),
-        cold: ColdOptions { after: Duration::from_secs(7200), cpu_percent: 25 },
+        cold: ColdOptions { after: Duration::from_secs(7200), cpu_percent: 25, ..ColdOptions::default() },
         deduplicate: false,
         accept_threshold_percent: 80,
         store_deadline: Duration::ZERO,

@@ -46,11 +46,13 @@ pub struct ColdOptions {
     pub after: Duration,
     /// The share of a core that recompression may take, in percent.
     pub cpu_percent: u32,
+    /// How long a VM keeps its first dictionary at least, twice as long the next, and so on.
+    pub retrain_after: Duration,
 }
 
 impl Default for ColdOptions {
     fn default() -> Self {
-        Self { after: Duration::from_secs(300), cpu_percent: 10 }
+        Self { after: Duration::from_secs(300), cpu_percent: 10, retrain_after: Duration::from_secs(600) }
     }
 }
 
@@ -84,6 +86,16 @@ impl Rules {
     fn learns(&self) -> Option<(i32, Duration)> {
         let of_all = self.current.compressor.dictionary_level().map(|level| (level, Duration::ZERO));
         of_all.or_else(|| Some((self.cold?.compressor.dictionary_level()?, self.cold_after)))
+    }
+
+    /// Whether dictionaries are learned for the pages of this pool: sizes of another's say nothing about how well they suit.
+    fn learns_for(&self, pool: Pool) -> bool {
+        self.learns_of_all() == (pool.id == self.current.id) && pool.compressor.dictionary_level().is_some()
+    }
+
+    /// Whether all pages are compressed with dictionaries when they are stored.
+    fn learns_of_all(&self) -> bool {
+        self.current.compressor.dictionary_level().is_some()
     }
 
     /// Whether cold pages are compressed with dictionaries.
@@ -193,6 +205,7 @@ impl Recompression {
 
     /// Goes by other options.
     pub(super) fn set_options(&mut self, options: ColdOptions) {
+        self.trainer.set_wait(options.retrain_after);
         if self.options != options {
             (self.options, self.not_before) = (options, None);
         }
@@ -264,7 +277,8 @@ impl Recompression {
 
     /// Finds out what there is to do for a VM's dictionary before its pages are looked at.
     fn prepare(&mut self, rules: &Rules, vm: &VmStore) {
-        let preparation = rules.learns().map_or(Preparation::Ready, |_| self.trainer.prepare(vm));
+        let preparation =
+            rules.learns().map_or(Preparation::Ready, |_| self.trainer.prepare(vm, rules.learns_of_all()));
         self.sample = (preparation == Preparation::Wanted).then(Sample::default);
         self.withheld = preparation != Preparation::Ready;
         self.busy |= preparation == Preparation::Waiting;
@@ -277,7 +291,7 @@ impl Recompression {
             // With what comes of it the next pass goes to work.
             self.trainer.begin(vm, level, sample, scratch);
             self.busy |= self.trainer.is_busy();
-        } else if !self.encoded && rules.current.compressor.dictionary_level().is_none() {
+        } else if !self.encoded && !rules.learns_of_all() {
             // It takes more than the dictionary itself.
             vm.dictionaries().forget_encoders();
         }
@@ -330,8 +344,8 @@ impl Recompression {
             Recompressed::Moved(payload_bytes) => {
                 self.moved += 1;
                 self.drained += u64::from(of_drain);
-                if to.compressor.dictionary_level().is_some() {
-                    self.encoded = true;
+                self.encoded |= to.compressor.dictionary_level().is_some();
+                if rules.learns_for(to) {
                     self.trainer.observe(vm.id(), payload_bytes);
                 }
             }

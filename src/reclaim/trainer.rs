@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::ids::{Slot, VmId};
 use crate::page::{PAGE_SIZE, Page, ZERO_PAGE};
 use crate::store::codec::{Compressor, Dictionary, DictionaryNumber, Encoder, Scratch, train};
+use crate::store::histogram::Sizes;
 use crate::store::vm::{Checked, VmStore};
 use crate::threads::{self, Role};
 
@@ -33,8 +34,7 @@ const PAUSE_TIMES: u32 = 10;
 const DRIFT_PERCENT: u64 = 10;
 /// Pages of whose sizes a mean is made.
 const MEAN_PAGES: u64 = 4096;
-/// From one training for a VM to the next; each doubles it.
-const WAIT_MIN: Duration = Duration::from_secs(600);
+/// The longest that a VM waits from one training to the next.
 const WAIT_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// See the top of the file.
@@ -43,6 +43,7 @@ pub(super) struct Trainer {
     known: BTreeMap<VmId, Known>,
     job: Option<Job>,
     not_before: Option<Instant>,
+    wait_min: Duration,
 }
 
 /// What is known of a VM.
@@ -57,6 +58,8 @@ struct Known {
     pages: u64,
     bytes: u64,
     drifted: bool,
+    /// What the VM had ever stored when it was last looked at, if it was since the last training.
+    stored: Option<Sizes>,
 }
 
 /// What is to be done before the pages of a VM are compressed anew.
@@ -118,9 +121,10 @@ struct Trained {
 }
 
 impl Known {
-    fn observe(&mut self, payload_bytes: usize) {
-        self.pages += 1;
-        self.bytes += payload_bytes as u64;
+    /// So many pages became payloads of so many bytes.
+    fn observe(&mut self, pages: u64, payload_bytes: u64) {
+        self.pages += pages;
+        self.bytes += payload_bytes;
         if self.pages < MEAN_PAGES {
             return;
         }
@@ -132,29 +136,46 @@ impl Known {
         }
     }
 
+    /// The same of all that were stored since this was last asked, when so much was `stored` ever.
+    fn observe_stored(&mut self, stored: Sizes) {
+        if let Some(before) = self.stored.replace(stored) {
+            self.observe(stored.pages() - before.pages(), stored.sum - before.sum);
+        }
+    }
+
     fn is_due(&self, has_one: bool, now: Instant) -> bool {
         (self.drifted || !has_one) && self.not_before.is_none_or(|at| now >= at)
     }
 
-    /// Notes that there was a training, whatever came of it.
-    fn note_training(&mut self, now: Instant) {
-        let wait = WAIT_MIN.saturating_mul(1 << self.trained.min(20)).min(WAIT_MAX);
+    /// Notes that there was a training, whatever came of it. The first is followed by the shortest wait, each by twice the
+    /// one before.
+    fn note_training(&mut self, now: Instant, wait_min: Duration) {
+        let wait = wait_min.saturating_mul(1 << self.trained.min(20)).min(WAIT_MAX);
         *self = Self { trained: self.trained + 1, not_before: now.checked_add(wait), ..Self::default() };
     }
 }
 
 impl Trainer {
-    /// A page of the VM was compressed with its dictionary.
-    pub(super) fn observe(&mut self, vm: VmId, payload_bytes: usize) {
-        self.known.entry(vm).or_default().observe(payload_bytes);
+    /// How long a VM waits at least from its first training to the next.
+    pub(super) fn set_wait(&mut self, wait_min: Duration) {
+        self.wait_min = wait_min;
     }
 
-    /// Whether the pages of a VM can be compressed with what dictionary there is.
-    pub(super) fn prepare(&mut self, vm: &VmStore) -> Preparation {
+    /// A page of the VM was compressed anew, where dictionaries are learned for.
+    pub(super) fn observe(&mut self, vm: VmId, payload_bytes: usize) {
+        self.known.entry(vm).or_default().observe(1, payload_bytes as u64);
+    }
+
+    /// Whether the pages of a VM can be compressed with what dictionary there is. `of_all` says that they are when they are
+    /// stored, so that those tell how well it suits.
+    pub(super) fn prepare(&mut self, vm: &VmStore, of_all: bool) -> Preparation {
         if let Some(job) = self.job.take_if(|job| job.vm == vm.id() && job.thread.is_finished()) {
             self.finish(vm, job);
         }
         let known = self.known.entry(vm.id()).or_default();
+        if of_all {
+            known.observe_stored(vm.accounting().events.compressed_bytes);
+        }
         let due = known.is_due(vm.dictionaries().current().is_some(), Instant::now());
         let pauses = self.not_before.is_some_and(|at| Instant::now() < at);
         match &self.job {
@@ -178,7 +199,7 @@ impl Trainer {
         let known = self.known.entry(vm.id()).or_default();
         if pages.len() < SAMPLE_PAGES_MIN * PAGE_SIZE {
             if vm.dictionaries().current().is_some() {
-                known.not_before = Instant::now().checked_add(WAIT_MIN);
+                known.not_before = Instant::now().checked_add(self.wait_min);
             }
             return;
         }
@@ -186,7 +207,7 @@ impl Trainer {
             Ok(thread) => self.job = Some(Job { vm: vm.id(), began: Instant::now(), thread }),
             Err(err) => {
                 tracing::warn!(%err, vm = vm.table().name(), "a dictionary can't be trained");
-                known.note_training(Instant::now());
+                known.note_training(Instant::now(), self.wait_min);
             }
         }
     }
@@ -203,7 +224,7 @@ impl Trainer {
     }
 
     fn finish(&mut self, vm: &VmStore, job: Job) {
-        self.known.entry(vm.id()).or_default().note_training(Instant::now());
+        self.known.entry(vm.id()).or_default().note_training(Instant::now(), self.wait_min);
         self.not_before = Instant::now().checked_add(job.began.elapsed() * PAUSE_TIMES);
         let name = vm.table().name();
         let Ok(Some(trained)) = job.thread.join() else {
@@ -260,12 +281,14 @@ fn payload_bytes(pages: &[&Page], encoder: Option<&Encoder>, level: i32) -> u64 
 mod tests {
     use super::*;
 
+    const WAIT: Duration = Duration::from_secs(600);
+
     #[test]
     fn a_vm_without_a_dictionary_is_due_and_each_training_doubles_the_wait() {
         let (mut known, mut now) = (Known::default(), Instant::now());
         for wait in [600, 1200, 2400] {
             assert!(known.is_due(false, now) && !known.is_due(true, now));
-            known.note_training(now);
+            known.note_training(now, WAIT);
             now += Duration::from_secs(wait - 1);
             assert!(!known.is_due(false, now));
             now += Duration::from_secs(1);
@@ -275,15 +298,29 @@ mod tests {
     #[test]
     fn pages_that_have_become_larger_are_worth_another_dictionary() {
         let (mut known, now) = (Known::default(), Instant::now());
-        let mut pages = |bytes: usize| {
-            (0..MEAN_PAGES).for_each(|_| known.observe(bytes));
+        let mut pages = |bytes: u64| {
+            (0..MEAN_PAGES).for_each(|_| known.observe(1, bytes));
             known.is_due(true, now)
         };
         assert!(!pages(500) && !pages(300) && !pages(549));
         assert!(pages(556));
         assert!(pages(400), "the next one would be of what there was in between as well");
-        known.note_training(now);
+        known.note_training(now, WAIT);
         assert!(!known.is_due(true, now + WAIT_MAX));
+    }
+
+    #[test]
+    fn stored_pages_count_from_the_first_look_after_a_training() {
+        let (mut known, mut stored, now) = (Known::default(), Sizes::default(), Instant::now());
+        let mut store = |known: &mut Known, bytes: usize| {
+            (0..MEAN_PAGES).for_each(|_| stored.count(bytes));
+            known.observe_stored(stored);
+            known.is_due(true, now + WAIT)
+        };
+        assert!(!store(&mut known, 300), "before anybody looked");
+        assert!(!store(&mut known, 500) && !store(&mut known, 549) && store(&mut known, 556));
+        known.note_training(now, WAIT);
+        assert!(!store(&mut known, 100) && !store(&mut known, 556) && !store(&mut known, 560));
     }
 
     #[test]

@@ -59,6 +59,12 @@ impl Sizes {
         self.counts[bucket.min(SIZE_BUCKETS - 1)] += 1;
         self.sum = self.sum.saturating_add(bytes);
     }
+
+    /// How many were counted.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.counts.iter().sum()
+    }
 }
 
 impl AddAssign for Sizes {
@@ -97,6 +103,6 @@ mod tests {
         }
         let hit = |bucket: usize| sizes.counts[bucket];
         assert_eq!([hit(0), hit(1), hit(2), hit(15)], [2, 1, 0, 2]);
-        assert_eq!(sizes.sum, 1 + 256 + 257 + 4095 + 4096);
+        assert_eq!((sizes.pages(), sizes.sum), (5, 1 + 256 + 257 + 4095 + 4096));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use vm_memory::GuestMemoryError;
+use vm_memory::{GuestAddress, GuestMemoryError};
 
 use crate::device::guest_memory::is_lost;
 use crate::device::segments::Segments;
@@ -54,11 +54,15 @@ pub(super) fn advance(data: &mut Segments, mut length: usize) {
     }
 }
 
-/// Moves `source` to the data segments, as far as they reach.
-pub(super) fn scatter(memory: &View<'_>, data: &mut Segments, mut source: &[u8]) -> Result<(), Unreachable> {
+/// Moves `source` to the data segments, as far as they reach, by one of the ways into guest memory.
+pub(super) fn scatter(
+    data: &mut Segments,
+    mut source: &[u8],
+    copy_in: impl Fn(GuestAddress, &[u8]) -> Result<(), GuestMemoryError>,
+) -> Result<(), Unreachable> {
     while let Some((address, length)) = data.take_front(source.len()).filter(|(_, length)| *length > 0) {
         let (now, later) = source.split_at_checked(length).ok_or(Unreachable)?;
-        memory.copy_in(address, now)?;
+        copy_in(address, now)?;
         source = later;
     }
     Ok(())

@@ -74,6 +74,8 @@ pub struct Turn<'a> {
     pub budget_pages: u32,
     /// Pages that may be asked for from the file now.
     pub fetch_pages: usize,
+    /// Whether the ring has requests behind the one that is worked on.
+    pub others_wait: bool,
     /// What went wrong before.
     pub complaints: &'a Complaints,
     /// Lines for the log, which is written when the turn is over and no lock is held.
@@ -189,7 +191,8 @@ impl Execution {
 
     fn serial(&mut self, turn: &mut Turn<'_>) -> Result<(), Pause> {
         let serial = turn.serial;
-        scatter(turn.memory, &mut self.request.data, serial).map_err(|Unreachable| turn.unreachable())?;
+        let copy_in = |address, bytes: &[u8]| turn.memory.copy_in(address, bytes);
+        scatter(&mut self.request.data, serial, copy_in).map_err(|Unreachable| turn.unreachable())?;
         self.written = u32::try_from(self.request.length.min(SERIAL_BYTES as u64)).unwrap_or(0);
         Ok(())
     }
@@ -226,7 +229,13 @@ impl Execution {
         }
         let length = part.len();
         let loaded = page.get(part).ok_or(Pause::Failed(Status::IoErr))?;
-        scatter(turn.memory, &mut self.request.data, loaded).map_err(|Unreachable| turn.unreachable())?;
+        // The last page is read next, and sooner if our cache has it; of others it is the copy that is waited for.
+        let is_last = !turn.others_wait && self.request.length == length as u64;
+        let copy_in = |address, bytes: &[u8]| match is_last {
+            true => turn.memory.copy_in(address, bytes),
+            false => turn.memory.stream_in(address, bytes),
+        };
+        scatter(&mut self.request.data, loaded, copy_in).map_err(|Unreachable| turn.unreachable())?;
         self.written = self.written.saturating_add(u32::try_from(length).unwrap_or(0));
         Ok(())
     }

@@ -19,7 +19,7 @@ use crate::device::complaints::{Chain, Complaint};
 use crate::device::doorbell;
 use crate::device::guest_memory::{Memory, is_lost};
 use crate::device::inflight::InflightQueue;
-use crate::device::prefetch::{Purpose, prefetch};
+use crate::device::prefetch::prefetch;
 use crate::device::signals::blame;
 use crate::device::view::View;
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
@@ -78,6 +78,7 @@ impl Ring {
             now: Age::now(),
             budget_pages,
             fetch_pages: 0,
+            others_wait: false,
             complaints: vm.complaints(),
             log: Vec::new(),
         };
@@ -132,7 +133,7 @@ impl Ring {
                 inflight.take(head);
             }
             let offset = u64::from(head).saturating_mul(u64::from(DESCRIPTOR_BYTES));
-            prefetch(memory, GuestAddress(table.saturating_add(offset)), CHAIN_BYTES, Purpose::Read);
+            prefetch(memory, GuestAddress(table.saturating_add(offset)), CHAIN_BYTES);
             // One look at the clock for all that are there.
             self.jobs.taken.push_back(Taken { head, at: *at.get_or_insert_with(Instant::now) });
         }
@@ -182,11 +183,12 @@ impl Ring {
         };
         let next = jobs.parsed.take().or_else(|| jobs.taken.pop_front().map(parse))?;
         jobs.parsed = jobs.taken.pop_front().map(parse);
+        // Where a load goes is written past the caches.
         if let Some((_, Ok(request))) = &jobs.parsed
+            && request.kind != Kind::Load
             && let Some(segment) = request.data.left().first()
         {
-            let purpose = if request.kind == Kind::Load { Purpose::Write } else { Purpose::Read };
-            prefetch(turn.memory.memory(), segment.address, PAGE_SIZE.min(segment.length as usize), purpose);
+            prefetch(turn.memory.memory(), segment.address, PAGE_SIZE.min(segment.length as usize));
         }
         Some(next)
     }
@@ -222,6 +224,7 @@ impl Ring {
 
     fn proceed(&mut self, mut job: Job, turn: &mut Turn<'_>, bench: &mut Workbench) -> Step {
         turn.fetch_pages = self.jobs.fetch_pages_left();
+        turn.others_wait = self.jobs.any_to_do();
         let executing = self.inflight.as_ref().and_then(|inflight| inflight.executing(job.head));
         job.execution.crash_if_told(self.vm.name());
         let outcome = job.execution.proceed(turn, &mut bench.scratch, &mut bench.page.0);
