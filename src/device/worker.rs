@@ -59,6 +59,7 @@ impl Worker {
             poll,
             bench: Workbench::default(),
             looked_at_waiting: Instant::now(),
+            busy: 0,
         };
         let stopped = Arc::clone(&stop);
         let thread = threads::spawn(format!("worker-{index}"), Role::Worker, move || state.run(&stopped))?;
@@ -154,6 +155,8 @@ struct Loop {
     poll: Duration,
     bench: Workbench,
     looked_at_waiting: Instant,
+    /// Rings that found something to do in the last round.
+    busy: usize,
 }
 
 impl Loop {
@@ -205,16 +208,17 @@ impl Loop {
     /// Gives every active ring a turn; says whether any found something to do.
     fn round(&mut self, round: &[SubscriberId]) -> bool {
         let turn_pages = if round.len() > 1 { SHARED_TURN_PAGES } else { LONE_TURN_PAGES };
-        let mut busy = false;
+        let others_wait = std::mem::take(&mut self.busy) > 1;
         for id in round {
-            match self.manager.subscriber_mut(*id).map(|ring| ring.turn(&mut self.bench, turn_pages)) {
-                Ok(Progress::Busy) => busy = true,
+            let ring = self.manager.subscriber_mut(*id);
+            match ring.map(|ring| ring.turn(&mut self.bench, turn_pages, others_wait)) {
+                Ok(Progress::Busy) => self.busy = self.busy.saturating_add(1),
                 Ok(Progress::Idle | Progress::Parked) => {}
                 // It was stopped.
                 Err(_) => self.roster.remove(*id),
             }
         }
-        busy
+        self.busy > 0
     }
 
     /// Has every ring ask for a kick, and forgets those that have nothing to do.

@@ -168,9 +168,10 @@ impl Ring {
         self.roster.put(id);
     }
 
-    /// Works for one turn, on so many pages at most.
-    pub fn turn(&mut self, bench: &mut Workbench, pages: u32) -> Progress {
-        let progress = self.take_turn(bench, pages);
+    /// Works for one turn, on so many pages at most. `others_wait` says whether other rings are likely to have something to
+    /// do as well.
+    pub fn turn(&mut self, bench: &mut Workbench, pages: u32, others_wait: bool) -> Progress {
+        let progress = self.take_turn(bench, pages, others_wait);
         self.waits.set(self.jobs.waiting.len() as u64);
         let later = self.waits.any() || self.jobs.stalled_by_others();
         if let Some(id) = self.id
@@ -183,7 +184,7 @@ impl Ring {
         progress
     }
 
-    fn take_turn(&mut self, bench: &mut Workbench, pages: u32) -> Progress {
+    fn take_turn(&mut self, bench: &mut Workbench, pages: u32, others_wait: bool) -> Progress {
         if self.phase == Phase::Waiting && self.stop.is_none() {
             if !self.vm.claim(self.session, self.id, &self.roster) {
                 return Progress::Parked;
@@ -194,7 +195,7 @@ impl Ring {
             self.id.inspect(|id| self.roster.remove(*id));
             return Progress::Parked;
         }
-        self.work(bench, pages).unwrap_or_else(|Broken| {
+        self.work(bench, pages, others_wait).unwrap_or_else(|Broken| {
             self.phase = self.broken();
             Progress::Parked
         })

@@ -53,7 +53,13 @@ enum Step {
 }
 
 impl Ring {
-    pub(super) fn work(&mut self, bench: &mut Workbench, budget_pages: u32) -> Result<Progress, Broken> {
+    /// Carries requests out, on so many pages at most. `others_wait` says whether other rings have some as well.
+    pub(super) fn work(
+        &mut self,
+        bench: &mut Workbench,
+        budget_pages: u32,
+        others_wait: bool,
+    ) -> Result<Progress, Broken> {
         let memory = self.memory.memory();
         if is_lost(&memory) || self.inflight.as_ref().is_some_and(InflightQueue::is_lost) {
             return Err(Broken);
@@ -78,12 +84,13 @@ impl Ring {
             now: Age::now(),
             budget_pages,
             fetch_pages: 0,
-            others_wait: false,
+            others_wait,
             complaints: vm.complaints(),
             log: Vec::new(),
         };
         let (mut answers, mut worked) = (0u32, false);
         while turn.budget_pages > 0 {
+            turn.others_wait = others_wait;
             match self.step(vring.get_queue_mut(), &mut turn, bench) {
                 Step::Answer(answer) => {
                     self.answer(vring.get_queue_mut(), &view, &answer)?;
@@ -224,7 +231,7 @@ impl Ring {
 
     fn proceed(&mut self, mut job: Job, turn: &mut Turn<'_>, bench: &mut Workbench) -> Step {
         turn.fetch_pages = self.jobs.fetch_pages_left();
-        turn.others_wait = self.jobs.any_to_do();
+        turn.others_wait |= self.jobs.any_to_do();
         let executing = self.inflight.as_ref().and_then(|inflight| inflight.executing(job.head));
         job.execution.crash_if_told(self.vm.name());
         let outcome = job.execution.proceed(turn, &mut bench.scratch, &mut bench.page.0);
