@@ -123,7 +123,9 @@ impl Bench {
 
     fn turn(&mut self, guest: &Guest, pages: u32) {
         if let Some(id) = guest.running {
-            self.manager.subscriber_mut(id).expect("it is there").turn(&mut self.workbench, pages);
+            let others_wait = pages.is_multiple_of(2);
+            let ring = self.manager.subscriber_mut(id).expect("it is there");
+            ring.turn(&mut self.workbench, pages, others_wait);
         }
     }
 
