@@ -32,7 +32,7 @@ mod serving;
 pub mod session;
 pub mod signals;
 pub mod space;
-mod stream;
+pub mod stream;
 pub mod view;
 pub mod vm;
 pub mod worker;
