@@ -75,7 +75,13 @@ fn measure(copy: Copy, reads: bool, [writer, reader]: [usize; 2]) -> [Duration; 
 
 fn main() {
     let given: Vec<usize> = std::env::args().skip(1).filter_map(|word| word.parse().ok()).collect();
-    let cores = given.try_into().unwrap_or([0, 1]);
+    let cores = match given[..] {
+        [] => [0, 1],
+        [writer, reader] if writer != reader => [writer, reader],
+        _ => panic!("give two cores, or none for 0 and 1"),
+    };
+    // Before there are two threads that would wait for each other for ever.
+    cores.into_iter().for_each(pin);
     println!("ns a page, copied by core {} and read by core {}", cores[0], cores[1]);
     println!("| | nobody else reads it: copy | another core does: copy | read |\n| --- | --- | --- | --- |");
     let ordinary: Copy = |page, slice| slice.copy_from(&page[..]);

@@ -26,6 +26,7 @@
 //! | [`logging`] | where the log goes, and how it looks |
 //! | [`threads`] | how threads are started and confined |
 //! | [`private`] | files that nobody else may look into |
+//! | [`heap`] | what the allocator keeps for itself |
 //! | [`crash_point`] | where tests make the daemon die |
 //! | [`ids`], [`page`] | the words that all of them use |
 //!
@@ -48,6 +49,7 @@ pub mod crash_point;
 pub mod demo;
 pub mod device;
 pub mod frontend;
+pub mod heap;
 pub mod ids;
 pub mod logging;
 pub mod metrics;

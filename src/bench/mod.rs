@@ -78,7 +78,7 @@ pub enum Error {
     EmptyCorpus,
     /// No dictionary comes out of the corpus.
     #[error(
-        "no dictionary: every second page of the corpus is learned from, so give more pages, or leave \"+dictionary\" out"
+        "no dictionary: every second page of the corpus is learned from; give other pages, or more of them, or leave \"+dictionary\" out"
     )]
     Train(#[source] TrainError),
     /// A socket is there twice.

@@ -43,3 +43,24 @@ fn stream<B: BitmapSlice>(page: &Page, target: &VolatileSlice<'_, B>) -> bool {
 fn stream<B: BitmapSlice>(_page: &Page, _target: &VolatileSlice<'_, B>) -> bool {
     false
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::page::PAGE_SIZE;
+
+    #[test]
+    fn a_place_that_is_aligned_for_it_is_streamed_to() {
+        let mut memory = vec![0; 3 * PAGE_SIZE];
+        let aligned = memory.as_ptr().align_offset(16);
+        for (at, streams) in
+            [(aligned, cfg!(target_arch = "x86_64")), (aligned + 8, false), (aligned + 1, false)]
+        {
+            let target = VolatileSlice::from(&mut memory[at..at + PAGE_SIZE]);
+            assert_eq!(stream(&[7; PAGE_SIZE], &target), streams, "{at}");
+        }
+        let short = VolatileSlice::from(&mut memory[aligned..aligned + PAGE_SIZE - 16]);
+        assert!(!stream(&[7; PAGE_SIZE], &short), "it would be written behind its end");
+    }
+}

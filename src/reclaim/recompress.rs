@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::trainer::{Preparation, Sample, Trainer};
+use crate::heap;
 use crate::ids::{Slot, VmId};
 use crate::store::codec::{Compressor, Scratch};
 use crate::store::lru::Age;
@@ -81,16 +82,14 @@ enum Goal {
 }
 
 impl Rules {
-    /// The level at which pages are compressed with dictionaries, if they are, and how long those that are to be learned
-    /// from were not used: what is made of all pages is learned from all, what is made of cold ones from those.
-    fn learns(&self) -> Option<(i32, Duration)> {
-        let of_all = self.current.compressor.dictionary_level().map(|level| (level, Duration::ZERO));
-        of_all.or_else(|| Some((self.cold?.compressor.dictionary_level()?, self.cold_after)))
-    }
-
-    /// Whether dictionaries are learned for the pages of this pool: sizes of another's say nothing about how well they suit.
-    fn learns_for(&self, pool: Pool) -> bool {
-        self.learns_of_all() == (pool.id == self.current.id) && pool.compressor.dictionary_level().is_some()
+    /// The pool that dictionaries are learned for, if there is one, and how long pages that are to be learned from were not used:
+    /// what is made of all pages is learned from all, what is made of cold ones from those.
+    fn learns(&self) -> Option<(Pool, Duration)> {
+        if self.learns_of_all() {
+            return Some((self.current, Duration::ZERO));
+        }
+        let cold = self.cold.filter(|cold| cold.compressor.dictionary_level().is_some())?;
+        Some((cold, self.cold_after))
     }
 
     /// Whether all pages are compressed with dictionaries when they are stored.
@@ -138,10 +137,14 @@ pub(super) struct Recompression {
     next: Option<(VmId, Slot)>,
     /// Of the VM that the pass is at, when it is to have a dictionary.
     sample: Option<Sample>,
+    /// How old pages are that its last dictionary may have been learned from.
+    learned_before: Duration,
     /// Whether cold pages of that VM wait for a dictionary.
     withheld: bool,
     /// Whether pages of that VM were compressed with one.
     encoded: bool,
+    /// Whether what compresses with the dictionary of any VM was given up in this pass.
+    forgot: bool,
     /// Whether a cold page of that VM found no room: then none will.
     no_room: bool,
     /// Pages that this pass moved.
@@ -247,7 +250,7 @@ impl Recompression {
         let moved_before = self.moved;
         let more = self.go_on(&rules, vms, began + EVERY * self.options.cpu_percent / 100, scratch);
         let moved = self.moved - moved_before;
-        Burst { moved, more: if more { true } else { self.end_pass(&rules) } }
+        Burst { moved, more: if more { true } else { self.end_pass(&rules, scratch) } }
     }
 
     /// Goes on with the pass until `end`. False when it is through.
@@ -277,8 +280,10 @@ impl Recompression {
 
     /// Finds out what there is to do for a VM's dictionary before its pages are looked at.
     fn prepare(&mut self, rules: &Rules, vm: &VmStore) {
-        let preparation =
-            rules.learns().map_or(Preparation::Ready, |_| self.trainer.prepare(vm, rules.learns_of_all()));
+        let preparation = rules
+            .learns()
+            .map_or(Preparation::Ready, |(pool, _)| self.trainer.prepare(vm, pool.id, rules.learns_of_all()));
+        self.learned_before = self.trainer.last_training(vm.id());
         self.sample = (preparation == Preparation::Wanted).then(Sample::default);
         self.withheld = preparation != Preparation::Ready;
         self.busy |= preparation == Preparation::Waiting;
@@ -287,13 +292,14 @@ impl Recompression {
 
     /// The pass is through with a VM.
     fn leave(&mut self, rules: &Rules, vm: &VmStore, scratch: &mut Scratch) {
-        if let (Some(sample), Some((level, _))) = (self.sample.take(), rules.learns()) {
+        let level = rules.learns().and_then(|(pool, _)| pool.compressor.dictionary_level());
+        if let (Some(sample), Some(level)) = (self.sample.take(), level) {
             // With what comes of it the next pass goes to work.
             self.trainer.begin(vm, level, sample, scratch);
             self.busy |= self.trainer.is_busy();
         } else if !self.encoded && !rules.learns_of_all() {
-            // It takes more than the dictionary itself.
-            vm.dictionaries().forget_encoders();
+            // They take more than the dictionary itself.
+            self.forgot |= vm.dictionaries().forget_encoders();
         }
     }
 
@@ -303,7 +309,7 @@ impl Recompression {
         for slot in (start.0..end).map(Slot) {
             let Some(glance) = vm.glance(slot, now) else { continue };
             if let (Some(sample), Some((_, idle))) = (&mut self.sample, rules.learns())
-                && glance.age >= idle
+                && (idle..=self.learned_before).contains(&glance.age)
             {
                 sample.offer(slot);
             }
@@ -345,7 +351,8 @@ impl Recompression {
                 self.moved += 1;
                 self.drained += u64::from(of_drain);
                 self.encoded |= to.compressor.dictionary_level().is_some();
-                if rules.learns_for(to) {
+                // All that are stored tell more than those of them that come from elsewhere.
+                if !rules.learns_of_all() && to.compressor.dictionary_level().is_some() {
                     self.trainer.observe(vm.id(), payload_bytes);
                 }
             }
@@ -359,7 +366,12 @@ impl Recompression {
     }
 
     /// Whether another pass is to follow soon.
-    fn end_pass(&mut self, rules: &Rules) -> bool {
+    fn end_pass(&mut self, rules: &Rules, scratch: &mut Scratch) -> bool {
+        if std::mem::take(&mut self.forgot) {
+            scratch.forget_compressors();
+            // With what compressing at high levels, and training before it, left behind the daemon by itself would be half as large again.
+            heap::give_back_unused();
+        }
         let (drained, left) = (std::mem::take(&mut self.drained), std::mem::take(&mut self.without_room));
         let busy = std::mem::take(&mut self.busy);
         (self.moved, self.no_room) = (0, false);

@@ -15,6 +15,7 @@ use crate::ids::{Slot, VmId};
 use crate::page::{PAGE_SIZE, Page, ZERO_PAGE};
 use crate::store::codec::{Compressor, Dictionary, DictionaryNumber, Encoder, Scratch, train};
 use crate::store::histogram::Sizes;
+use crate::store::pool::PoolId;
 use crate::store::vm::{Checked, VmStore};
 use crate::threads::{self, Role};
 
@@ -52,6 +53,10 @@ struct Known {
     /// Trainings so far.
     trained: u32,
     not_before: Option<Instant>,
+    /// When the last one ended.
+    since: Option<Instant>,
+    /// The pool that the sizes below are of: another's say nothing.
+    pool: Option<PoolId>,
     /// The mean payload of the first pages after the last training, in bytes.
     at_first: Option<u64>,
     /// Pages since, and bytes of their payloads.
@@ -139,7 +144,10 @@ impl Known {
     /// The same of all that were stored since this was last asked, when so much was `stored` ever.
     fn observe_stored(&mut self, stored: Sizes) {
         if let Some(before) = self.stored.replace(stored) {
-            self.observe(stored.pages() - before.pages(), stored.sum - before.sum);
+            self.observe(
+                stored.pages().saturating_sub(before.pages()),
+                stored.sum.saturating_sub(before.sum),
+            );
         }
     }
 
@@ -151,7 +159,16 @@ impl Known {
     /// one before.
     fn note_training(&mut self, now: Instant, wait_min: Duration) {
         let wait = wait_min.saturating_mul(1 << self.trained.min(20)).min(WAIT_MAX);
-        *self = Self { trained: self.trained + 1, not_before: now.checked_add(wait), ..Self::default() };
+        let (trained, not_before) = (self.trained + 1, now.checked_add(wait));
+        *self = Self { trained, not_before, since: Some(now), ..Self::default() };
+    }
+
+    /// From now on sizes are of this pool.
+    fn follow(&mut self, pool: PoolId) {
+        if self.pool != Some(pool) {
+            let Self { trained, not_before, since, .. } = *self;
+            *self = Self { trained, not_before, since, pool: Some(pool), ..Self::default() };
+        }
     }
 }
 
@@ -161,18 +178,19 @@ impl Trainer {
         self.wait_min = wait_min;
     }
 
-    /// A page of the VM was compressed anew, where dictionaries are learned for.
+    /// A page of the VM was compressed anew for the pool that dictionaries are learned for.
     pub(super) fn observe(&mut self, vm: VmId, payload_bytes: usize) {
         self.known.entry(vm).or_default().observe(1, payload_bytes as u64);
     }
 
-    /// Whether the pages of a VM can be compressed with what dictionary there is. `of_all` says that they are when they are
-    /// stored, so that those tell how well it suits.
-    pub(super) fn prepare(&mut self, vm: &VmStore, of_all: bool) -> Preparation {
+    /// Whether the pages of a VM can be compressed for `pool` with what dictionary there is. `of_all` says that they are when
+    /// they are stored, so that those tell how well it suits.
+    pub(super) fn prepare(&mut self, vm: &VmStore, pool: PoolId, of_all: bool) -> Preparation {
         if let Some(job) = self.job.take_if(|job| job.vm == vm.id() && job.thread.is_finished()) {
             self.finish(vm, job);
         }
         let known = self.known.entry(vm.id()).or_default();
+        known.follow(pool);
         if of_all {
             known.observe_stored(vm.accounting().events.compressed_bytes);
         }
@@ -184,6 +202,13 @@ impl Trainer {
             None if due => Preparation::Wanted,
             _ => Preparation::Ready,
         }
+    }
+
+    /// How long ago the last training for a VM ended: what is older is what the dictionary was learned from. For one that had
+    /// none, all pages are younger than this.
+    pub(super) fn last_training(&self, vm: VmId) -> Duration {
+        let since = self.known.get(&vm).and_then(|known| known.since);
+        since.map_or(Duration::MAX, |since| since.elapsed())
     }
 
     /// Begins to train a dictionary for pages that are compressed at `level`, on those in `slots`. If they are too few, a VM
@@ -321,6 +346,22 @@ mod tests {
         assert!(!store(&mut known, 500) && !store(&mut known, 549) && store(&mut known, 556));
         known.note_training(now, WAIT);
         assert!(!store(&mut known, 100) && !store(&mut known, 556) && !store(&mut known, 560));
+        assert!(store(&mut known, 700));
+    }
+
+    #[test]
+    fn sizes_of_another_pool_are_forgotten_and_trainings_are_not() {
+        let (mut known, now) = (Known::default(), Instant::now());
+        known.note_training(now, WAIT);
+        known.follow(PoolId::from_bits(1));
+        known.observe(MEAN_PAGES, 300 * MEAN_PAGES);
+        known.follow(PoolId::from_bits(1));
+        known.observe(MEAN_PAGES, 400 * MEAN_PAGES);
+        assert!(known.is_due(true, now + WAIT));
+        known.follow(PoolId::from_bits(2));
+        known.observe(MEAN_PAGES, 700 * MEAN_PAGES);
+        assert!(!known.is_due(true, now + WAIT), "a codec that is less dense is no drift");
+        assert!(known.is_due(false, now + WAIT) && !known.is_due(false, now) && known.trained == 1);
     }
 
     #[test]

@@ -5,7 +5,6 @@
 mod balloons;
 mod daemon;
 mod draining;
-mod heap;
 mod keeper;
 mod notify;
 mod psi;
@@ -109,7 +108,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let mut blocked = hangup;
     blocked.add(Signal::SIGXFSZ);
     blocked.thread_block().map_err(|errno| ServeError::Thread(errno.into()))?;
-    heap::give_back_large_blocks();
+    crate::heap::give_back_large_blocks();
     raise_open_files();
     // Sockets are for owner and group from their first moment: a VMM that is refused by one that is not yet may give up.
     rustix::process::umask(rustix::fs::Mode::RWXO);

@@ -187,9 +187,9 @@ impl Dictionaries {
         Ok(number)
     }
 
-    /// Gives up what writes with the current dictionary, until somebody asks for it again.
-    pub fn forget_encoders(&self) {
-        self.encoders.write().clear();
+    /// Gives up what writes with the current dictionary, until somebody asks for it again. Whether there was anything.
+    pub fn forget_encoders(&self) -> bool {
+        !std::mem::take(&mut *self.encoders.write()).is_empty()
     }
 
     /// Removes the files, and lets there be no more. The VM's pages are gone.

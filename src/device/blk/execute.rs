@@ -74,7 +74,7 @@ pub struct Turn<'a> {
     pub budget_pages: u32,
     /// Pages that may be asked for from the file now.
     pub fetch_pages: usize,
-    /// Whether the ring has requests behind the one that is worked on.
+    /// Whether requests wait behind the one that is worked on, in this ring or, likely, in others.
     pub others_wait: bool,
     /// What went wrong before.
     pub complaints: &'a Complaints,

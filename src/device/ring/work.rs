@@ -53,7 +53,7 @@ enum Step {
 }
 
 impl Ring {
-    /// Carries requests out, on so many pages at most. `others_wait` says whether other rings have some as well.
+    /// Carries requests out, on so many pages at most. `others_wait` says whether other rings are likely to have some as well.
     pub(super) fn work(
         &mut self,
         bench: &mut Workbench,
@@ -190,7 +190,7 @@ impl Ring {
         };
         let next = jobs.parsed.take().or_else(|| jobs.taken.pop_front().map(parse))?;
         jobs.parsed = jobs.taken.pop_front().map(parse);
-        // Where a load goes is written past the caches.
+        // Where a load goes is written past the caches as a rule.
         if let Some((_, Ok(request))) = &jobs.parsed
             && request.kind != Kind::Load
             && let Some(segment) = request.data.left().first()

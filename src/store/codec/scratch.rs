@@ -115,6 +115,11 @@ impl Scratch {
         (CodecId::SameFilled.into(), &mut self.object[..HEADER_BYTES + 8])
     }
 
+    /// Gives back the memory of what compresses with zstd, for whoever has nothing to compress for a while.
+    pub fn forget_compressors(&mut self) {
+        (self.zstd, self.zstd_with_dictionary) = (None, None);
+    }
+
     /// The first `length` bytes of the object buffer, for copying an object into.
     ///
     /// # Panics
