@@ -212,11 +212,11 @@ fn on_the_smallest_usual_terminal_nothing_that_matters_is_missing() {
     terminal.wait_for(&["ended with 0", "as it was"]);
 }
 
-/// A terminal that shows the daemon's VMs, and the process that draws.
-fn shown_by(daemon: &Daemon, dir: &Path) -> (Terminal, Pid) {
+/// A terminal that shows the daemon's VMs, and the process that draws. Its shell does `first`.
+fn shown_by(daemon: &Daemon, dir: &Path, first: &str) -> (Terminal, Pid) {
     let pid = dir.join("pid");
     // The shell says who it is and becomes the program.
-    let environment = format!("sh -c 'echo $$ >{}; exec \"$0\" \"$@\"'", pid.display());
+    let environment = format!("{first}sh -c 'echo $$ >{}; exec \"$0\" \"$@\"'", pid.display());
     let mut terminal = on_a_terminal(daemon, &environment);
     terminal.wait_for(&["\u{1b}[?1049h", "web1", "quit"]);
     let pid = std::fs::read_to_string(pid).unwrap().trim().parse().unwrap();
@@ -227,7 +227,7 @@ fn shown_by(daemon: &Daemon, dir: &Path) -> (Terminal, Pid) {
 fn a_signal_ends_it_and_leaves_the_terminal_as_it_was() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let daemon = Daemon::start(dir.path(), TWO_VMS);
-    let (mut terminal, pid) = shown_by(&daemon, dir.path());
+    let (mut terminal, pid) = shown_by(&daemon, dir.path(), "");
     kill(pid, Signal::SIGTERM).unwrap();
     // 128 and the signal's number: whoever sent it sees that it was that.
     terminal.wait_for(&["\u{1b}[?1049l", "ended with 143", "as it was"]);
@@ -237,13 +237,38 @@ fn a_signal_ends_it_and_leaves_the_terminal_as_it_was() {
 fn it_ends_with_its_terminal() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let daemon = Daemon::start(dir.path(), TWO_VMS);
-    let (terminal, pid) = shown_by(&daemon, dir.path());
+    let (terminal, pid) = shown_by(&daemon, dir.path(), "");
+    ends_without(terminal, pid);
+}
+
+#[test]
+fn it_ends_with_its_terminal_even_if_nobody_tells_it() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let daemon = Daemon::start(dir.path(), TWO_VMS);
+    let (terminal, pid) = shown_by(&daemon, dir.path(), "trap '' HUP TERM; ");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
+    let ignored = u64::from_str_radix(ignored, 16).unwrap();
+    assert_eq!(ignored & 1 << (Signal::SIGHUP as u32 - 1), 1, "the test tests nothing: {ignored:#x}");
+    ends_without(terminal, pid);
+}
+
+fn ends_without(terminal: Terminal, pid: Pid) {
     drop(terminal);
     let deadline = Instant::now() + PATIENCE;
     while kill(pid, None).is_ok() {
         assert!(Instant::now() < deadline, "it runs on without a terminal");
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+#[test]
+fn a_signal_that_is_ignored_ends_it_too() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let daemon = Daemon::start(dir.path(), TWO_VMS);
+    let (mut terminal, pid) = shown_by(&daemon, dir.path(), "trap '' HUP TERM; ");
+    kill(pid, Signal::SIGTERM).unwrap();
+    terminal.wait_for(&["\u{1b}[?1049l", "ended with 143", "as it was"]);
 }
 
 #[test]

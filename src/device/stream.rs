@@ -1,16 +1,78 @@
-//! Pages on their way into guest memory, past the processor's caches. Whoever had the place before, a core of the guest's as a
-//! rule, still has its lines; an ordinary copy has each line handed over before it is written, all for bytes that are about
-//! to be replaced. Stores that bypass the caches need no line: a page takes half of the time where the two cores share a
-//! cache, a sixth where they don't (PERFORMANCE.md). Who reads it next has it from memory then, and not from our cache.
+//! Pages on their way into guest memory, through the processor's caches or past them. Whoever had the place before, a core of
+//! the guest's as a rule, still has its lines; an ordinary copy has each line handed over before it is written, all for bytes
+//! that are about to be replaced. Stores that bypass the caches need no line, and who reads the page next has it from memory.
+//! Which of the two takes less depends on the processor, and on where its host has put the two cores just now: from a sixth
+//! of the time to a third more (PERFORMANCE.md). So it is measured, all the time, on a few of the pages.
 
 #![allow(unsafe_code)]
+
+use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
 
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 
 use crate::page::Page;
 
-/// Copies a page to the beginning of `target`, which has room for one. It is there for others to see when this returns.
+/// Of so many pages one goes each way by the clock. More would know sooner that the cores have moved, and send more the
+/// slower way.
+const TIMED_EVERY: u8 = 64;
+/// Pairs by which a way may lead. It takes twice as many to overcome the longest lead: one page that an interrupt came
+/// upon changes nothing.
+const LEAD_MAX: i8 = 8;
+
+/// Which way the pages of a ring go into its guest's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Ways {
+    /// Pages since the first of the last pair.
+    pages: u8,
+    /// Pairs of timed pages by which the way past the caches leads.
+    lead: i8,
+    /// What the first of the pair at hand took, through the caches.
+    ordinary: Duration,
+}
+
+impl Default for Ways {
+    /// Nothing is known, and the first two pages are timed.
+    fn default() -> Self {
+        Self { pages: TIMED_EVERY - 1, lead: 0, ordinary: Duration::ZERO }
+    }
+}
+
+impl Ways {
+    /// One that takes this way for the next page.
+    #[cfg(test)]
+    pub fn next(past_the_caches: bool) -> Self {
+        Self { pages: 1, lead: if past_the_caches { 1 } else { -1 }, ..Self::default() }
+    }
+
+    /// Copies a page to the beginning of `target`, which has room for one. It is there for others to see when this returns.
+    pub fn copy_page<B: BitmapSlice>(&mut self, page: &Page, target: &VolatileSlice<'_, B>) {
+        self.pages = (self.pages + 1) % TIMED_EVERY;
+        match self.pages {
+            0 => self.ordinary = timed(|| target.copy_from(page)),
+            1 => self.compare(timed(|| stream_page(page, target))),
+            _ if self.lead > 0 => stream_page(page, target),
+            _ => target.copy_from(page),
+        }
+    }
+
+    fn compare(&mut self, streamed: Duration) {
+        let step = if streamed < self.ordinary { 1 } else { -1 };
+        self.lead = (self.lead + step).clamp(-LEAD_MAX, LEAD_MAX);
+    }
+}
+
+/// How long a copy takes until the last byte has left this core, with nothing before it under way.
+fn timed(copy: impl FnOnce()) -> Duration {
+    fence(Ordering::SeqCst);
+    let start = Instant::now();
+    copy();
+    fence(Ordering::SeqCst);
+    start.elapsed()
+}
+
+/// Copies a page past the caches, otherwise as [`Ways::copy_page`].
 pub fn stream_page<B: BitmapSlice>(page: &Page, target: &VolatileSlice<'_, B>) {
     if !stream(page, target) {
         target.copy_from(page);
@@ -62,5 +124,53 @@ mod tests {
         }
         let short = VolatileSlice::from(&mut memory[aligned..aligned + PAGE_SIZE - 16]);
         assert!(!stream(&[7; PAGE_SIZE], &short), "it would be written behind its end");
+    }
+
+    #[test]
+    fn pages_arrive_whichever_way_they_go() {
+        let mut memory = vec![0; 2 * PAGE_SIZE];
+        let aligned = memory.as_ptr().align_offset(16);
+        for past_the_caches in [false, true] {
+            let mut ways = Ways::next(past_the_caches);
+            for nth in 0..=TIMED_EVERY {
+                let target = VolatileSlice::from(&mut memory[aligned..aligned + PAGE_SIZE]);
+                ways.copy_page(&[nth; PAGE_SIZE], &target);
+                assert!(
+                    memory[aligned..aligned + PAGE_SIZE].iter().all(|byte| *byte == nth),
+                    "{past_the_caches} {nth}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_way_that_takes_less_is_taken_and_one_page_does_not_change_that() {
+        let mut ways = Ways { ordinary: Duration::from_nanos(400), ..Ways::default() };
+        let mut pairs = |streamed, pairs| {
+            for _ in 0..pairs {
+                ways.compare(Duration::from_nanos(streamed));
+            }
+            ways.lead > 0
+        };
+        assert!(pairs(300, 1) && pairs(300, 200), "past the caches");
+        assert!(pairs(90_000, 1) && pairs(300, 1), "an interrupt came");
+        assert!(!pairs(500, 8) && !pairs(500, 200), "the cores were moved");
+        assert!(!pairs(300, 8) && pairs(300, 1), "and moved again");
+    }
+
+    #[test]
+    fn both_ways_are_timed_whichever_is_taken() {
+        let mut memory = vec![0; 2 * PAGE_SIZE];
+        let target = VolatileSlice::from(&mut memory[..]);
+        let mut ways = Ways::default();
+        let lead = |ways: &mut Ways| {
+            (0..TIMED_EVERY).for_each(|_| ways.copy_page(&[1; PAGE_SIZE], &target));
+            ways.lead
+        };
+        let leads = [(); 4].map(|()| lead(&mut ways));
+        assert!(
+            leads.windows(2).all(|pair| pair[0].abs_diff(pair[1]) == 1),
+            "each round has a pair: {leads:?}"
+        );
     }
 }

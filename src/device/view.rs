@@ -10,7 +10,7 @@ use vm_memory::{
 
 use super::dirty_log::Log;
 use super::guest_memory::{Memory, Region};
-use super::stream::stream_page;
+use super::stream::Ways;
 
 /// A guest's memory.
 #[derive(Debug)]
@@ -103,13 +103,18 @@ impl<'a> View<'a> {
         Ok(())
     }
 
-    /// Copies a page in past the processor's caches, and anything else like [`View::copy_in`].
+    /// Copies a page in, the way that takes less by `ways`, and anything else like [`View::copy_in`].
     ///
     /// # Errors
     /// When there is not room for all of it.
-    pub fn stream_in(&self, address: GuestAddress, source: &[u8]) -> Result<(), GuestMemoryError> {
+    pub fn copy_page_in(
+        &self,
+        address: GuestAddress,
+        source: &[u8],
+        ways: &mut Ways,
+    ) -> Result<(), GuestMemoryError> {
         match (source.try_into(), self.slice(address, source.len())) {
-            (Ok(page), Some(slice)) => stream_page(page, &slice),
+            (Ok(page), Some(slice)) => ways.copy_page(page, &slice),
             _ => self.copy_in(address, source)?,
         }
         Ok(())
@@ -159,7 +164,11 @@ mod tests {
                     assert_eq!(view.copy_out(start, &mut bytes).is_ok(), wanted, "{start:?} {length}");
                     assert_eq!(view.copy_in(start, &bytes).is_ok(), wanted, "{start:?} {length}");
                     assert!(view.slice(before, 1).is_some());
-                    assert_eq!(view.stream_in(start, &bytes).is_ok(), wanted, "{start:?} {length}");
+                    assert_eq!(
+                        view.copy_page_in(start, &bytes, &mut Ways::next(true)).is_ok(),
+                        wanted,
+                        "{start:?} {length}"
+                    );
                     there += u32::from(wanted);
                 }
                 let wanted = memory.read_obj::<u64>(start).ok();
@@ -191,22 +200,22 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_is_streamed_in_is_there_and_logged_and_nothing_else_is_touched() {
+    fn a_page_is_there_whichever_way_it_came_and_logged_and_nothing_else_is_touched() {
         // Aligned for that or not, in one region or across two, and what is no page.
-        for (at, length) in
-            [(0, 4096), (16, 4096), (8, 4096), (1, 4096), (4096, 4096), (5000, 4096), (16, 4095)]
-        {
+        let places = [(0, 4096), (16, 4096), (8, 4096), (1, 4096), (4096, 4096), (5000, 4096), (16, 4095)];
+        let cases = [true, false].into_iter().flat_map(|streamed| places.map(|place| (streamed, place)));
+        for (streamed, (at, length)) in cases {
             let (memory, log) = memory();
             let view = View::new(&memory);
             let bytes: Vec<u8> = (1..=251).cycle().take(length).collect();
-            view.stream_in(GuestAddress(2 * PAGE + at as u64), &bytes).unwrap();
+            view.copy_page_in(GuestAddress(2 * PAGE + at as u64), &bytes, &mut Ways::next(streamed)).unwrap();
             let mut found = vec![9; 16384];
             view.copy_out(GuestAddress(2 * PAGE), &mut found).unwrap();
             let mut expected = vec![0; 16384];
             expected[at..at + length].copy_from_slice(&bytes);
-            assert!(found == expected, "{length} at {at}");
+            assert!(found == expected, "{length} at {at}, {streamed}");
             let [first, last] = [at, at + length - 1].map(|at| 2 + at as u64 / PAGE);
-            assert_eq!(marked(&log), (first..=last).collect::<Vec<_>>(), "{length} at {at}");
+            assert_eq!(marked(&log), (first..=last).collect::<Vec<_>>(), "{length} at {at}, {streamed}");
         }
     }
 }

@@ -83,7 +83,7 @@ pub fn run(args: &TopArgs, client: Client, shown: Shown) -> Result<(), TopError>
     let mut history = History::default();
     let start = Instant::now();
     history.add(start.elapsed(), client.status()?);
-    let signals = matches!(shown, Shown::Screen { .. }).then(Signals::watch).transpose()?;
+    let signals = matches!(shown, Shown::Screen { .. }).then(|| Signals::watch(io::stdout())).transpose()?;
     // One answer ahead at most: who reads slowly gets fewer.
     let (told, looks) = mpsc::sync_channel(0);
     let interval = args.interval;
@@ -95,7 +95,9 @@ pub fn run(args: &TopArgs, client: Client, shown: Shown) -> Result<(), TopError>
     let ended = || signals.as_ref().is_some_and(Signals::came);
     let result = screen.run(&mut terminal, &looks, ended);
     let restored = ratatui::try_restore();
-    signals.map_or(Ok(()), |signals| signals.die())?;
+    if let Some(signals) = signals {
+        signals.die();
+    }
     restored?;
     Ok(result?)
 }

@@ -58,7 +58,7 @@ pub(super) fn advance(data: &mut Segments, mut length: usize) {
 pub(super) fn scatter(
     data: &mut Segments,
     mut source: &[u8],
-    copy_in: impl Fn(GuestAddress, &[u8]) -> Result<(), GuestMemoryError>,
+    mut copy_in: impl FnMut(GuestAddress, &[u8]) -> Result<(), GuestMemoryError>,
 ) -> Result<(), Unreachable> {
     while let Some((address, length)) = data.take_front(source.len()).filter(|(_, length)| *length > 0) {
         let (now, later) = source.split_at_checked(length).ok_or(Unreachable)?;

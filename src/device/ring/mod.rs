@@ -24,6 +24,7 @@ use super::guest_memory::{Memory, is_lost};
 use super::inflight::InflightQueue;
 use super::latency::RingLatencies;
 use super::roster::Roster;
+use super::stream::Ways;
 use super::vm::{DeviceVm, WaitingShare};
 use crate::page::Page;
 use crate::store::codec::Scratch;
@@ -107,6 +108,8 @@ pub struct Ring {
     /// How it stops.
     ending: Ending,
     store_deadline: Duration,
+    /// Which way its pages go into the guest's memory.
+    ways: Ways,
     /// Kicks while the guest has not put anything on the ring yet.
     empty_kicks: u32,
     jobs: Jobs,
@@ -157,6 +160,7 @@ impl Ring {
             stop: None,
             ending: Ending::Settle,
             store_deadline,
+            ways: Ways::default(),
             empty_kicks: 0,
             jobs,
         }

@@ -85,6 +85,7 @@ impl Ring {
             budget_pages,
             fetch_pages: 0,
             others_wait,
+            ways: self.ways,
             complaints: vm.complaints(),
             log: Vec::new(),
         };
@@ -106,6 +107,7 @@ impl Ring {
             doorbell::call(&vring)?;
         }
         drop(vring);
+        self.ways = turn.ways;
         for line in turn.log {
             tracing::warn!(vm = vm.name(), "{line}");
         }
