@@ -14,6 +14,10 @@ from common import MIB, PAGE_BYTES, Failed, ballast_daemon, read, running, say, 
 # All disks together; each VM has its part.
 DISKS_BYTES = 1 << 30
 
+# When pages are compressed anew.
+COLD_SOON = 'cold_after = "1s"\ncold_cpu = "100%"\n'
+COLD_AS_USUAL = 'cold_after = "5m"\ncold_cpu = "10%"\n'
+
 # struct zram_table_entry without CONFIG_ZRAM_TRACK_ENTRY_ACTIME and lockdep: an unsigned long for the handle,
 # another for flags and lock. The table is one vzalloc over the whole disk.
 ZRAM_TABLE_ENTRY_BYTES = 16
@@ -173,21 +177,26 @@ class Ballast:
             sockets = [daemon.socket(f"bench{vm}") for vm in range(vms)]
             yield Up(sockets, lambda: self.memory(daemon.state, daemon.pid), daemon)
 
-    def at_rest(self, bench, pages):
-        """As after the minutes that make pages cold, but sooner: what it takes, and how long loads take."""
+    @contextlib.contextmanager
+    def resting(self, bench, pages):
+        """A daemon whose pages are as after the minutes that make them cold, but sooner."""
         deduplicate = f"deduplicate = {str(self.deduplicate).lower()}\n"
-        with self.daemon(pool='cold_after = "1s"\ncold_cpu = "100%"\n' + deduplicate) as daemon:
-            socket = [daemon.socket("bench0")]
-            bench(socket, pages, "store")
+        with self.daemon(pool=COLD_SOON + deduplicate) as daemon:
+            bench([daemon.socket("bench0")], pages, "store")
             cold = lambda: all(pool["state"] == "cold" or pool["objects"] < pages // 100
                                for pool in daemon.status()["pool"]["pools"])
             wait_for("the pages to get cold", cold, seconds=self.REST_SECONDS_MAX)
             # What is left of the work: the memory between objects.
             time.sleep(3)
+            yield daemon
+
+    def at_rest(self, bench, pages):
+        """What it takes then, and how long loads take."""
+        with self.resting(bench, pages) as daemon:
             memory = self.memory(daemon.state, daemon.pid)
             # Pages that come back to lz4 because they are loaded do so as slowly as on any host, and get cold again as late.
-            daemon.reload('cold_after = "1s"\ncold_cpu = "100%"', 'cold_after = "5m"\ncold_cpu = "10%"')
-            return memory, bench(socket, pages, "latency")
+            daemon.reload(COLD_SOON, COLD_AS_USUAL)
+            return memory, bench([daemon.socket("bench0")], pages, "latency")
 
     @staticmethod
     def memory(state, pid):

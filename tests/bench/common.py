@@ -113,9 +113,9 @@ class Bench:
         command += ["--qd", str(depth), "--queues", str(queues), "--block-size", block]
         return self.run(command)["phases"]
 
-    def codec_alone(self, pages):
+    def codec_alone(self, pages, compressor="lz4"):
         """What the codec, the checksum and one copy take without a daemon."""
-        return self.run(["--codec-alone", "--pages", str(pages)])
+        return self.run(["--codec-alone", "--pages", str(pages), "--compressor", compressor])
 
     def run(self, options):
         command = self.with_corpus(self.command + options + ["--json"])
