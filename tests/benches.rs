@@ -40,7 +40,9 @@ fn corpus(pages: usize) -> Vec<u8> {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % end
     };
-    let lines: Vec<Vec<u8>> = (0..LINES).map(|_| (0..60).map(|_| b'a' + below(26) as u8).collect()).collect();
+    let letters = b"abcdefghijklmnopqrstuvwxyz";
+    let mut line = || (0..60).map(|_| letters[below(letters.len())]).collect();
+    let lines: Vec<Vec<u8>> = (0..LINES).map(|_| line()).collect();
     let mut page = || {
         let text: Vec<u8> = (0..PAGE_SIZE.div_ceil(60)).flat_map(|_| lines[below(LINES)].clone()).collect();
         text[..PAGE_SIZE].to_vec()

@@ -76,7 +76,8 @@ impl Ways {
     }
 
     fn compare(&mut self, streamed: Duration) {
-        for (lead, takes) in [(&mut self.lead, streamed), (&mut self.lead_by_half, streamed.saturating_mul(2))] {
+        let doubled = streamed.saturating_mul(2);
+        for (lead, takes) in [(&mut self.lead, streamed), (&mut self.lead_by_half, doubled)] {
             let step = if takes < self.ordinary { 1 } else { -1 };
             *lead = lead.saturating_add(step).clamp(-LEAD_MAX, LEAD_MAX);
         }
