@@ -1,8 +1,9 @@
 //! Pages on their way into guest memory, through the processor's caches or past them. Whoever had the place before, a core of
 //! the guest's as a rule, still has its lines; an ordinary copy has each line handed over before it is written, all for bytes
 //! that are about to be replaced. Stores that bypass the caches need no line, and who reads the page next has it from memory.
-//! Which of the two takes less depends on the processor, and on where its host has put the two cores just now: from a sixth
-//! of the time to a third more (PERFORMANCE.md). So it is measured, all the time, on a few of the pages.
+//! Which of the two takes less depends on the processor, on where its host has put the two cores just now, and on whether
+//! there is another core at all: a sixth of the time has been seen, and five times as much (PERFORMANCE.md). So it is
+//! measured, all the time, on a few of the pages.
 
 #![allow(unsafe_code)]
 
@@ -15,76 +16,82 @@ use vm_memory::bitmap::BitmapSlice;
 use crate::page::Page;
 
 /// Of so many pages one goes each way by the clock. More would know sooner that the cores have moved, and send more the
-/// slower way.
-const TIMED_EVERY: u8 = 64;
-/// Pairs by which a way may lead. It takes twice as many to overcome the longest lead: one page that an interrupt came
-/// upon changes nothing.
+/// slower way. It is odd, so that the two come at every place of a batch in turn: the first page of one has it harder.
+const TIMED_EVERY: u8 = 127;
+/// Pairs by which a way may lead: as many in a row have to say otherwise before the other one is taken, and one page that
+/// an interrupt came upon changes nothing.
 const LEAD_MAX: i8 = 8;
 
-/// Who waits for a page.
+/// How a page is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Waits {
-    /// Whoever reads it next, and nobody else: it will be read at once, and sooner from our cache than from memory.
-    Reader,
-    /// Requests behind it as well: for them it is the copy alone that takes time.
-    Others,
+enum Way {
+    Ordinary,
+    PastTheCaches,
 }
 
 /// Which way the pages of a ring go into its guest's memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Ways {
-    /// Pages since the first of the last pair.
+    /// Pages since the first of the last pair that was timed.
     pages: u8,
-    /// Pairs of timed pages by which the way past the caches leads.
+    /// Pairs by which the way past the caches leads.
     lead: i8,
-    /// The same, if it has to take less than half of the time: then it is the better one for the reader, too.
-    lead_by_half: i8,
-    /// What the first of the pair at hand took, through the caches.
+    /// What the first of the pair at hand took, the ordinary way.
     ordinary: Duration,
 }
 
 impl Default for Ways {
     /// Nothing is known, and the first two pages are timed.
     fn default() -> Self {
-        Self { pages: TIMED_EVERY - 1, lead: 0, lead_by_half: 0, ordinary: Duration::ZERO }
+        Self { pages: TIMED_EVERY - 1, lead: 0, ordinary: Duration::ZERO }
     }
 }
 
 impl Ways {
-    /// One that takes this way for the next page.
+    /// Those that take this way for the pages to come.
     #[cfg(test)]
-    pub fn next(past_the_caches: bool) -> Self {
-        Self { pages: 1, lead: if past_the_caches { 1 } else { -1 }, ..Self::default() }
+    pub fn leading(past_the_caches: bool) -> Self {
+        Self { pages: 1, lead: if past_the_caches { LEAD_MAX } else { -LEAD_MAX }, ..Self::default() }
     }
 
     /// Copies a page to the beginning of `target`, which has room for one. It is there for others to see when this returns.
-    pub fn copy_page<B: BitmapSlice>(&mut self, page: &Page, target: &VolatileSlice<'_, B>, waits: Waits) {
+    pub fn copy_page<B: BitmapSlice>(&mut self, page: &Page, target: &VolatileSlice<'_, B>) {
+        let (way, by_the_clock) = self.next();
+        let copy = || match way {
+            Way::Ordinary => target.copy_from(page),
+            Way::PastTheCaches => stream_page(page, target),
+        };
+        if by_the_clock {
+            self.took(way, timed(copy));
+        } else {
+            copy();
+        }
+    }
+
+    /// The way of the next page, and whether it is timed.
+    fn next(&mut self) -> (Way, bool) {
         self.pages = self.pages.wrapping_add(1) % TIMED_EVERY;
         match self.pages {
-            0 => self.ordinary = timed(|| target.copy_from(page)),
-            1 => self.compare(timed(|| stream_page(page, target))),
-            _ if self.lead(waits) > 0 => stream_page(page, target),
-            _ => target.copy_from(page),
+            0 => (Way::Ordinary, true),
+            1 => (Way::PastTheCaches, true),
+            _ if self.lead > 0 => (Way::PastTheCaches, false),
+            _ => (Way::Ordinary, false),
         }
     }
 
-    fn lead(&self, waits: Waits) -> i8 {
-        match waits {
-            Waits::Reader => self.lead_by_half,
-            Waits::Others => self.lead,
-        }
-    }
-
-    fn compare(&mut self, streamed: Duration) {
-        let doubled = streamed.saturating_mul(2);
-        for (lead, takes) in [(&mut self.lead, streamed), (&mut self.lead_by_half, doubled)] {
-            let step = if takes < self.ordinary { 1 } else { -1 };
-            *lead = lead.saturating_add(step).clamp(-LEAD_MAX, LEAD_MAX);
+    fn took(&mut self, way: Way, time: Duration) {
+        match way {
+            Way::Ordinary => self.ordinary = time,
+            Way::PastTheCaches => {
+                let step = if time < self.ordinary { 1 } else { -1 };
+                self.lead = self.lead.saturating_add(step).clamp(-LEAD_MAX, LEAD_MAX);
+            }
         }
     }
 }
 
-/// How long a copy takes until the last byte has left this core, with nothing before it under way.
+/// How long a copy takes until its last byte has left this core, with nothing before it under way: what is still on its way
+/// then keeps the next page waiting.
 fn timed(copy: impl FnOnce()) -> Duration {
     fence(Ordering::SeqCst);
     let start = Instant::now();
@@ -152,10 +159,10 @@ mod tests {
         let mut memory = vec![0; 2 * PAGE_SIZE];
         let aligned = memory.as_ptr().align_offset(16);
         for past_the_caches in [false, true] {
-            let mut ways = Ways::next(past_the_caches);
+            let mut ways = Ways::leading(past_the_caches);
             for nth in 0..=TIMED_EVERY {
                 let target = VolatileSlice::from(&mut memory[aligned..aligned + PAGE_SIZE]);
-                ways.copy_page(&[nth; PAGE_SIZE], &target, Waits::Others);
+                ways.copy_page(&[nth; PAGE_SIZE], &target);
                 assert!(
                     memory[aligned..aligned + PAGE_SIZE].iter().all(|byte| *byte == nth),
                     "{past_the_caches} {nth}"
@@ -165,32 +172,50 @@ mod tests {
     }
 
     #[test]
-    fn the_way_that_takes_less_is_taken_and_one_page_does_not_change_that() {
-        let mut ways = Ways { ordinary: Duration::from_nanos(400), ..Ways::default() };
-        let mut past_the_caches = |streamed, pairs| {
-            for _ in 0..pairs {
-                ways.compare(Duration::from_nanos(streamed));
+    fn one_page_each_way_is_timed_and_the_others_go_the_way_that_leads() {
+        for (mut ways, leads) in [
+            (Ways::default(), Way::Ordinary),
+            (Ways { pages: TIMED_EVERY - 1, ..Ways::leading(false) }, Way::Ordinary),
+            (Ways { pages: TIMED_EVERY - 1, ..Ways::leading(true) }, Way::PastTheCaches),
+        ] {
+            for _ in 0..3 {
+                assert_eq!([ways.next(), ways.next()], [(Way::Ordinary, true), (Way::PastTheCaches, true)]);
+                assert!((2..TIMED_EVERY).all(|_| ways.next() == (leads, false)), "{ways:?}");
             }
-            [Waits::Others, Waits::Reader].map(|waits| ways.lead(waits) > 0)
-        };
-        assert_eq!(past_the_caches(300, 1), [true, false], "a page that is read next has to gain more");
-        assert_eq!(past_the_caches(300, 200), [true, false]);
-        assert_eq!(past_the_caches(90_000, 1), [true, false], "an interrupt came");
-        assert_eq!(past_the_caches(100, 8), [true, false], "the cores were moved");
-        assert_eq!(past_the_caches(100, 1), [true, true], "they stay there");
-        assert_eq!(past_the_caches(500, 8), [false, false], "and were moved again");
+        }
     }
 
     #[test]
-    fn both_ways_are_timed_whichever_is_taken() {
+    fn the_way_that_takes_less_leads_and_one_page_does_not_change_that() {
+        let mut ways = Ways::default();
+        let mut leading = |streamed, pairs| {
+            for _ in 0..pairs {
+                ways.took(Way::Ordinary, Duration::from_nanos(400));
+                ways.took(Way::PastTheCaches, Duration::from_nanos(streamed));
+            }
+            Ways { pages: 1, ..ways }.next().0
+        };
+        assert_eq!(leading(300, 1), Way::PastTheCaches);
+        assert_eq!(leading(300, 200), Way::PastTheCaches);
+        assert_eq!(leading(90_000, 1), Way::PastTheCaches, "an interrupt came");
+        assert_eq!(leading(300, 1), Way::PastTheCaches);
+        assert_eq!(leading(500, 7), Way::PastTheCaches, "not yet");
+        assert_eq!(leading(500, 1), Way::Ordinary, "the cores were moved");
+        assert_eq!(leading(500, 200), Way::Ordinary);
+        assert_eq!(leading(300, 9), Way::PastTheCaches, "and moved again");
+    }
+
+    #[test]
+    fn what_a_page_took_is_counted() {
         let mut memory = vec![0; 2 * PAGE_SIZE];
         let target = VolatileSlice::from(&mut memory[..]);
         let mut ways = Ways::default();
-        let lead = |ways: &mut Ways| {
-            (0..TIMED_EVERY).for_each(|_| ways.copy_page(&[1; PAGE_SIZE], &target, Waits::Reader));
+        let mut lead = || {
+            (0..TIMED_EVERY).for_each(|_| ways.copy_page(&[1; PAGE_SIZE], &target));
+            assert!(ways.ordinary > Duration::ZERO);
             ways.lead
         };
-        let leads = [(); 4].map(|()| lead(&mut ways));
+        let leads = [(); 4].map(|()| lead());
         assert!(
             leads.windows(2).all(|pair| pair[0].abs_diff(pair[1]) == 1),
             "each round has a pair: {leads:?}"

@@ -10,7 +10,7 @@ use vm_memory::{
 
 use super::dirty_log::Log;
 use super::guest_memory::{Memory, Region};
-use super::stream::{Waits, Ways};
+use super::stream::Ways;
 
 /// A guest's memory.
 #[derive(Debug)]
@@ -112,10 +112,9 @@ impl<'a> View<'a> {
         address: GuestAddress,
         source: &[u8],
         ways: &mut Ways,
-        waits: Waits,
     ) -> Result<(), GuestMemoryError> {
         match (source.try_into(), self.slice(address, source.len())) {
-            (Ok(page), Some(slice)) => ways.copy_page(page, &slice, waits),
+            (Ok(page), Some(slice)) => ways.copy_page(page, &slice),
             _ => self.copy_in(address, source)?,
         }
         Ok(())
@@ -166,7 +165,7 @@ mod tests {
                     assert_eq!(view.copy_in(start, &bytes).is_ok(), wanted, "{start:?} {length}");
                     assert!(view.slice(before, 1).is_some());
                     assert_eq!(
-                        view.copy_page_in(start, &bytes, &mut Ways::next(true), Waits::Others).is_ok(),
+                        view.copy_page_in(start, &bytes, &mut Ways::leading(true)).is_ok(),
                         wanted,
                         "{start:?} {length}"
                     );
@@ -209,13 +208,8 @@ mod tests {
             let (memory, log) = memory();
             let view = View::new(&memory);
             let bytes: Vec<u8> = (1..=251).cycle().take(length).collect();
-            view.copy_page_in(
-                GuestAddress(2 * PAGE + at as u64),
-                &bytes,
-                &mut Ways::next(streamed),
-                Waits::Others,
-            )
-            .unwrap();
+            view.copy_page_in(GuestAddress(2 * PAGE + at as u64), &bytes, &mut Ways::leading(streamed))
+                .unwrap();
             let mut found = vec![9; 16384];
             view.copy_out(GuestAddress(2 * PAGE), &mut found).unwrap();
             let mut expected = vec![0; 16384];

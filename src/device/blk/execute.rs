@@ -16,7 +16,7 @@ use super::request::{Kind, Request, Status};
 use crate::crash_point;
 use crate::device::complaints::{Chain, Complaint, Complaints};
 use crate::device::latency::Path;
-use crate::device::stream::{Waits, Ways};
+use crate::device::stream::Ways;
 use crate::device::view::View;
 use crate::ids::Slot;
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64, Page};
@@ -77,7 +77,7 @@ pub struct Turn<'a> {
     pub fetch_pages: usize,
     /// Whether requests wait behind the one that is worked on, in this ring or, likely, in others.
     pub others_wait: bool,
-    /// Which way pages go into the guest's memory.
+    /// Which way pages go into the guest's memory while others wait.
     pub ways: Ways,
     /// What went wrong before.
     pub complaints: &'a Complaints,
@@ -232,10 +232,13 @@ impl Execution {
         }
         let length = part.len();
         let loaded = page.get(part).ok_or(Pause::Failed(Status::IoErr))?;
+        // The last page is read next, and sooner if our cache has it. Of others it is the copy that is waited for.
         let is_last = !turn.others_wait && self.request.length == length as u64;
-        let waits = if is_last { Waits::Reader } else { Waits::Others };
         let (memory, ways) = (turn.memory, &mut turn.ways);
-        let copy_in = |address, bytes: &[u8]| memory.copy_page_in(address, bytes, ways, waits);
+        let copy_in = |address, bytes: &[u8]| match is_last {
+            true => memory.copy_in(address, bytes),
+            false => memory.copy_page_in(address, bytes, ways),
+        };
         scatter(&mut self.request.data, loaded, copy_in).map_err(|Unreachable| turn.unreachable())?;
         self.written = self.written.saturating_add(u32::try_from(length).unwrap_or(0));
         Ok(())

@@ -192,7 +192,7 @@ impl Ring {
         };
         let next = jobs.parsed.take().or_else(|| jobs.taken.pop_front().map(parse))?;
         jobs.parsed = jobs.taken.pop_front().map(parse);
-        // Where a load goes is written past the caches as a rule.
+        // Not where a load goes: asking for lines that are only overwritten made loads slower (PERFORMANCE.md).
         if let Some((_, Ok(request))) = &jobs.parsed
             && request.kind != Kind::Load
             && let Some(segment) = request.data.left().first()
