@@ -183,12 +183,19 @@ class Ballast:
         deduplicate = f"deduplicate = {str(self.deduplicate).lower()}\n"
         with self.daemon(pool=COLD_SOON + deduplicate) as daemon:
             bench([daemon.socket("bench0")], pages, "store")
-            cold = lambda: all(pool["state"] == "cold" or pool["objects"] < pages // 100
-                               for pool in daemon.status()["pool"]["pools"])
-            wait_for("the pages to get cold", cold, seconds=self.REST_SECONDS_MAX)
-            # What is left of the work: the memory between objects.
-            time.sleep(3)
+            wait_for("the pages to get cold", lambda: self.settled(daemon, pages), seconds=self.REST_SECONDS_MAX)
             yield daemon
+
+    @staticmethod
+    def settled(daemon, pages):
+        """Whether nearly all pages are cold, and nothing has changed for seconds: equal pages found, memory given back."""
+        pool = daemon.status()["pool"]
+        hot = sum(compressor["objects"] for compressor in pool["pools"] if compressor["state"] != "cold")
+        if hot > pages // 100:
+            return False
+        time.sleep(3)
+        now = daemon.status()["pool"]
+        return all(now[what] == pool[what] for what in ("object_bytes", "shared_pages", "used_bytes"))
 
     def at_rest(self, bench, pages):
         """What it takes then, and how long loads take."""

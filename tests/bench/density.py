@@ -1,15 +1,26 @@
 """What makes pages small, in more detail than one figure: what each compressor takes and gives, with a dictionary and
-without, and what equal pages of a VM save by being kept once. Measured once, for neither varies from round to round."""
+without, and what equal pages of a VM save by being kept once. Measured once: the times are of a single run."""
 
 import pathlib
 
-from backends import Ballast
-from common import PAGE_BYTES, Bench, say
+from backends import DISKS_BYTES, Ballast
+from common import MIB, PAGE_BYTES, Bench, Failed, say
+from matrix import pages_max
 from tables import line, number
 
 COMPRESSORS = ("lz4", "zstd:-1", "zstd:1", "zstd:3", "zstd:9", "zstd:15")
 # Enough for times, and soon done by the slowest of them.
 CODEC_PAGES_MAX = 20480
+
+
+def pages_of(files):
+    return sum(pathlib.Path(file).stat().st_size // PAGE_BYTES for file in files)
+
+
+def check(corpus):
+    """Refuses what would fail after all rounds."""
+    if pages_of(corpus) > pages_max(DISKS_BYTES):
+        raise Failed(f"--rest stores each page of --corpus once in one VM of {DISKS_BYTES // MIB} MiB: give fewer files")
 
 
 def levels(binary, corpus, pages):
@@ -36,8 +47,7 @@ def equal_pages(binary, directory, corpus):
     yield line(["pages of", "`deduplicate`", "objects", "bytes a page", "metadata", "equal pages found"])
     yield line(["---"] * 6)
     for files in dict.fromkeys([tuple(corpus), *((file,) for file in corpus)]):
-        names = " ".join(pathlib.Path(file).stem for file in files)
-        pages = sum(pathlib.Path(file).stat().st_size // PAGE_BYTES for file in files)
+        names, pages = " ".join(pathlib.Path(file).name for file in files), pages_of(files)
         for deduplicate in (False, True):
             say(f"At rest, {names}, deduplicate = {str(deduplicate).lower()}")
             bench = Bench([binary, "bench"], list(files))

@@ -1,6 +1,7 @@
 """What Ballast is to reach by itself, measured in the same run as its peers: against its own codec, with more VMs, with
-another worker, the evenness of its service times, and what its shrinker costs those who load."""
+another worker, the evenness of its service times, and what its shrinker and the recompression of cold pages cost those who load."""
 
+import concurrent.futures
 import contextlib
 import functools
 import pathlib
@@ -8,7 +9,7 @@ import tempfile
 import time
 
 from backends import Ballast
-from common import MIB, PAGE_BYTES, Failed, ballast_daemon
+from common import MIB, PAGE_BYTES, Failed, ballast_daemon, wait_for
 from matrix import CROWD, USUAL
 
 
@@ -66,6 +67,22 @@ def of_workers(bench, directory, binary, pages):
         idle = [run[operation]["front_end_idle_percent"] for run in found]
         note = f"the front end waited for answers {idle[0]:.0f} % of the time with one, {idle[1]:.0f} % with two"
         yield f"{operation}, two workers, of one's", ratio, (">=", 1.8), note
+    # A front end that polls takes a core. Two that sleep between answers, of a VM each, leave both to the workers of a
+    # small machine.
+    for block in ("4KiB", "128KiB"):
+        one, two = (asleep(bench, Ballast(directory, binary, workers=workers), pages, block) for workers in (1, 2))
+        for operation in ("store", "load"):
+            yield f"{operation}, two workers, of one's, {block}, two VMs whose front ends sleep", \
+                  one[operation] / two[operation], (">=", 1.8), f"{pages / two[operation] / 1000:.0f} k pages/s by two"
+
+
+def asleep(bench, ballast, pages, block):
+    """Seconds in which two VMs at once store and then load half of the pages each."""
+    with ballast.up(vms=2) as up, concurrent.futures.ThreadPoolExecutor() as both:
+        def seconds(operation):
+            one = lambda socket: bench(socket, pages // 2, operation, block, options=("--no-poll",))
+            return max(found[operation]["seconds"] for found in both.map(one, up.sockets))
+        return {operation: seconds(operation) for operation in ("store", "load")}
 
 
 def of_evenness(bench, directory, binary, pages, alone):
@@ -109,7 +126,7 @@ def of_shrinker(bench, directory, binary, pages, file_dir):
         alone = loads()
         in_file = lambda: daemon.status()["pool"]["file_pages"]
         # Room for what is reserved and little more.
-        daemon.reload('max = "4GiB"', f'max = "{quiet_pages * PAGE_BYTES // MIB}MiB"')
+        daemon.reload('max = "4GiB"', f'max = "{max(quiet_pages * PAGE_BYTES // MIB, 2)}MiB"')
         deadline = time.monotonic() + 10
         while in_file() == 0 and time.monotonic() < deadline:
             pass
@@ -121,6 +138,30 @@ def of_shrinker(bench, directory, binary, pages, file_dir):
           f"{beside:.1f} and {alone:.1f} µs"
 
 
+def of_recompression(bench, directory, binary, pages):
+    """p50 and p99 of loads one by one while cold pages of another VM are compressed anew, beside nothing else going on."""
+    usual, cold = 'cold_after = "1h"\n', 'cold_after = "5s"\n'
+    with Ballast(directory, binary).daemon(vms=2, pool=usual) as daemon:
+        quiet, bulk = (daemon.socket(f"bench{vm}") for vm in range(2))
+        loads = lambda: bench(quiet, pages // 8, "latency")["load_depth_1"]
+        anew = lambda: sum(pool["objects"] for pool in daemon.status()["pool"]["pools"] if pool["state"] == "cold")
+        bench(bulk, pages // 2, "store")
+        time.sleep(6)
+        # These are not cold yet.
+        bench(quiet, pages // 8, "store")
+        alone = loads()
+        daemon.reload(usual, cold)
+        wait_for("cold pages to be compressed anew", anew)
+        begun = anew()
+        beside = loads()
+        if anew() <= begun:
+            raise Failed("nothing was compressed anew while pages were loaded: store more with --pages")
+    for at in ("p50", "p99"):
+        of, alone_us = beside[f"latency_us_{at}"], alone[f"latency_us_{at}"]
+        yield f"{at} of loads at depth 1 while cold pages are compressed anew, of alone", of / alone_us, \
+              ("<=", 1.2) if at == "p50" else None, f"{of:.1f} and {alone_us:.1f} µs"
+
+
 def measure(bench, directory, binary, pages, cells, file_dir):
     """All of them: (what, ratio or None, goal, note), a note saying why where there is no ratio."""
     found = []
@@ -129,7 +170,8 @@ def measure(bench, directory, binary, pages, cells, file_dir):
                         ("256 VMs, of one", lambda: of_crowd(cells)),
                         ("two workers, of one", lambda: of_workers(bench, directory, binary, pages)),
                         ("evenness of service times", lambda: of_evenness(bench, directory, binary, pages, alone)),
-                        ("loads beside the shrinker", lambda: of_shrinker(bench, directory, binary, pages, file_dir))):
+                        ("loads beside the shrinker", lambda: of_shrinker(bench, directory, binary, pages, file_dir)),
+                        ("loads beside recompression", lambda: of_recompression(bench, directory, binary, pages))):
         try:
             found += parts()
         except KeyError as missing:
