@@ -62,8 +62,8 @@ enum Step {
     Compact { shared: bool },
     /// Compresses a VM's pages anew.
     Recompress(usize),
-    /// Gives a VM a dictionary, and compresses its pages with that.
-    Learn(usize),
+    /// Gives a VM a dictionary, its first or another, and compresses its pages with that.
+    Learn(usize, u16),
     /// Makes a VM's pages cold: those that are the same as another, so many, are kept as that.
     Cool(usize, usize),
     /// Drops a VM's pages.
@@ -99,9 +99,13 @@ fn history() -> Vec<Step> {
         Recompress(0),
         Recompress(1),
         Store(0, 20..24, RECORDS),
-        Learn(0),
+        Learn(0, 1),
         Evict(0, 22..23),
         Evict(0, 0..6),
+        // Another dictionary, while pages in the arena and in the file are of the first.
+        Store(0, 6..10, RECORDS),
+        Learn(0, 2),
+        Evict(0, 8..9),
         StoreAgain(0, 24..48, 3),
         Cool(0, 12),
         // A third page joins two that share.
@@ -217,9 +221,11 @@ impl Player<'_> {
                     let _ = vm(of).recompress(slot, store.shared().pools.current(), scratch);
                 }
             }
-            Step::Learn(of) => {
-                let sample: Vec<u8> = (0..100).flat_map(records).collect();
-                vm(of).dictionaries().add(train(&sample).unwrap()).unwrap();
+            Step::Learn(of, nth) => {
+                let seeds = u64::from(*nth) * 100;
+                let sample: Vec<u8> = (seeds..seeds + 100).flat_map(records).collect();
+                let number = vm(of).dictionaries().add(train(&sample).unwrap()).unwrap();
+                assert_eq!(number.get(), *nth);
                 store.shared().pools.set_cold(Some(Compressor::ZstdWithDictionary(1))).unwrap();
                 let cold = store.shared().pools.cold().unwrap();
                 let moved = (0..SLOTS[0])

@@ -194,7 +194,8 @@ impl Trainer {
         if of_all {
             known.observe_stored(vm.accounting().events.compressed_bytes);
         }
-        let due = known.is_due(vm.dictionaries().current().is_some(), Instant::now());
+        let dictionaries = vm.dictionaries();
+        let due = !dictionaries.is_full() && known.is_due(dictionaries.current().is_some(), Instant::now());
         let pauses = self.not_before.is_some_and(|at| Instant::now() < at);
         match &self.job {
             Some(job) if due || job.vm == vm.id() => Preparation::Waiting,

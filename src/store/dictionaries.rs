@@ -162,6 +162,12 @@ impl Dictionaries {
         self.all.iter().filter_map(OnceLock::get).count()
     }
 
+    /// Whether there can be no other.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.all.last().is_some_and(|last| last.get().is_some())
+    }
+
     /// Makes `bytes`, which come from training, the current dictionary. When this returns, it outlives the process. One
     /// caller at a time.
     ///
@@ -361,8 +367,10 @@ mod tests {
         let bytes = trained();
         assert!(matches!(all.add(vec![7; 900]), Err(AddDictionaryError::Unusable)));
         for number in numbers() {
+            assert!(!all.is_full(), "{number}");
             assert_eq!(all.add(bytes.clone()).unwrap(), number);
         }
+        assert!(all.is_full());
         assert!(matches!(all.add(bytes), Err(AddDictionaryError::TooMany)));
         assert_eq!(all.current().unwrap().number().get(), 15);
     }
