@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -341,6 +342,44 @@ fn a_guest_that_stores_other_pages_than_it_used_to_gets_another_dictionary() {
         vm.check(slot, &mut found, &mut scratch).unwrap();
         assert!(found == *page, "{slot:?}");
     }
+}
+
+/// The same where pages get their dictionary when they are cold: those that were compressed anew tell.
+#[test]
+fn cold_pages_that_are_others_than_they_used_to_be_get_another_dictionary() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = Arc::new(open_store(dir.path(), &["web1"], Compressor::Lz4, 1 << 30, 1 << 30));
+    store.shared().pools.set_cold(Some(Compressor::ZstdWithDictionary(1))).unwrap();
+    let (vm, after) = (store.ready("web1").unwrap(), Duration::from_secs(1));
+    let mut shrinker =
+        shrinker_with(&store, ColdOptions { after, cpu_percent: 100, retrain_after: Duration::ZERO });
+    let mut scratch = Scratch::default();
+    let mut seed = 0_u64;
+    let mut rounds = |of: fn(u64) -> Page, until: &dyn Fn() -> bool| {
+        let mut kept = Vec::new();
+        for _ in 0..20 {
+            kept = (0..PAGES).map(|slot| of(seed + u64::from(slot))).collect();
+            seed += u64::from(PAGES);
+            for (slot, page) in (0..).map(Slot).zip(&kept) {
+                vm.store(slot, page, Age::now(), &mut scratch).unwrap();
+            }
+            turn_until(&mut shrinker, || cold_objects(&store, &vm) == u64::from(PAGES));
+            if until() {
+                break;
+            }
+        }
+        let mut found = ZERO_PAGE;
+        for (slot, page) in (0..).map(Slot).zip(&kept) {
+            vm.check(slot, &mut found, &mut scratch).unwrap();
+            assert!(found == *page, "{slot:?}");
+        }
+    };
+    let dictionaries = || vm.dictionaries().count();
+    let looks = Cell::new(0);
+    rounds(records, &|| looks.replace(looks.get() + 1) == 5);
+    assert_eq!(dictionaries(), 1, "they are what they were");
+    rounds(|seed| records(seed).map(|byte| byte.to_ascii_uppercase()), &|| dictionaries() == 2);
+    assert_eq!(dictionaries(), 2);
 }
 
 /// A host that is short of memory needs its processors for what makes room.
