@@ -227,11 +227,15 @@ fn eventfds_that_are_made_to_block_hold_nobody_up_for_long() {
         // A call that can't be taken any more.
         let (_device, mut queues) = attach(&host, "web1");
         let call = duplicate(queues[0].call_event());
-        // It may have been called already, for the start.
-        until("a full counter", || {
-            let _ = rustix::io::read(&call, &mut [0; 8]);
-            rustix::io::write(&call, &(u64::MAX - 1).to_ne_bytes()).is_ok()
+        // When it was handed over, and when the ring started, which may be after the last message was answered.
+        let mut calls = 0;
+        until("two calls for the start", || {
+            let mut count = [0; 8];
+            let more = rustix::io::read(&call, &mut count).map_or(0, |_| u64::from_ne_bytes(count));
+            calls += more;
+            calls == 2
         });
+        rustix::io::write(&call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
         let_block(&call);
         queues[0].stage(0, Op::Read { sector: 0, bytes: 4096 }).unwrap();
         queues[0].publish().unwrap();
