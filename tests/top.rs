@@ -212,6 +212,9 @@ fn on_the_smallest_usual_terminal_nothing_that_matters_is_missing() {
     terminal.wait_for(&["ended with 0", "as it was"]);
 }
 
+/// What a shell does so that what it starts ignores these signals, as `nohup` does.
+const IGNORING: &str = "trap '' HUP TERM; ";
+
 /// A terminal that shows the daemon's VMs, and the process that draws. Its shell does `first`.
 fn shown_by(daemon: &Daemon, dir: &Path, first: &str) -> (Terminal, Pid) {
     let pid = dir.join("pid");
@@ -225,12 +228,14 @@ fn shown_by(daemon: &Daemon, dir: &Path, first: &str) -> (Terminal, Pid) {
 
 #[test]
 fn a_signal_ends_it_and_leaves_the_terminal_as_it_was() {
-    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let daemon = Daemon::start(dir.path(), TWO_VMS);
-    let (mut terminal, pid) = shown_by(&daemon, dir.path(), "");
-    kill(pid, Signal::SIGTERM).unwrap();
-    // 128 and the signal's number: whoever sent it sees that it was that.
-    terminal.wait_for(&["\u{1b}[?1049l", "ended with 143", "as it was"]);
+    for first in ["", IGNORING] {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let daemon = Daemon::start(dir.path(), TWO_VMS);
+        let (mut terminal, pid) = shown_by(&daemon, dir.path(), first);
+        kill(pid, Signal::SIGTERM).unwrap();
+        // 128 and the signal's number: whoever sent it sees that it was that.
+        terminal.wait_for(&["\u{1b}[?1049l", "ended with 143", "as it was"]);
+    }
 }
 
 #[test]
@@ -245,7 +250,7 @@ fn it_ends_with_its_terminal() {
 fn it_ends_with_its_terminal_even_if_nobody_tells_it() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let daemon = Daemon::start(dir.path(), TWO_VMS);
-    let (terminal, pid) = shown_by(&daemon, dir.path(), "trap '' HUP TERM; ");
+    let (terminal, pid) = shown_by(&daemon, dir.path(), IGNORING);
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
     let ignored = u64::from_str_radix(ignored, 16).unwrap();
@@ -260,15 +265,6 @@ fn ends_without(terminal: Terminal, pid: Pid) {
         assert!(Instant::now() < deadline, "it runs on without a terminal");
         std::thread::sleep(Duration::from_millis(50));
     }
-}
-
-#[test]
-fn a_signal_that_is_ignored_ends_it_too() {
-    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let daemon = Daemon::start(dir.path(), TWO_VMS);
-    let (mut terminal, pid) = shown_by(&daemon, dir.path(), "trap '' HUP TERM; ");
-    kill(pid, Signal::SIGTERM).unwrap();
-    terminal.wait_for(&["\u{1b}[?1049l", "ended with 143", "as it was"]);
 }
 
 #[test]
